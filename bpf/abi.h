@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The map ABI: every constant and structure that programs and user space share.
+ *
+ * vgw/abi.py mirrors this file and tests/test_abi.py compiles static asserts
+ * generated from that mirror against it. Layout rules: fixed-width types only,
+ * all padding is explicit and written as zero, each field states its byte order
+ * or unit ("host" unless it says "wire"), the size of a structure is a multiple
+ * of eight. A change of any layout or number here raises VGW_ABI_VERSION.
+ */
+#ifndef VGW_ABI_H
+#define VGW_ABI_H
+
+#include <linux/types.h>
+
+#define VGW_ABI_VERSION 1
+
+/* The packet's path at a hook. User space calls to_vm "ingress", from_vm "egress". */
+#define VGW_PATHS(X) \
+	X(TO_VM)     \
+	X(FROM_VM)
+
+/* What a packet gets. WOULD_DROP is a drop that monitor mode let pass. */
+#define VGW_VERDICTS(X) \
+	X(ACCEPT)       \
+	X(DROP)         \
+	X(REJECT)       \
+	X(WOULD_DROP)
+
+/* Why a packet got its verdict; bpf/README.md says for each what raises it. */
+#define VGW_REASONS(X)                                                        \
+	X(NONE)                                                               \
+	/* accepted without a rule */                                         \
+	X(CT_ESTABLISHED) X(CT_RELATED) X(ARP) X(RARP) X(ND) X(DHCP)          \
+	X(MEMBERSHIP)                                                         \
+	/* decided by the policy; PROTOCOL: no rule named this protocol */    \
+	X(RULE) X(DEFAULT) X(PROTOCOL)                                        \
+	/* decided by the state of the endpoint */                            \
+	X(QUARANTINE) X(NO_POLICY)                                            \
+	/* the parser could not or would not read it */                       \
+	X(TRUNCATED) X(BAD_LENGTH) X(BAD_VERSION) X(BAD_HEADER) X(BAD_ADDRESS) \
+	X(LLC)                                                                \
+	X(ETHERTYPE) X(VLAN) X(IP_OPTIONS) X(FRAGMENT) X(EXTENSION_HEADER)    \
+	X(TCP_FLAGS) X(PORT_ZERO) X(ICMP_INNER) X(ARP_INVALID) X(ND_INVALID)  \
+	X(MEMBERSHIP_INVALID) X(DHCP_INVALID)                                 \
+	/* a guard refused it */                                              \
+	X(NOT_FOR_VM) X(SPOOF_MAC) X(SPOOF_ADDRESS) X(SPOOF_ARP) X(SPOOF_ND)  \
+	X(DHCP_SERVER) X(ROUTER_ADVERTISEMENT) X(REDIRECT)                    \
+	X(MEMBERSHIP_QUERY)                                                   \
+	/* connection tracking refused it */                                  \
+	X(NO_STATE) X(ICMP_UNRELATED) X(CT_FULL) X(CT_BUSY)
+
+#define VGW_MODES(X) \
+	X(ENFORCE)   \
+	X(MONITOR)   \
+	X(QUARANTINE)
+
+/* State of a flow; each has its own timeout in endpoint_config.timeout_ns. */
+#define VGW_FLOW_STATES(X) \
+	X(DEAD)            \
+	X(TCP_SYN)         \
+	X(TCP_ESTABLISHED) \
+	X(TCP_FIN)         \
+	X(TCP_CLOSED)      \
+	X(UDP_SINGLE)      \
+	X(UDP_REPLIED)     \
+	X(ICMP)            \
+	X(OTHER)
+
+/* What a rule of the compiled policy does; PASS goes on with the next tier. */
+#define VGW_ACTIONS(X) \
+	X(ACCEPT)      \
+	X(DROP)        \
+	X(REJECT)      \
+	X(PASS)
+
+#define VGW_ENUMERATE_PATH(name) VGW_PATH_##name,
+#define VGW_ENUMERATE_VERDICT(name) VGW_VERDICT_##name,
+#define VGW_ENUMERATE_REASON(name) VGW_REASON_##name,
+#define VGW_ENUMERATE_MODE(name) VGW_MODE_##name,
+#define VGW_ENUMERATE_FLOW_STATE(name) VGW_FLOW_##name,
+#define VGW_ENUMERATE_ACTION(name) VGW_ACTION_##name,
+
+enum vgw_path { VGW_PATHS(VGW_ENUMERATE_PATH) VGW_PATH_COUNT };
+enum vgw_verdict { VGW_VERDICTS(VGW_ENUMERATE_VERDICT) VGW_VERDICT_COUNT };
+enum vgw_reason { VGW_REASONS(VGW_ENUMERATE_REASON) VGW_REASON_COUNT };
+enum vgw_mode { VGW_MODES(VGW_ENUMERATE_MODE) VGW_MODE_COUNT };
+enum vgw_flow_state { VGW_FLOW_STATES(VGW_ENUMERATE_FLOW_STATE) VGW_FLOW_COUNT };
+enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
+
+/* Bits of endpoint_config.guards. A guard that lacks its facts is left out by user space. */
+#define VGW_GUARD_MAC (1 << 0)
+#define VGW_GUARD_ADDRESS (1 << 1)
+#define VGW_GUARD_ARP (1 << 2)
+#define VGW_GUARD_ND (1 << 3)
+#define VGW_GUARD_DHCP_SERVER (1 << 4)
+#define VGW_GUARD_RA (1 << 5)
+
+/* Bits of rule_verdict.flags and of endpoint_config.default_log (1 << path). */
+#define VGW_RULE_LOG (1 << 0)
+
+#define VGW_NO_RULE 0xffffffff     /* a rule id that names no rule */
+#define VGW_MAX_ADDRESSES 32       /* owned addresses and allowed pairs of an interface */
+#define VGW_MAX_VLANS 16           /* tags an interface may use */
+#define VGW_REASON_SLOTS 64        /* room for reasons in the stats map */
+#define VGW_QUEUE_BATCH 4          /* flow keys in one element of expiry_queue */
+#define VGW_IMAGE_BLOCK_WORDS 8     /* words in one element of a compiled policy */
+#define VGW_CONFIG_SLOTS 2         /* configurations and policies: one in force, one spare */
+
+/* IPv6 address, wire order; IPv4 as ::ffff:a.b.c.d. */
+struct vgw_address {
+	union {
+		__u8 bytes[16];
+		__be32 words[4];
+		__be64 halves[2];
+	};
+};
+
+/* An address or range the endpoint may use, and with which MAC. */
+struct owned_address {
+	struct vgw_address network;     /* wire, already masked */
+	struct vgw_address mask;        /* wire */
+	__u8 mac[8];                    /* wire, two zero bytes; all zero: the interface's own */
+};
+
+/* Everything about an endpoint that a program needs besides the rules. */
+struct endpoint_config {
+	__u64 endpoint;                 /* identity of this attachment, in every event */
+	__u64 flow_epoch;               /* flows of another epoch are dead: flushed */
+	__u64 timeout_ns[16];           /* ns, by enum vgw_flow_state */
+	__u32 generation;               /* number of the policy in force; 0: none */
+	__u32 log_per_second;           /* events a second before suppression */
+	__u32 address_count;            /* used entries of addresses */
+	__u32 vlan_count;               /* used entries of vlans */
+	__u16 vlans[VGW_MAX_VLANS];     /* 802.1Q ids the guest may use */
+	__u8 mac[8];                    /* wire, two zero bytes; all zero: unknown */
+	__u8 mode;                      /* enum vgw_mode */
+	__u8 guards;                    /* VGW_GUARD_* */
+	__u8 pad[6];
+	struct owned_address addresses[VGW_MAX_ADDRESSES];
+};
+
+/* Which slot of `configs` and of `policies` is in force. */
+struct active_slot {
+	__u32 slot;                     /* 0 or 1 */
+	__u32 pad;
+};
+
+/* Words of a compiled policy, which compile.py writes and policy.h reads. */
+struct image_block {
+	__u64 words[VGW_IMAGE_BLOCK_WORDS];
+};
+
+/* A flow, named from the endpoint's side, so both directions have one key. */
+struct flow_key {
+	struct vgw_address local;       /* wire; the VM's side */
+	struct vgw_address remote;      /* wire */
+	__be16 local_port;              /* wire; ICMP echo: identifier; 0 without ports */
+	__be16 remote_port;             /* wire; ICMP echo: identifier; 0 without ports */
+	__u8 protocol;                  /* IP protocol number */
+	__u8 asker;                     /* ICMP echo: 1 + path of the request; else 0 */
+	__u16 vlan;                     /* 802.1Q id, 0: untagged */
+};
+
+struct flow {
+	__u64 last_seen_ns;             /* CLOCK_MONOTONIC_COARSE */
+	__u64 created_ns;               /* CLOCK_MONOTONIC_COARSE */
+	__u64 epoch;                    /* endpoint_config.flow_epoch at creation */
+	__u64 claim;                    /* 1 while one CPU resets or deletes a dead flow */
+	__u64 packets[2];               /* by enum vgw_path; not atomic */
+	__u64 bytes[2];                 /* by enum vgw_path; wire bytes; not atomic */
+	__u32 generation;               /* policy under which it was last accepted */
+	__u32 rule;                     /* rule id that accepted it, or VGW_NO_RULE: the default */
+	__u32 tcp_acked[2];             /* by enum vgw_path: last acknowledgement number sent on it */
+	__u8 state;                     /* enum vgw_flow_state */
+	__u8 opener;                    /* enum vgw_path of the first packet */
+	__u8 tcp_fins;                  /* bit 1 << path: a FIN was seen on it */
+	__u8 pad[5];
+};
+
+/* Counters of a conntrack table and positions of its expiry queue. */
+struct conntrack_meta {
+	__u64 head;                     /* next position of expiry_queue to look at */
+	__u64 tail;                     /* next position of expiry_queue to fill */
+	__u64 entries;                  /* flows in the table, dead ones included */
+	__u64 created[2];               /* new connections by enum vgw_path */
+	__u64 dhcp_asked_ns;            /* CLOCK_MONOTONIC_COARSE of the VM's last DHCP request; 0: never */
+};
+
+/* Keys of flows in order of creation, a batch an element. */
+struct queue_batch {
+	struct flow_key keys[VGW_QUEUE_BATCH];
+};
+
+/* The batch a CPU is filling before it goes to expiry_queue. */
+struct queue_buffer {
+	__u64 count;                    /* used entries of batch.keys */
+	struct queue_batch batch;
+};
+
+struct packet_counter {
+	__u64 packets;
+	__u64 bytes;                    /* as on the wire */
+};
+
+struct rule_counter {
+	__u64 packets;                  /* packets this rule decided, not those of its open flows */
+	__u64 bytes;                    /* as on the wire */
+	__u64 last_hit_ns;              /* CLOCK_MONOTONIC_COARSE */
+};
+
+/* Events of one endpoint: due = sent + suppressed + lost. */
+struct event_meter {
+	__u64 window;                   /* second the budget counts for */
+	__u64 used;                     /* events in that second */
+	__u64 sent;
+	__u64 suppressed;               /* over endpoint_config.log_per_second */
+	__u64 lost;                     /* no reader, or the reader's buffer was full */
+};
+
+/* One record of the perf buffer. */
+struct event {
+	__u64 time_ns;                  /* CLOCK_MONOTONIC */
+	__u64 endpoint;                 /* endpoint_config.endpoint */
+	__u32 generation;
+	__u32 rule;                     /* rule id, or VGW_NO_RULE */
+	__u32 length;                   /* bytes on the wire */
+	__u16 abi;                      /* VGW_ABI_VERSION */
+	__u16 ethertype;                /* after VLAN tags; 0: not read */
+	struct vgw_address source;      /* wire; zero: not read */
+	struct vgw_address destination; /* wire; zero: not read */
+	__be16 source_port;             /* wire */
+	__be16 destination_port;        /* wire */
+	__u16 vlan;                     /* 802.1Q id, 0: untagged */
+	__u8 path;                      /* enum vgw_path */
+	__u8 verdict;                   /* enum vgw_verdict */
+	__u8 reason;                    /* enum vgw_reason */
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 source_mac[6];             /* wire */
+	__u8 destination_mac[6];        /* wire */
+	__u8 pad[7];
+};
+
+#endif

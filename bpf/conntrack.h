@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Connection tracking: the flow a packet belongs to, its state, and new flows.
+ *
+ * A flow is named from the VM's side, so one lookup finds it in both directions. An
+ * expired flow is a miss. expiry.h says how flows leave the table.
+ */
+#ifndef VGW_CONNTRACK_H
+#define VGW_CONNTRACK_H
+
+#include <linux/errno.h>
+
+#include "expiry.h"
+#include "parse.h"
+
+static __always_inline u32 other_path(u32 path)
+{
+	return path == VGW_PATH_FROM_VM ? VGW_PATH_TO_VM : VGW_PATH_FROM_VM;
+}
+
+static __always_inline bool is_echo_reply(const struct packet *packet)
+{
+	return packet->icmp_type == ICMP_ECHOREPLY || packet->icmp_type == ICMPV6_ECHO_REPLY;
+}
+
+static __always_inline void fill_key(struct flow_key *key, u32 path,
+				     const struct vgw_address *source, __be16 source_port,
+				     const struct vgw_address *destination,
+				     __be16 destination_port)
+{
+	bool from_vm = path == VGW_PATH_FROM_VM;
+	const struct vgw_address *local = from_vm ? source : destination;
+	const struct vgw_address *remote = from_vm ? destination : source;
+
+	key->local.halves[0] = local->halves[0];
+	key->local.halves[1] = local->halves[1];
+	key->remote.halves[0] = remote->halves[0];
+	key->remote.halves[1] = remote->halves[1];
+	key->local_port = from_vm ? source_port : destination_port;
+	key->remote_port = from_vm ? destination_port : source_port;
+}
+
+/* The two directions of ping with one identifier are two flows, told apart by who asks. */
+static __always_inline u8 asker_of(u32 path, bool reply)
+{
+	return 1 + (reply ? other_path(path) : path);
+}
+
+/* Key of the flow of a packet on `path`; an ICMP error has the flow of what it quotes. */
+static __always_inline void flow_key_of(const struct packet *packet, u32 path,
+					struct flow_key *key)
+{
+	const struct quoted_packet *quoted = &packet->quoted;
+
+	key->vlan = packet->vlan;
+	if (packet->kind == KIND_ICMP_ERROR) {
+		path = other_path(path);
+		fill_key(key, path, &quoted->source, quoted->source_port, &quoted->destination,
+			 quoted->destination_port);
+		key->protocol = quoted->protocol;
+		key->asker = quoted->echo ? asker_of(path, quoted->echo_reply) : 0;
+		return;
+	}
+	fill_key(key, path, &packet->source, packet->source_port, &packet->destination,
+		 packet->destination_port);
+	key->protocol = packet->protocol;
+	key->asker = packet->kind == KIND_ECHO ? asker_of(path, is_echo_reply(packet)) : 0;
+}
+
+static __always_inline bool is_new_tcp(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline bool is_tcp(const struct packet *packet)
+{
+	return packet->kind == KIND_PLAIN && packet->protocol == IPPROTO_TCP;
+}
+
+/* Whether the packet opens its ports anew where an old connection is about to be forgotten. */
+static __always_inline bool reuses_ports(const struct packet *packet, const struct flow *flow)
+{
+	return is_tcp(packet) && is_new_tcp(packet) &&
+	       (flow->state == VGW_FLOW_TCP_FIN || flow->state == VGW_FLOW_TCP_CLOSED);
+}
+
+/* Whether `flow`, found under the packet's key, is one the packet can belong to. */
+static __always_inline bool flow_is_live(const struct endpoint_config *config,
+					 const struct packet *packet, const struct flow *flow,
+					 u64 now)
+{
+	return !flow_is_dead(config, flow, now) && !reuses_ports(packet, flow);
+}
+
+/* Whether a packet without a flow may be the first of one. */
+static __always_inline bool may_open_flow(const struct packet *packet)
+{
+	if (is_tcp(packet))
+		return is_new_tcp(packet);
+	return packet->kind != KIND_ECHO || !is_echo_reply(packet);
+}
+
+static __always_inline u8 first_state(const struct packet *packet)
+{
+	if (packet->kind == KIND_ECHO)
+		return VGW_FLOW_ICMP;
+	if (packet->protocol == IPPROTO_TCP)
+		return VGW_FLOW_TCP_SYN;
+	return packet->protocol == IPPROTO_UDP ? VGW_FLOW_UDP_SINGLE : VGW_FLOW_OTHER;
+}
+
+static __always_inline void fill_flow(struct flow *flow, const struct endpoint_config *config,
+				      const struct packet *packet, u32 path, u32 rule, u64 now)
+{
+	bool from_vm = path == VGW_PATH_FROM_VM;
+
+	flow->last_seen_ns = now;
+	flow->created_ns = now;
+	flow->epoch = config->flow_epoch;
+	flow->packets[VGW_PATH_TO_VM] = !from_vm;
+	flow->packets[VGW_PATH_FROM_VM] = from_vm;
+	flow->bytes[VGW_PATH_TO_VM] = from_vm ? 0 : packet->wire_length;
+	flow->bytes[VGW_PATH_FROM_VM] = from_vm ? packet->wire_length : 0;
+	flow->generation = config->generation;
+	flow->rule = rule;
+	flow->tcp_acked[VGW_PATH_TO_VM] = 0;
+	flow->tcp_acked[VGW_PATH_FROM_VM] = 0;
+	flow->opener = path;
+	flow->tcp_fins = 0;
+	flow->state = first_state(packet);
+}
+
+/* Puts a new flow into the table. Returns NONE, or why it is not there. */
+static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
+						   struct flow_key *key, struct flow *flow)
+{
+	int error = conntrack.insert(key, flow);
+
+	if (error == -EEXIST) /* another CPU was first, with the same verdict */
+		return VGW_REASON_NONE;
+	if (error)
+		return VGW_REASON_CT_FULL;
+	__sync_fetch_and_add(&meta->entries, 1);
+	if (queue_append(meta, key))
+		return VGW_REASON_NONE;
+	flow_delete(meta, key);
+	return VGW_REASON_CT_FULL;
+}
+
+/*
+ * Opens the flow of the packet that work->decision accepts. Where there is one of the
+ * same key that is over, the new one takes its place and its key in the queue. Where
+ * there can be no flow, the packet is dropped after all, because its answers would be.
+ */
+static __always_inline void flow_open(const struct endpoint_config *config,
+				      struct conntrack_meta *meta, struct scratch *work, u32 path)
+{
+	struct flow *old = conntrack.lookup(&work->key), *flow = old ? old : &work->flow;
+	enum vgw_reason reason = VGW_REASON_NONE;
+
+	if (old && !flow_claim(old)) {
+		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_BUSY);
+		return;
+	}
+	fill_flow(flow, config, &work->packet, path, work->decision.rule, clock_now());
+	flow->claim = 0;
+	if (!old)
+		reason = flow_insert(meta, &work->key, &work->flow);
+	if (reason)
+		decide(work, VGW_VERDICT_DROP, reason);
+	else
+		work->expire = __sync_fetch_and_add(&meta->created[path & 1], 1) %
+				       EXPIRY_INTERVAL == 0;
+}
+
+/*
+ * TCP state after an accepted packet. Returns false for a packet that must not keep
+ * the flow alive: a RST that is not exactly at the acknowledged sequence (RFC 5961),
+ * a SYN within an open connection, anything after the close. Such a packet changes nothing:
+ * it may be forged.
+ */
+static __always_inline bool track_tcp(const struct packet *packet, u32 path, struct flow *flow)
+{
+	u8 flags = packet->tcp_flags;
+	u32 expected = flow->tcp_acked[other_path(path)];
+	bool answered = flow->packets[other_path(flow->opener & 1)];
+
+	if (flow->state == VGW_FLOW_TCP_CLOSED)
+		return false;
+	if (flags & TCP_RST) {
+		if (flow->state != VGW_FLOW_TCP_SYN &&
+		    (!expected || packet->tcp_sequence != expected))
+			return false;
+		flow->state = VGW_FLOW_TCP_CLOSED;
+		return true;
+	}
+	if (is_new_tcp(packet) && flow->state == VGW_FLOW_TCP_ESTABLISHED)
+		return false;
+	if (flags & TCP_ACK)
+		flow->tcp_acked[path & 1] = packet->tcp_acknowledged;
+	if (flow->state == VGW_FLOW_TCP_SYN && path == flow->opener && answered &&
+	    (flags & (TCP_SYN | TCP_ACK)) == TCP_ACK)
+		flow->state = VGW_FLOW_TCP_ESTABLISHED;
+	if (flags & TCP_FIN) {
+		flow->tcp_fins |= 1 << (path & 1);
+		if (flow->tcp_fins == 3)
+			flow->state = VGW_FLOW_TCP_FIN;
+	}
+	return true;
+}
+
+/* Counts an accepted packet of a live flow and moves the flow's state on. */
+static __always_inline void flow_track(const struct packet *packet, u32 path, struct flow *flow,
+				       u64 now)
+{
+	if (is_tcp(packet)) {
+		if (!track_tcp(packet, path, flow))
+			return;
+	} else if (flow->state == VGW_FLOW_UDP_SINGLE && path != flow->opener) {
+		flow->state = VGW_FLOW_UDP_REPLIED;
+	}
+	flow->last_seen_ns = now;
+	flow->packets[path & 1]++;
+	flow->bytes[path & 1] += packet->wire_length;
+}
+
+#endif

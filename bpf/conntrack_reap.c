@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Entry that is attached nowhere: user space runs it to expire flows of an idle VM.
+ *
+ * Each run settles one batch of the expiry queue; it returns 1 when there was one.
+ */
+#include "pipeline.h"
+
+int conntrack_reap(struct __sk_buff *skb)
+{
+	struct endpoint_config *config;
+	struct conntrack_meta *meta;
+	struct active_slot *chosen;
+	u32 zero = 0, slot;
+
+	chosen = active.lookup(&zero);
+	meta = conntrack_meta.lookup(&zero);
+	if (!chosen || !meta)
+		return 0;
+	slot = chosen->slot;
+	config = configs.lookup(&slot);
+	if (!config)
+		return 0;
+	return expire_batch(config, meta);
+}

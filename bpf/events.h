@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Events: records of single packets for the log, within the endpoint's budget.
+ *
+ * Losing one never affects a packet. Each event that is due is counted as sent,
+ * suppressed (over the budget) or lost (nobody reads, or the buffer is full).
+ */
+#ifndef VGW_EVENTS_H
+#define VGW_EVENTS_H
+
+#include "clock.h"
+#include "maps.h"
+
+/* Refusals by the parser and the guards of what the VM sends are worth a line by themselves. */
+static __always_inline bool is_offence(u32 path, const struct decision *decision)
+{
+	return path == VGW_PATH_FROM_VM && decision->verdict != VGW_VERDICT_ACCEPT &&
+	       decision->reason >= VGW_REASON_TRUNCATED &&
+	       decision->reason <= VGW_REASON_MEMBERSHIP_QUERY;
+}
+
+static __always_inline bool event_due(u32 path, const struct decision *decision)
+{
+	return decision->flags & VGW_RULE_LOG || decision->reason == VGW_REASON_CT_FULL ||
+	       is_offence(path, decision);
+}
+
+static __always_inline bool within_budget(struct event_meter *meter, u32 per_second, u64 now)
+{
+	u64 window = now / NS_PER_SECOND;
+
+	if (meter->window != window) {
+		meter->window = window;
+		meter->used = 0;
+	}
+	if (__sync_fetch_and_add(&meter->used, 1) < per_second)
+		return true;
+	__sync_fetch_and_add(&meter->suppressed, 1);
+	return false;
+}
+
+static __always_inline void fill_event(struct event *event, const struct endpoint_config *config,
+				       const struct packet *packet, u32 path,
+				       const struct decision *decision)
+{
+	event->time_ns = bpf_ktime_get_ns();
+	event->endpoint = config->endpoint;
+	event->generation = config->generation;
+	event->rule = decision->rule;
+	event->length = packet->wire_length;
+	event->abi = VGW_ABI_VERSION;
+	event->ethertype = packet->ethertype;
+	event->source = packet->source;
+	event->destination = packet->destination;
+	event->source_port = packet->source_port;
+	event->destination_port = packet->destination_port;
+	event->vlan = packet->vlan;
+	event->path = path;
+	event->verdict = decision->verdict;
+	event->reason = decision->reason;
+	event->protocol = packet->protocol;
+	event->tcp_flags = packet->tcp_flags;
+	event->icmp_type = packet->icmp_type;
+	event->icmp_code = packet->icmp_code;
+	__builtin_memcpy(event->source_mac, packet->source_mac, sizeof(event->source_mac));
+	__builtin_memcpy(event->destination_mac, packet->destination_mac,
+			 sizeof(event->destination_mac));
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
+}
+
+static __always_inline void emit_event(void *ctx, const struct endpoint_config *config,
+				       struct scratch *work, u32 path)
+{
+	struct event_meter *meter;
+	u32 zero = 0;
+
+	meter = event_meter.lookup(&zero);
+	if (!meter || !within_budget(meter, config->log_per_second, clock_now()))
+		return;
+	fill_event(&work->event, config, &work->packet, path, &work->decision);
+	if (events.perf_submit(ctx, &work->event, sizeof(work->event)))
+		__sync_fetch_and_add(&meter->lost, 1);
+	else
+		__sync_fetch_and_add(&meter->sent, 1);
+}
+
+#endif

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * How dead flows leave the table without help from user space.
+ *
+ * Every flow in the table has its key exactly once in a queue ordered by age. Each
+ * CPU collects the keys of new flows in a buffer and appends it as one batch when
+ * it is full. Creating flows pays for expiry: from time to time the creator takes
+ * the oldest batch, deletes the dead flows and appends the live ones again, like the
+ * hand of a clock. It looks at two keys for each new flow, so at most half of the
+ * table is dead flows, and work per packet is bounded.
+ *
+ * A flow with a key in the queue is deleted here only. One that ends earlier is marked
+ * dead and stays, and a new flow with the same key takes its place.
+ */
+#ifndef VGW_EXPIRY_H
+#define VGW_EXPIRY_H
+
+#include "branchless.h"
+#include "clock.h"
+#include "maps.h"
+
+/*
+ * Batches that stay in the queue untouched: a CPU may have reserved a position and
+ * not yet filled it, and whoever took that position would lose its keys.
+ */
+#define EXPIRY_MARGIN 16
+#define EXPIRY_INTERVAL 2 /* new flows for each batch looked at */
+
+/* A flow of another epoch, marked dead, or idle for longer than its timeout. */
+static __always_inline bool flow_is_dead(const struct endpoint_config *config,
+					 const struct flow *flow, u64 now)
+{
+	u8 state = flow->state & 0xf;
+	u64 marked = is_zero(state);
+	u64 flushed = is_nonzero(flow->epoch ^ config->flow_epoch);
+	u64 idle = is_less(flow->last_seen_ns + config->timeout_ns[state], now);
+
+	return marked | flushed | idle;
+}
+
+/*
+ * Takes the right to reset or delete a dead flow, which only one CPU may have.
+ * Whoever resets gives it back; whoever deletes keeps it, for those who still
+ * hold a pointer to the flow.
+ */
+static __always_inline bool flow_claim(struct flow *flow)
+{
+	return !__sync_lock_test_and_set(&flow->claim, 1);
+}
+
+static __always_inline void copy_key(struct flow_key *to, const struct flow_key *from)
+{
+	u64 *target = (u64 *)to;
+	const u64 *source = (const u64 *)from;
+
+	target[0] = source[0];
+	target[1] = source[1];
+	target[2] = source[2];
+	target[3] = source[3];
+	target[4] = source[4];
+}
+
+/* Appends a key to the queue. Returns false where there is no memory for it. */
+static __always_inline bool queue_append(struct conntrack_meta *meta, const struct flow_key *key)
+{
+	struct queue_buffer *buffer;
+	u32 zero = 0;
+	u64 position;
+
+	buffer = expiry_buffer.lookup(&zero);
+	if (!buffer)
+		return false;
+	if (buffer->count >= VGW_QUEUE_BATCH) {
+		position = __sync_fetch_and_add(&meta->tail, 1);
+		if (expiry_queue.update(&position, &buffer->batch))
+			return false;
+		buffer->count = 0;
+	}
+	copy_key(&buffer->batch.keys[buffer->count & (VGW_QUEUE_BATCH - 1)], key);
+	buffer->count++;
+	return true;
+}
+
+static __always_inline void flow_delete(struct conntrack_meta *meta, struct flow_key *key)
+{
+	if (!conntrack.delete(key))
+		__sync_fetch_and_add(&meta->entries, -1);
+}
+
+/* Whether the flow of a key was dead and is deleted now, or was not there. */
+static __always_inline bool flow_expire(const struct endpoint_config *config,
+					struct conntrack_meta *meta, struct flow_key *key, u64 now)
+{
+	struct flow *flow = conntrack.lookup(key);
+
+	if (!flow)
+		return true;
+	if (!flow_is_dead(config, flow, now) || !flow_claim(flow))
+		return false;
+	if (!flow_is_dead(config, flow, now)) {
+		flow->claim = 0;
+		return false;
+	}
+	flow_delete(meta, key);
+	return true;
+}
+
+/* Takes the oldest batch and settles its flows. Returns whether there was one to take. */
+static __always_inline bool expire_batch(const struct endpoint_config *config,
+					 struct conntrack_meta *meta)
+{
+	u64 position = meta->head, now = clock_now();
+	struct queue_batch *batch;
+
+	if (meta->tail - position <= EXPIRY_MARGIN || meta->tail < position)
+		return false;
+	if (__sync_val_compare_and_swap(&meta->head, position, position + 1) != position)
+		return false;
+	batch = expiry_queue.lookup(&position);
+	if (!batch)
+		return false;
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < VGW_QUEUE_BATCH; i++) {
+		if (!flow_expire(config, meta, &batch->keys[i], now))
+			queue_append(meta, &batch->keys[i]);
+		forget_values();
+	}
+	expiry_queue.delete(&position);
+	return true;
+}
+
+#endif

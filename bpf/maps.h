@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The maps of one endpoint, declared in BCC's notation.
+ *
+ * Each map is touched only by the header named beside it. What is declared here
+ * is a template: user space makes every endpoint its own set, with its own sizes
+ * for conntrack and expiry_queue. A map of maps named X has X_inner as template.
+ */
+#ifndef VGW_MAPS_H
+#define VGW_MAPS_H
+
+#include "abi.h"
+#include "packet.h"
+
+#define VGW_INNER_MAP 0x1000 /* BPF_F_INNER_MAP: inner maps may differ in max_entries */
+#define VGW_NO_PREALLOC 1    /* BPF_F_NO_PREALLOC: an idle table costs its buckets only */
+
+#define VGW_CONNTRACK_TEMPLATE 65536 /* flows; user space sets each endpoint's own limit */
+#define VGW_QUEUE_TEMPLATE (VGW_CONNTRACK_TEMPLATE / VGW_QUEUE_BATCH + 64)
+#define VGW_STATS_ENTRIES (VGW_PATH_COUNT * VGW_VERDICT_COUNT * VGW_REASON_SLOTS)
+
+/* pipeline.h: which slot of configs and policies is in force; one store switches both. */
+BPF_ARRAY(active, struct active_slot, 1);
+BPF_ARRAY(configs, struct endpoint_config, VGW_CONFIG_SLOTS);
+
+/* policy.h: the compiled policy, an image of 64-byte blocks, and its rules' counters. */
+BPF_F_TABLE("array", u32, struct image_block, policies_inner, 1, VGW_INNER_MAP);
+BPF_ARRAY_OF_MAPS(policies, "policies_inner", VGW_CONFIG_SLOTS);
+BPF_F_TABLE("array", u32, struct rule_counter, rule_counters_inner, 64, VGW_INNER_MAP);
+BPF_ARRAY_OF_MAPS(rule_counters, "rule_counters_inner", 1);
+
+/* conntrack.h: the flows and the queue by which the dead ones are found. */
+BPF_F_TABLE("hash", struct flow_key, struct flow, conntrack, VGW_CONNTRACK_TEMPLATE,
+	    VGW_NO_PREALLOC);
+BPF_F_TABLE("hash", u64, struct queue_batch, expiry_queue, VGW_QUEUE_TEMPLATE, VGW_NO_PREALLOC);
+BPF_PERCPU_ARRAY(expiry_buffer, struct queue_buffer, 1);
+BPF_ARRAY(conntrack_meta, struct conntrack_meta, 1);
+
+/* stats.h */
+BPF_PERCPU_ARRAY(stats, struct packet_counter, VGW_STATS_ENTRIES);
+
+/* events.h: the host's one perf buffer, and this endpoint's budget of it. */
+BPF_PERF_OUTPUT(events);
+BPF_ARRAY(event_meter, struct event_meter, 1);
+
+/* pipeline.h: work memory of the packet being judged; too large for the stack. */
+BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
+
+#endif

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What is known of the packet being judged: the parser fills it, the rest reads it.
+ */
+#ifndef VGW_PACKET_H
+#define VGW_PACKET_H
+
+#include "abi.h"
+
+#ifndef NULL
+#define NULL ((void *)0)
+#endif
+
+/* What sort of packet it is, as far as its treatment differs. */
+enum packet_kind {
+	KIND_PLAIN,      /* tracked by its ports, or by its protocol alone */
+	KIND_ARP,
+	KIND_RARP,
+	KIND_ND,         /* ICMPv6 133 to 136 */
+	KIND_MEMBERSHIP, /* IGMP and MLD */
+	KIND_ECHO,       /* ICMP echo request or reply: ports hold the identifier */
+	KIND_ICMP_ERROR, /* quotes a packet that went the other way */
+	KIND_ICMP_OTHER, /* judged by the policy, without state */
+};
+
+/* The frame as a hook hands it over. */
+struct frame {
+	void *data;       /* first byte that can be read directly */
+	void *data_end;   /* byte behind the last one that can be read directly */
+	u32 length;       /* bytes of the whole frame */
+	u32 segments;     /* packets on the wire that a GSO frame stands for, else 1 */
+	bool gso;         /* the kernel vouches for a frame longer than its headers say */
+	bool tagged;      /* an 802.1Q tag is held beside the frame */
+	u16 tag_protocol; /* host order; of that tag */
+	u16 tag_control;  /* host order; of that tag */
+};
+
+/* Tuple of the packet that an ICMP error quotes. */
+struct quoted_packet {
+	struct vgw_address source;
+	struct vgw_address destination;
+	__be16 source_port;      /* wire; echo: identifier */
+	__be16 destination_port; /* wire; echo: identifier */
+	u8 protocol;
+	bool echo;
+	bool echo_reply;
+	u8 pad;
+};
+
+struct packet {
+	struct vgw_address source;      /* ARP: sender's protocol address */
+	struct vgw_address destination; /* ARP: target's protocol address */
+	struct vgw_address nd_target;   /* of a neighbour solicitation or advertisement */
+	struct quoted_packet quoted;    /* of an ICMP error */
+	u32 tcp_sequence;               /* host order */
+	u32 tcp_acknowledged;           /* host order */
+	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
+	u32 header_length;              /* bytes in front of the TCP or UDP payload */
+	u16 ethertype;                  /* host order; 0: not read */
+	u16 vlan;                       /* 802.1Q id; 0: untagged */
+	__be16 source_port;             /* wire; echo: identifier */
+	__be16 destination_port;        /* wire; echo: identifier */
+	u8 source_mac[6];
+	u8 destination_mac[6];
+	u8 kind;                        /* enum packet_kind */
+	u8 protocol;
+	u8 tcp_flags;
+	u8 icmp_type;
+	u8 icmp_code;
+	u8 arp_operation;
+	u8 arp_sender_mac[6];
+	u8 arp_target_mac[6];
+	u8 nd_link_layer[6];            /* the link-layer address option */
+	bool nd_has_link_layer;
+	bool foreign_icmp;              /* ICMP over IPv6 or ICMPv6 over IPv4: just a number */
+	bool dhcp_well_formed;          /* a client's BOOTP request with plain fields */
+	bool fragment_header;           /* IPv6: an atomic fragment */
+	bool router_alert;              /* IPv6: hop-by-hop header with a router alert */
+	u8 hop_limit;                   /* IPv6 */
+	u8 dhcp_client_mac[6];
+	u8 nd_fixed;                    /* bytes of neighbour discovery in front of the options */
+	u8 nd_option;                   /* type of the link-layer option that counts there */
+};
+
+/* A question to the policy, from the side of the packet that opens a flow. */
+struct policy_query {
+	struct vgw_address remote;
+	struct vgw_address local;
+	u32 service;     /* protocol << 16 | destination port, or type << 8 | code */
+	u32 source;      /* protocol << 16 | source port */
+	u8 path;         /* enum vgw_path of the opener */
+	bool ordinary;   /* `any` and the default speak of it */
+	u8 pad[6];
+};
+
+/* The verdict on a packet, with what led to it. */
+struct decision {
+	u32 verdict; /* enum vgw_verdict */
+	u32 reason;  /* enum vgw_reason */
+	u32 rule;    /* rule id, or VGW_NO_RULE */
+	u32 flags;   /* VGW_RULE_* of the rule or default that decided */
+};
+
+/* Which of the packet's claims the endpoint's configuration bears out. */
+struct ownership {
+	u64 mac;    /* 1: the MAC is the interface's or an allowed pair's */
+	u64 source; /* 1: the source address goes with the MAC */
+	u64 target; /* 1: so does the address that ARP or neighbour discovery asks for */
+};
+
+/* What rule lookup is at. */
+struct lookup {
+	u32 low;        /* word index of the range that the search is on */
+	u32 size;       /* ranges still in question */
+	u32 remote;     /* block indices of the four vectors that the fields lead to */
+	u32 local;
+	u32 service;
+	u32 source;
+	u32 next_tier;  /* blocks before this one belong to a tier that a rule passed */
+	u32 bit;        /* number within its block of the first rule that matches */
+	struct image_block common; /* rules of a block that all four vectors admit */
+	u64 rule;       /* its rule word */
+};
+
+/*
+ * Work memory of the packet being judged. Values that would tell many paths apart for
+ * the verifier live here and not in registers: what it reads from memory is alike on
+ * all of them, so it walks what follows once. See forget_values.
+ */
+struct scratch {
+	struct packet packet;
+	struct ownership owns;
+	struct decision decision;
+	struct flow_key key;
+	struct flow flow;
+	u32 rejudge; /* 1: query is about a flow of an older policy, not a new one */
+	u32 expire;  /* 1: opening this flow pays for a batch of the expiry queue */
+	struct policy_query query;
+	struct lookup lookup;
+	struct event event;
+};
+
+/*
+ * Makes the compiler read the work memory again from here on. It stands between the
+ * stages and in loops, where a value kept in a register would be a known constant on
+ * each of many paths, and the verifier would walk the rest of the program for each.
+ */
+static __always_inline void forget_values(void)
+{
+	asm volatile("" ::: "memory");
+}
+
+static __always_inline void decide(struct scratch *work, u32 verdict, u32 reason)
+{
+	work->decision.verdict = verdict;
+	work->decision.reason = reason;
+	work->decision.rule = VGW_NO_RULE;
+	work->decision.flags = 0;
+}
+
+static __always_inline void copy_mac(u8 *to, const void *from)
+{
+	const u16 *source = from;
+	u16 *target = (u16 *)to;
+
+	target[0] = source[0];
+	target[1] = source[1];
+	target[2] = source[2];
+}
+
+static __always_inline bool same_mac(const u8 *first, const u8 *second)
+{
+	const u16 *a = (const u16 *)first;
+	const u16 *b = (const u16 *)second;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
+}
+
+/* A MAC in the low six bytes of memory order, to compare with the padded ones of the ABI. */
+static __always_inline u64 padded_mac(const u8 *mac)
+{
+	u64 padded = 0;
+
+	__builtin_memcpy(&padded, mac, 6);
+	return padded;
+}
+
+static __always_inline bool same_address(const struct vgw_address *a, const struct vgw_address *b)
+{
+	return a->halves[0] == b->halves[0] && a->halves[1] == b->halves[1];
+}
+
+#endif

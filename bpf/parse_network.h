@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Parsing of ARP, RARP, IPv4 and IPv6 with its extension headers.
+ */
+#ifndef VGW_PARSE_NETWORK_H
+#define VGW_PARSE_NETWORK_H
+
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include "parse_icmp.h"
+#include "parse_transport.h"
+
+#define ARP_HARDWARE_ETHERNET 1
+#define ARP_REQUEST 1
+#define ARP_REPLY 2
+#define RARP_REQUEST 3
+
+#define IPV4_WORDS_WITHOUT_OPTIONS 5
+#define IPV4_WORDS_WITH_ROUTER_ALERT 6
+#define IPV4_ROUTER_ALERT 0x94040000 /* RFC 2113 */
+
+/* Hop-by-hop options of an MLD message: router alert (RFC 2711) and padding, in either order. */
+#define HOP_ALERT_THEN_PAD 0x0502000001000000ULL
+#define HOP_PAD_THEN_ALERT 0x0100050200000000ULL
+
+struct arp_packet {
+	__be16 hardware;
+	__be16 protocol;
+	u8 hardware_length;
+	u8 protocol_length;
+	__be16 operation;
+	u8 sender_mac[6];
+	u8 sender_ip[4];
+	u8 target_mac[6];
+	u8 target_ip[4];
+};
+
+struct fragment_header {
+	u8 next_header;
+	u8 reserved;
+	__be16 offset;
+	__be32 identification;
+};
+
+static __always_inline __be32 load_be32(const u8 *bytes)
+{
+	const u16 *halves = (const u16 *)bytes;
+
+	return (u32)halves[1] << 16 | halves[0];
+}
+
+static __always_inline enum vgw_reason parse_arp(struct cursor *cursor, struct packet *packet)
+{
+	const struct arp_packet *arp = peek(cursor, sizeof(*arp));
+	u16 operation;
+
+	if (!arp)
+		return VGW_REASON_TRUNCATED;
+	operation = ntohs(arp->operation);
+	packet->arp_operation = operation;
+	copy_mac(packet->arp_sender_mac, arp->sender_mac);
+	copy_mac(packet->arp_target_mac, arp->target_mac);
+	map_ipv4(&packet->source, load_be32(arp->sender_ip));
+	map_ipv4(&packet->destination, load_be32(arp->target_ip));
+	if (arp->hardware != htons(ARP_HARDWARE_ETHERNET) || arp->protocol != htons(ETH_P_IP) ||
+	    arp->hardware_length != 6 || arp->protocol_length != 4)
+		return VGW_REASON_ARP_INVALID;
+	if (packet->ethertype == ETH_P_RARP) {
+		packet->kind = KIND_RARP;
+		return operation == RARP_REQUEST ? VGW_REASON_NONE : VGW_REASON_ARP_INVALID;
+	}
+	packet->kind = KIND_ARP;
+	return operation == ARP_REQUEST || operation == ARP_REPLY ? VGW_REASON_NONE :
+								    VGW_REASON_ARP_INVALID;
+}
+
+static __always_inline enum vgw_reason parse_upper(struct cursor *cursor, struct packet *packet)
+{
+	bool ipv4 = packet->ethertype == ETH_P_IP;
+
+	if (packet->router_alert && packet->protocol != IPPROTO_ICMPV6)
+		return VGW_REASON_EXTENSION_HEADER;
+	switch (packet->protocol) {
+	case IPPROTO_TCP:
+		return parse_tcp(cursor, packet);
+	case IPPROTO_UDP:
+		return parse_udp(cursor, packet);
+	case IPPROTO_SCTP:
+		return parse_sctp(cursor, packet);
+	case IPPROTO_IGMP:
+		return ipv4 ? parse_igmp(cursor, packet) : VGW_REASON_NONE;
+	case IPPROTO_ICMP:
+		packet->foreign_icmp = !ipv4;
+		return ipv4 ? parse_icmp(cursor, packet) : VGW_REASON_NONE;
+	case IPPROTO_ICMPV6:
+		packet->foreign_icmp = ipv4;
+		return ipv4 ? VGW_REASON_NONE : parse_icmpv6(cursor, packet);
+	default:
+		return VGW_REASON_NONE;
+	}
+}
+
+/* Only IGMP carries an option that has a use here, the router alert. */
+static __always_inline enum vgw_reason parse_ipv4_options(struct cursor *cursor,
+							  const struct packet *packet, u32 words)
+{
+	const u8 *options;
+
+	if (words == IPV4_WORDS_WITHOUT_OPTIONS)
+		return VGW_REASON_NONE;
+	if (words != IPV4_WORDS_WITH_ROUTER_ALERT || packet->protocol != IPPROTO_IGMP)
+		return VGW_REASON_IP_OPTIONS;
+	options = peek(cursor, sizeof(u32));
+	if (!options)
+		return VGW_REASON_TRUNCATED;
+	if (load_be32(options) != htonl(IPV4_ROUTER_ALERT))
+		return VGW_REASON_IP_OPTIONS;
+	advance(cursor, sizeof(u32));
+	return VGW_REASON_NONE;
+}
+
+static __always_inline enum vgw_reason parse_ipv4(struct cursor *cursor, struct packet *packet)
+{
+	const struct iphdr *ip = peek(cursor, sizeof(*ip));
+	enum vgw_reason reason;
+	u32 total, header;
+
+	if (!ip)
+		return VGW_REASON_TRUNCATED;
+	if (ip->version != 4)
+		return VGW_REASON_BAD_VERSION;
+	if (ip->ihl < IPV4_WORDS_WITHOUT_OPTIONS)
+		return VGW_REASON_BAD_HEADER;
+	header = ip->ihl * 4;
+	map_ipv4(&packet->source, ip->saddr);
+	map_ipv4(&packet->destination, ip->daddr);
+	packet->protocol = ip->protocol;
+	if (header > cursor->left)
+		return VGW_REASON_TRUNCATED;
+	total = ntohs(ip->tot_len);
+	if (!total && cursor->gso)
+		total = cursor->left;
+	if (total < header || total > cursor->left)
+		return VGW_REASON_BAD_LENGTH;
+	enclose(cursor, total);
+	advance(cursor, sizeof(*ip));
+	reason = parse_ipv4_options(cursor, packet, header / 4);
+	if (reason)
+		return reason;
+	if (ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_OFFSET_MASK))
+		return VGW_REASON_FRAGMENT;
+	packet->header_length += header;
+	return parse_upper(cursor, packet);
+}
+
+/* The one hop-by-hop header that is read on: eight bytes with a router alert. */
+static __always_inline enum vgw_reason parse_hop_by_hop(struct cursor *cursor,
+							struct packet *packet)
+{
+	const u8 *header = peek(cursor, 8);
+	u64 options;
+
+	if (!header)
+		return VGW_REASON_TRUNCATED;
+	options = (u64)ntohl(load_be32(header + 2)) << 32 |
+		  (u64)ntohs(*(const __be16 *)(header + 6)) << 16;
+	if (header[1] != 0 || (options != HOP_ALERT_THEN_PAD && options != HOP_PAD_THEN_ALERT))
+		return VGW_REASON_EXTENSION_HEADER;
+	packet->router_alert = true;
+	packet->protocol = header[0];
+	advance(cursor, 8);
+	return VGW_REASON_NONE;
+}
+
+static __always_inline enum vgw_reason parse_fragment_header(struct cursor *cursor,
+							     struct packet *packet)
+{
+	const struct fragment_header *fragment = peek(cursor, sizeof(*fragment));
+
+	if (!fragment)
+		return VGW_REASON_TRUNCATED;
+	if (fragment->offset & htons(IPV6_MORE_FRAGMENTS | IPV6_OFFSET_MASK))
+		return VGW_REASON_FRAGMENT;
+	packet->fragment_header = true;
+	packet->protocol = fragment->next_header;
+	advance(cursor, sizeof(*fragment));
+	return VGW_REASON_NONE;
+}
+
+/* Leaves the upper protocol in packet->protocol; an extension header still there is refused. */
+static __always_inline enum vgw_reason parse_extension_headers(struct cursor *cursor,
+							       struct packet *packet)
+{
+	enum vgw_reason reason = VGW_REASON_NONE;
+
+	if (packet->protocol == EXT_HOP_BY_HOP)
+		reason = parse_hop_by_hop(cursor, packet);
+	else if (packet->protocol == EXT_FRAGMENT)
+		reason = parse_fragment_header(cursor, packet);
+	if (reason)
+		return reason;
+	return is_extension_header(packet->protocol) ? VGW_REASON_EXTENSION_HEADER :
+						       VGW_REASON_NONE;
+}
+
+static __always_inline enum vgw_reason parse_ipv6(struct cursor *cursor, struct packet *packet)
+{
+	const struct ipv6hdr *ip = peek(cursor, sizeof(*ip));
+	enum vgw_reason reason;
+	u32 length;
+
+	if (!ip)
+		return VGW_REASON_TRUNCATED;
+	if (ip->version != 6)
+		return VGW_REASON_BAD_VERSION;
+	copy_ipv6(&packet->source, &ip->saddr);
+	copy_ipv6(&packet->destination, &ip->daddr);
+	packet->protocol = ip->nexthdr;
+	packet->hop_limit = ip->hop_limit;
+	if (is_mapped_ipv4(&packet->source) || is_mapped_ipv4(&packet->destination))
+		return VGW_REASON_BAD_ADDRESS;
+	length = ntohs(ip->payload_len);
+	advance(cursor, sizeof(*ip));
+	if (!length && cursor->gso)
+		length = cursor->left;
+	if (!length || length > cursor->left)
+		return VGW_REASON_BAD_LENGTH;
+	enclose(cursor, length);
+	reason = parse_extension_headers(cursor, packet);
+	if (reason)
+		return reason;
+	packet->header_length += sizeof(*ip);
+	return parse_upper(cursor, packet);
+}
+
+#endif

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The packet path, the same at every hook:
+ *
+ *   parse_frame -> guard -> conntrack -> policy_judge (a miss or an old generation)
+ *   -> flow_open -> finish
+ *
+ * A hook's entry file fills a struct frame, calls process_packet and turns the answer
+ * into its own return code.
+ */
+#ifndef VGW_PIPELINE_H
+#define VGW_PIPELINE_H
+
+#include "conntrack.h"
+#include "events.h"
+#include "guard.h"
+#include "maps.h"
+#include "policy.h"
+#include "stats.h"
+
+/* What `any` as a service and the defaults speak of; the rest needs a rule that names it. */
+static __always_inline bool is_ordinary(const struct packet *packet)
+{
+	if (packet->kind == KIND_ECHO)
+		return !is_echo_reply(packet);
+	return packet->kind == KIND_PLAIN && has_ports(packet->protocol);
+}
+
+/* ICMP over IPv6 and ICMPv6 over IPv4 are numbers like any other and get a service of their own. */
+#define SERVICE_FOREIGN_ICMP 0x01000000
+
+/* The question that the packet itself poses. */
+static __always_inline void query_of_packet(const struct packet *packet, u32 path,
+					    const struct flow_key *key, struct policy_query *query)
+{
+	bool icmp = packet->kind == KIND_ECHO || packet->kind == KIND_ICMP_OTHER;
+	u32 protocol = packet->protocol << 16;
+
+	query->remote = key->remote;
+	query->local = key->local;
+	query->path = path & 1;
+	query->ordinary = is_ordinary(packet);
+	query->service = protocol | (icmp ? packet->icmp_type << 8 | packet->icmp_code :
+					    ntohs(packet->destination_port));
+	query->source = protocol | (icmp ? 0 : ntohs(packet->source_port));
+	if (packet->foreign_icmp)
+		query->service |= SERVICE_FOREIGN_ICMP;
+}
+
+/* The question that the first packet of a flow posed, from what the flow's key says of it. */
+static __always_inline void query_of_flow(const struct flow_key *key, u32 opener,
+					  struct policy_query *query)
+{
+	bool from_vm = opener == VGW_PATH_FROM_VM;
+	__be16 destination = from_vm ? key->remote_port : key->local_port;
+	__be16 source = from_vm ? key->local_port : key->remote_port;
+	u32 protocol = key->protocol << 16;
+
+	query->remote = key->remote;
+	query->local = key->local;
+	query->path = opener & 1;
+	query->ordinary = key->asker || has_ports(key->protocol);
+	query->service = protocol | ntohs(destination);
+	query->source = protocol | ntohs(source);
+	if (key->asker) {
+		query->service = protocol | (key->protocol == IPPROTO_ICMP ? ICMP_ECHO << 8 :
+							     ICMPV6_ECHO_REQUEST << 8);
+		query->source = protocol;
+	}
+}
+
+/* Why conntrack alone refuses a packet that has no live flow, or NONE. */
+static __always_inline enum vgw_reason refuse_without_flow(const struct packet *packet)
+{
+	if (packet->kind == KIND_ICMP_ERROR)
+		return VGW_REASON_ICMP_UNRELATED;
+	return may_open_flow(packet) ? VGW_REASON_NONE : VGW_REASON_NO_STATE;
+}
+
+/* An error concerns a flow only if it goes to whoever sent the packet it quotes. */
+static __always_inline bool misdirected_error(const struct packet *packet)
+{
+	return packet->kind == KIND_ICMP_ERROR &&
+	       !same_address(&packet->destination, &packet->quoted.source);
+}
+
+/* The live flow the packet belongs to, or NULL. */
+static __always_inline struct flow *find_flow(const struct endpoint_config *config,
+					      struct scratch *work, u32 path)
+{
+	const struct packet *packet = &work->packet;
+	struct flow *flow;
+
+	flow_key_of(packet, path, &work->key);
+	forget_values();
+	if (packet->kind == KIND_ICMP_OTHER || misdirected_error(packet))
+		return NULL;
+	flow = conntrack.lookup(&work->key);
+	if (flow && !flow_is_live(config, packet, flow, clock_now()))
+		return NULL;
+	return flow;
+}
+
+static __always_inline void follow_flow(struct scratch *work, u32 path, struct flow *flow)
+{
+	if (work->packet.kind == KIND_ICMP_ERROR) {
+		decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_RELATED);
+		return;
+	}
+	flow_track(&work->packet, path, flow, clock_now());
+	decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_ESTABLISHED);
+}
+
+/* Stamps a flow that the new policy accepts too; one that it does not ends here. */
+static __always_inline void settle_old_flow(const struct endpoint_config *config,
+					    struct scratch *work, u32 path)
+{
+	struct flow *flow = conntrack.lookup(&work->key);
+
+	if (!flow) {
+		decide(work, VGW_VERDICT_DROP, VGW_REASON_NO_STATE);
+	} else if (work->decision.verdict == VGW_VERDICT_ACCEPT) {
+		flow->generation = config->generation;
+		flow->rule = work->decision.rule;
+		follow_flow(work, path, flow);
+	} else if (config->mode != VGW_MODE_MONITOR) {
+		flow->state = VGW_FLOW_DEAD;
+	}
+}
+
+/* Opens the flow of an accepted packet and now and then expires old ones. */
+static __always_inline void settle_new_flow(const struct endpoint_config *config,
+					    struct scratch *work, u32 path)
+{
+	struct conntrack_meta *meta;
+	u32 zero = 0;
+
+	if (work->decision.verdict != VGW_VERDICT_ACCEPT || work->packet.kind == KIND_ICMP_OTHER)
+		return;
+	meta = conntrack_meta.lookup(&zero);
+	if (!meta) {
+		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_FULL);
+		return;
+	}
+	work->expire = 1;
+	flow_open(config, meta, work, path);
+	forget_values();
+	if (work->expire)
+		expire_batch(config, meta);
+}
+
+/* Poses work->query, about an old flow or about a new one, and does what the answer asks for. */
+static __always_inline void judge_by_policy(const struct endpoint_config *config, u32 slot,
+					    struct scratch *work, u32 path)
+{
+	forget_values();
+	policy_judge(slot, work);
+	forget_values();
+	if (work->decision.reason == VGW_REASON_RULE)
+		count_rule(work->decision.rule, work->packet.wire_length);
+	if (work->rejudge)
+		settle_old_flow(config, work, path);
+	else
+		settle_new_flow(config, work, path);
+}
+
+/*
+ * Follows the live flow of the packet, or leaves in work->query what the policy has to
+ * say first. Returns whether it does.
+ */
+static __always_inline bool ask_conntrack(const struct endpoint_config *config,
+					  struct scratch *work, u32 path)
+{
+	struct flow *flow = find_flow(config, work, path);
+	enum vgw_reason reason;
+
+	if (flow && flow->generation == config->generation) {
+		follow_flow(work, path, flow);
+		return false;
+	}
+	work->rejudge = flow != NULL;
+	if (flow) {
+		query_of_flow(&work->key, flow->opener, &work->query);
+		return true;
+	}
+	reason = refuse_without_flow(&work->packet);
+	decide(work, VGW_VERDICT_DROP, reason);
+	query_of_packet(&work->packet, path, &work->key, &work->query);
+	return !reason;
+}
+
+static __always_inline void judge(const struct endpoint_config *config, u32 slot,
+				  const struct frame *frame, struct scratch *work, u32 path)
+{
+	if (config->mode == VGW_MODE_QUARANTINE) {
+		decide(work, VGW_VERDICT_DROP, VGW_REASON_QUARANTINE);
+		return;
+	}
+	if (!config->generation) {
+		decide(work, VGW_VERDICT_DROP, VGW_REASON_NO_POLICY);
+		return;
+	}
+	decide(work, VGW_VERDICT_DROP, parse_frame(frame, &work->packet));
+	forget_values();
+	work->packet.wire_length += (frame->segments - 1) * work->packet.header_length;
+	if (work->decision.reason || guard(config, work, path))
+		return;
+	forget_values();
+	if (ask_conntrack(config, work, path))
+		judge_by_policy(config, slot, work, path);
+}
+
+/* The single exit: one counter, one event if one is due. Returns whether the packet passes. */
+static __always_inline bool finish(void *ctx, const struct endpoint_config *config,
+				   struct scratch *work, u32 path)
+{
+	struct decision *decision = &work->decision;
+
+	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)
+		decision->verdict = VGW_VERDICT_WOULD_DROP;
+	count_packet(path, decision->verdict, decision->reason, work->packet.wire_length);
+	if (event_due(path, decision))
+		emit_event(ctx, config, work, path);
+	return decision->verdict == VGW_VERDICT_ACCEPT ||
+	       decision->verdict == VGW_VERDICT_WOULD_DROP;
+}
+
+/* Judges a frame on its path. Returns whether it passes; without configuration nothing does. */
+static __always_inline bool process_packet(void *ctx, const struct frame *frame, u32 path)
+{
+	struct endpoint_config *config;
+	struct active_slot *chosen;
+	struct scratch *work;
+	u32 zero = 0, slot;
+
+	chosen = active.lookup(&zero);
+	work = scratch.lookup(&zero);
+	if (!chosen || !work)
+		return false;
+	slot = chosen->slot;
+	config = configs.lookup(&slot);
+	if (!config)
+		return false;
+	__builtin_memset(&work->packet, 0, sizeof(work->packet));
+	work->packet.wire_length = frame->length;
+	judge(config, slot, frame, work, path);
+	forget_values();
+	return finish(ctx, config, work, path);
+}
+
+#endif

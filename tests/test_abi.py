@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vgw/abi.py is bpf/abi.h: compiled static asserts, generated from the mirror, hold against it."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import ipaddress
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vgw import abi, loader
+from vgw.errors import CompileError
+from vgw.libbpf import ProgType
+from vgw.loader.sources import bpf_dir
+
+CONSTANTS = {
+    "VGW_ABI_VERSION": abi.ABI_VERSION,
+    "VGW_NO_RULE": abi.NO_RULE,
+    "VGW_MAX_ADDRESSES": abi.MAX_ADDRESSES,
+    "VGW_MAX_VLANS": abi.MAX_VLANS,
+    "VGW_REASON_SLOTS": abi.REASON_SLOTS,
+    "VGW_QUEUE_BATCH": abi.QUEUE_BATCH,
+    "VGW_CONFIG_SLOTS": abi.CONFIG_SLOTS,
+    "VGW_IMAGE_BLOCK_WORDS": abi.IMAGE_BLOCK_WORDS,
+    "VGW_RULE_LOG": abi.RULE_LOG,
+    **{f"VGW_GUARD_{guard.name}": guard.value for guard in abi.Guard},
+}
+
+
+def layout_asserts(name: str, structure: type[ctypes.Structure]) -> list[str]:
+    lines = [
+        f'_Static_assert(sizeof(struct {name}) == {ctypes.sizeof(structure)}, "size of {name}");'
+    ]
+    for field, *_ in structure._fields_:
+        descriptor = getattr(structure, field)
+        place = f"__builtin_offsetof(struct {name}, {field}) == {descriptor.offset}"
+        size = f"sizeof(((struct {name} *)0)->{field}) == {descriptor.size}"
+        lines.append(f'_Static_assert({place} && {size}, "{name}.{field}");')
+    return lines
+
+
+def enum_asserts(tag: str, prefix: str, mirror: type[enum.IntEnum]) -> list[str]:
+    lines = [
+        f'_Static_assert({prefix}{member.name} == {member.value}, "{prefix}{member.name}");'
+        for member in mirror
+    ]
+    return [*lines, f'_Static_assert({prefix}COUNT == {len(mirror)}, "members of {tag}");']
+
+
+def all_asserts() -> list[str]:
+    lines = [f'_Static_assert({name} == {value}U, "{name}");' for name, value in CONSTANTS.items()]
+    for name, structure in abi.STRUCTURES.items():
+        lines += layout_asserts(name, structure)
+    for tag, (prefix, mirror) in abi.ENUMERATIONS.items():
+        lines += enum_asserts(tag, prefix, mirror)
+    return lines
+
+
+def compile_asserts(directory: Path, lines: list[str]) -> None:
+    source = directory / "bpf"
+    shutil.copytree(bpf_dir(), source)
+    program = ["#include <linux/types.h>", '#include "abi.h"', *lines]
+    program += ["int abi_check(struct __sk_buff *skb) { return skb->len; }", ""]
+    (source / "abi_check.c").write_text("\n".join(program))
+    tree = loader.SourceTree(source, {"abi_check": ProgType.SCHED_CLS})
+    loader.load_artefact(directory / "cache", programs=["abi_check"], source=tree)
+
+
+@pytest.mark.bpf
+def test_mirror_is_the_header(tmp_path: Path) -> None:
+    """Every size, offset and number of abi.py holds in C."""
+    compile_asserts(tmp_path, all_asserts())
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("sizeof(struct flow) == 88", "sizeof(struct flow) == 96"),
+        ("VGW_REASON_TRUNCATED == 13", "VGW_REASON_TRUNCATED == 14"),
+        (
+            "__builtin_offsetof(struct event, path) == 70",
+            "__builtin_offsetof(struct event, path) == 71",
+        ),
+    ],
+)
+def test_a_difference_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+    """Negative control: one number changed in the asserts does not compile."""
+    lines = all_asserts()
+    changed = [line.replace(right, wrong) for line in lines]
+    assert changed != lines
+    with pytest.raises(CompileError, match="abi_check"):
+        compile_asserts(tmp_path, changed)
+
+
+@pytest.mark.parametrize("structure", abi.STRUCTURES.values())
+def test_sizes_are_multiples_of_eight(structure: type[ctypes.Structure]) -> None:
+    """Map values are rounded up to eight bytes per CPU; nothing is lost to that."""
+    assert ctypes.sizeof(structure) % 8 == 0
+
+
+@pytest.mark.parametrize("text", ["10.20.0.11", "2001:db8::1", "::", "fe80::1"])
+def test_addresses_survive_packing(text: str) -> None:
+    address = ipaddress.ip_address(text)
+    assert abi.unpack_address(abi.pack_address(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("network", "mask"),
+    [
+        ("10.0.0.0/8", "ff" * 13 + "00" * 3),
+        ("0.0.0.0/0", "ff" * 12 + "00" * 4),
+        ("192.0.2.1/32", "ff" * 16),
+        ("2001:db8::/33", "ff" * 4 + "80" + "00" * 11),
+        ("::/0", "00" * 16),
+    ],
+)
+def test_masks_cover_the_mapped_prefix(network: str, mask: str) -> None:
+    assert bytes(abi.pack_mask(ipaddress.ip_network(network))).hex() == mask
+
+
+def test_ports_are_in_wire_order() -> None:
+    assert ctypes.c_uint16(abi.be16(80)).value.to_bytes(2, "little") == b"\x00\x50"
+
+
+def test_macs_are_padded() -> None:
+    assert bytes(abi.mac_field(abi.pack_mac("52:54:00:00:00:11"))).hex() == "5254000000110000"
+    assert bytes(abi.mac_field(None)) == bytes(8)
+
+
+def test_stats_slots_hold_every_reason() -> None:
+    indices = {abi.stats_index(p, v, r) for p in abi.Path for v in abi.Verdict for r in abi.Reason}
+    assert len(indices) == len(abi.Path) * len(abi.Verdict) * len(abi.Reason)
+    assert max(indices) < len(abi.Path) * len(abi.Verdict) * abi.REASON_SLOTS

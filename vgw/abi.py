@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The map ABI as Python sees it: the mirror of bpf/abi.h and the only module that knows an offset.
+
+tests/test_abi.py compiles static asserts generated from this module against bpf/abi.h, so a
+difference in a number, a size or an offset fails there. Fields named in abi.h as wire order hold
+the raw bytes; use `be16` for ports and `pack_address`/`unpack_address` for addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import ipaddress
+import sys
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+from typing import Final
+
+ABI_VERSION: Final = 1
+NO_RULE: Final = 0xFFFFFFFF
+MAX_ADDRESSES: Final = 32
+MAX_VLANS: Final = 16
+REASON_SLOTS: Final = 64
+QUEUE_BATCH: Final = 4
+CONFIG_SLOTS: Final = 2
+IMAGE_BLOCK_WORDS: Final = 8
+RULE_LOG: Final = 1 << 0
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Path(enum.IntEnum):
+    """The packet's path at a hook."""
+
+    TO_VM = 0
+    FROM_VM = 1
+
+
+class Verdict(enum.IntEnum):
+    """What a packet gets."""
+
+    ACCEPT = 0
+    DROP = 1
+    REJECT = 2
+    WOULD_DROP = 3
+
+
+class Reason(enum.IntEnum):
+    """Why a packet got its verdict; bpf/README.md says for each what raises it."""
+
+    NONE = 0
+    CT_ESTABLISHED = 1
+    CT_RELATED = 2
+    ARP = 3
+    RARP = 4
+    ND = 5
+    DHCP = 6
+    MEMBERSHIP = 7
+    RULE = 8
+    DEFAULT = 9
+    PROTOCOL = 10
+    QUARANTINE = 11
+    NO_POLICY = 12
+    TRUNCATED = 13
+    BAD_LENGTH = 14
+    BAD_VERSION = 15
+    BAD_HEADER = 16
+    BAD_ADDRESS = 17
+    LLC = 18
+    ETHERTYPE = 19
+    VLAN = 20
+    IP_OPTIONS = 21
+    FRAGMENT = 22
+    EXTENSION_HEADER = 23
+    TCP_FLAGS = 24
+    PORT_ZERO = 25
+    ICMP_INNER = 26
+    ARP_INVALID = 27
+    ND_INVALID = 28
+    MEMBERSHIP_INVALID = 29
+    DHCP_INVALID = 30
+    NOT_FOR_VM = 31
+    SPOOF_MAC = 32
+    SPOOF_ADDRESS = 33
+    SPOOF_ARP = 34
+    SPOOF_ND = 35
+    DHCP_SERVER = 36
+    ROUTER_ADVERTISEMENT = 37
+    REDIRECT = 38
+    MEMBERSHIP_QUERY = 39
+    NO_STATE = 40
+    ICMP_UNRELATED = 41
+    CT_FULL = 42
+    CT_BUSY = 43
+
+
+class Mode(enum.IntEnum):
+    """What an endpoint does with its verdicts."""
+
+    ENFORCE = 0
+    MONITOR = 1
+    QUARANTINE = 2
+
+
+class FlowState(enum.IntEnum):
+    """State of a flow; each has its own timeout in EndpointConfig.timeout_ns."""
+
+    DEAD = 0
+    TCP_SYN = 1
+    TCP_ESTABLISHED = 2
+    TCP_FIN = 3
+    TCP_CLOSED = 4
+    UDP_SINGLE = 5
+    UDP_REPLIED = 6
+    ICMP = 7
+    OTHER = 8
+
+
+class Action(enum.IntEnum):
+    """What a rule does; PASS goes on with the next tier."""
+
+    ACCEPT = 0
+    DROP = 1
+    REJECT = 2
+    PASS = 3
+
+
+class Guard(enum.IntFlag):
+    """Bits of EndpointConfig.guards."""
+
+    MAC = 1 << 0
+    ADDRESS = 1 << 1
+    ARP = 1 << 2
+    ND = 1 << 3
+    DHCP_SERVER = 1 << 4
+    RA = 1 << 5
+
+
+class Address(ctypes.Structure):
+    """IPv6 address in wire order; IPv4 as ::ffff:a.b.c.d."""
+
+    _fields_ = [("bytes", c_uint8 * 16)]
+
+
+class OwnedAddress(ctypes.Structure):
+    """An address or range the endpoint may use, and with which MAC."""
+
+    _fields_ = [
+        ("network", Address),
+        ("mask", Address),
+        ("mac", c_uint8 * 8),
+    ]
+
+
+class EndpointConfig(ctypes.Structure):
+    """Everything about an endpoint that a program needs besides the rules."""
+
+    _fields_ = [
+        ("endpoint", c_uint64),
+        ("flow_epoch", c_uint64),
+        ("timeout_ns", c_uint64 * 16),
+        ("generation", c_uint32),
+        ("log_per_second", c_uint32),
+        ("address_count", c_uint32),
+        ("vlan_count", c_uint32),
+        ("vlans", c_uint16 * MAX_VLANS),
+        ("mac", c_uint8 * 8),
+        ("mode", c_uint8),
+        ("guards", c_uint8),
+        ("pad", c_uint8 * 6),
+        ("addresses", OwnedAddress * MAX_ADDRESSES),
+    ]
+
+
+class ActiveSlot(ctypes.Structure):
+    """Which slot of `configs` and of `policies` is in force."""
+
+    _fields_ = [("slot", c_uint32), ("pad", c_uint32)]
+
+
+class ImageBlock(ctypes.Structure):
+    """Words of a compiled policy, which compile.py writes and bpf/policy.h reads."""
+
+    _fields_ = [("words", c_uint64 * IMAGE_BLOCK_WORDS)]
+
+
+class FlowKey(ctypes.Structure):
+    """A flow, named from the endpoint's side, so both directions have one key."""
+
+    _fields_ = [
+        ("local", Address),
+        ("remote", Address),
+        ("local_port", c_uint16),
+        ("remote_port", c_uint16),
+        ("protocol", c_uint8),
+        ("asker", c_uint8),
+        ("vlan", c_uint16),
+    ]
+
+
+class Flow(ctypes.Structure):
+    """State of a flow."""
+
+    _fields_ = [
+        ("last_seen_ns", c_uint64),
+        ("created_ns", c_uint64),
+        ("epoch", c_uint64),
+        ("claim", c_uint64),
+        ("packets", c_uint64 * 2),
+        ("bytes", c_uint64 * 2),
+        ("generation", c_uint32),
+        ("rule", c_uint32),
+        ("tcp_acked", c_uint32 * 2),
+        ("state", c_uint8),
+        ("opener", c_uint8),
+        ("tcp_fins", c_uint8),
+        ("pad", c_uint8 * 5),
+    ]
+
+
+class ConntrackMeta(ctypes.Structure):
+    """Counters of a conntrack table and positions of its expiry queue."""
+
+    _fields_ = [
+        ("head", c_uint64),
+        ("tail", c_uint64),
+        ("entries", c_uint64),
+        ("created", c_uint64 * 2),
+        ("dhcp_asked_ns", c_uint64),
+    ]
+
+
+class QueueBatch(ctypes.Structure):
+    """Keys of flows in order of creation, a batch an element."""
+
+    _fields_ = [("keys", FlowKey * QUEUE_BATCH)]
+
+
+class QueueBuffer(ctypes.Structure):
+    """The batch a CPU is filling before it goes to expiry_queue."""
+
+    _fields_ = [("count", c_uint64), ("batch", QueueBatch)]
+
+
+class PacketCounter(ctypes.Structure):
+    """Packets and wire bytes."""
+
+    _fields_ = [("packets", c_uint64), ("bytes", c_uint64)]
+
+
+class RuleCounter(ctypes.Structure):
+    """Packets that a rule decided, not those of the flows it opened."""
+
+    _fields_ = [("packets", c_uint64), ("bytes", c_uint64), ("last_hit_ns", c_uint64)]
+
+
+class EventMeter(ctypes.Structure):
+    """Events of one endpoint: due = sent + suppressed + lost."""
+
+    _fields_ = [
+        ("window", c_uint64),
+        ("used", c_uint64),
+        ("sent", c_uint64),
+        ("suppressed", c_uint64),
+        ("lost", c_uint64),
+    ]
+
+
+class Event(ctypes.Structure):
+    """One record of the perf buffer."""
+
+    _fields_ = [
+        ("time_ns", c_uint64),
+        ("endpoint", c_uint64),
+        ("generation", c_uint32),
+        ("rule", c_uint32),
+        ("length", c_uint32),
+        ("abi", c_uint16),
+        ("ethertype", c_uint16),
+        ("source", Address),
+        ("destination", Address),
+        ("source_port", c_uint16),
+        ("destination_port", c_uint16),
+        ("vlan", c_uint16),
+        ("path", c_uint8),
+        ("verdict", c_uint8),
+        ("reason", c_uint8),
+        ("protocol", c_uint8),
+        ("tcp_flags", c_uint8),
+        ("icmp_type", c_uint8),
+        ("icmp_code", c_uint8),
+        ("source_mac", c_uint8 * 6),
+        ("destination_mac", c_uint8 * 6),
+        ("pad", c_uint8 * 7),
+    ]
+
+
+#: Structure in abi.h -> its mirror, for the layout test and for size checks before an attach.
+STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
+    "vgw_address": Address,
+    "owned_address": OwnedAddress,
+    "endpoint_config": EndpointConfig,
+    "active_slot": ActiveSlot,
+    "image_block": ImageBlock,
+    "flow_key": FlowKey,
+    "flow": Flow,
+    "conntrack_meta": ConntrackMeta,
+    "queue_batch": QueueBatch,
+    "queue_buffer": QueueBuffer,
+    "packet_counter": PacketCounter,
+    "rule_counter": RuleCounter,
+    "event_meter": EventMeter,
+    "event": Event,
+}
+
+#: Enumeration in abi.h -> (prefix of its constants there, its mirror).
+ENUMERATIONS: Final[dict[str, tuple[str, type[enum.IntEnum]]]] = {
+    "vgw_path": ("VGW_PATH_", Path),
+    "vgw_verdict": ("VGW_VERDICT_", Verdict),
+    "vgw_reason": ("VGW_REASON_", Reason),
+    "vgw_mode": ("VGW_MODE_", Mode),
+    "vgw_flow_state": ("VGW_FLOW_", FlowState),
+    "vgw_action": ("VGW_ACTION_", Action),
+}
+
+
+def be16(value: int) -> int:
+    """Convert a port between host order and the wire order of the ABI's __be16 fields."""
+    return value if sys.byteorder == "big" else ((value & 0xFF) << 8) | (value >> 8)
+
+
+def address_bytes(address: IPAddress) -> bytes:
+    """Return the 16 wire bytes of an address, IPv4 as ::ffff:a.b.c.d."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed
+
+
+def pack_address(address: IPAddress) -> Address:
+    """Return an address as the ABI's structure."""
+    return Address.from_buffer_copy(address_bytes(address))
+
+
+def unpack_address(address: Address) -> IPAddress:
+    """Return the address held by the ABI's structure, IPv4 when it is IPv4-mapped."""
+    value = ipaddress.IPv6Address(bytes(address))
+    return value.ipv4_mapped or value
+
+
+def pack_mask(network: IPNetwork) -> Address:
+    """Return the mask of a network over the 16 bytes of an address."""
+    length = network.prefixlen + (96 if network.version == 4 else 0)
+    return Address.from_buffer_copy(((1 << 128) - (1 << (128 - length))).to_bytes(16, "big"))
+
+
+def pack_mac(mac: str) -> bytes:
+    """Return the six bytes of a MAC address written as aa:bb:cc:dd:ee:ff."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def mac_field(mac: bytes | None) -> ctypes.Array[c_uint8]:
+    """Return the eight bytes of the ABI's configured MACs; None is all zero."""
+    return (c_uint8 * 8).from_buffer_copy((mac or b"").ljust(8, b"\0"))
+
+
+def unpack_mac(mac: ctypes.Array[c_uint8]) -> str:
+    """Return a MAC address as aa:bb:cc:dd:ee:ff."""
+    return ":".join(f"{byte:02x}" for byte in mac)
+
+
+def stats_index(path: Path, verdict: Verdict, reason: Reason) -> int:
+    """Return the index of a packet counter in the `stats` map."""
+    return (path * len(Verdict) + verdict) * REASON_SLOTS + reason

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of keys and values of the maps, by the structures of the ABI.
+
+The loader compares them with what was compiled, EndpointMaps with what was pinned.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+from vgw import abi
+
+_INDEX: Final = 4
+_POSITION: Final = 8
+_MAP: Final = 4
+
+#: Map -> (bytes of a key, bytes of one value). `scratch` is missing: only programs read it.
+MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
+    "active": (_INDEX, ctypes.sizeof(abi.ActiveSlot)),
+    "configs": (_INDEX, ctypes.sizeof(abi.EndpointConfig)),
+    "policies": (_INDEX, _MAP),
+    "policies_inner": (_INDEX, ctypes.sizeof(abi.ImageBlock)),
+    "rule_counters": (_INDEX, _MAP),
+    "rule_counters_inner": (_INDEX, ctypes.sizeof(abi.RuleCounter)),
+    "conntrack": (ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)),
+    "conntrack_meta": (_INDEX, ctypes.sizeof(abi.ConntrackMeta)),
+    "expiry_queue": (_POSITION, ctypes.sizeof(abi.QueueBatch)),
+    "expiry_buffer": (_INDEX, ctypes.sizeof(abi.QueueBuffer)),
+    "stats": (_INDEX, ctypes.sizeof(abi.PacketCounter)),
+    "event_meter": (_INDEX, ctypes.sizeof(abi.EventMeter)),
+    "events": (_INDEX, 4),
+}
+
+
+def size_mismatch(name: str, key_size: int, value_size: int) -> str | None:
+    """Return in what way the map's sizes in bytes differ from the ABI's, None if they do not."""
+    expected = MAP_SIZES.get(name)
+    if expected is None or expected == (key_size, value_size):
+        return None
+    return (
+        f"the map {name} has keys of {key_size} and values of {value_size} bytes, "
+        f"but ABI {abi.ABI_VERSION} says {expected[0]} and {expected[1]}"
+    )
