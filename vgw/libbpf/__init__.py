@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's BPF interface as vgw uses it: ctypes over libbpf.so.1, file descriptors as ints.
+
+Every function raises KernelError when the kernel refuses; fds are closed with os.close. Keys and
+values are bytes in the host's byte order unless vgw/abi.py says otherwise.
+"""
+
+from vgw.libbpf.library import library
+from vgw.libbpf.links import (
+    XDP_GENERIC,
+    XDP_NATIVE,
+    AttachType,
+    LinkInfo,
+    LinkType,
+    get_pinned,
+    link_create,
+    link_detach,
+    link_info,
+    link_update,
+    pin,
+    tcx_programs,
+    xdp_link,
+    xdp_program,
+)
+from vgw.libbpf.maps import (
+    MAPS_OF_MAPS,
+    PER_CPU,
+    MapFlag,
+    MapInfo,
+    MapType,
+    map_create,
+    map_delete,
+    map_entries,
+    map_fd_by_id,
+    map_fill,
+    map_info,
+    map_lookup,
+    map_memory,
+    map_update,
+    possible_cpus,
+    wait_for_programs,
+)
+from vgw.libbpf.perf import PerfReader
+from vgw.libbpf.programs import (
+    LICENSE,
+    ProgInfo,
+    ProgType,
+    TestRun,
+    prog_fd_by_id,
+    prog_info,
+    prog_load,
+    prog_test_run,
+)
+
+__all__ = [
+    "LICENSE",
+    "MAPS_OF_MAPS",
+    "PER_CPU",
+    "XDP_GENERIC",
+    "XDP_NATIVE",
+    "AttachType",
+    "LinkInfo",
+    "LinkType",
+    "MapFlag",
+    "MapInfo",
+    "MapType",
+    "PerfReader",
+    "ProgInfo",
+    "ProgType",
+    "TestRun",
+    "get_pinned",
+    "library",
+    "link_create",
+    "link_detach",
+    "link_info",
+    "link_update",
+    "map_create",
+    "map_delete",
+    "map_entries",
+    "map_fd_by_id",
+    "map_fill",
+    "map_info",
+    "map_lookup",
+    "map_memory",
+    "map_update",
+    "pin",
+    "possible_cpus",
+    "prog_fd_by_id",
+    "prog_info",
+    "prog_load",
+    "prog_test_run",
+    "tcx_programs",
+    "wait_for_programs",
+    "xdp_link",
+    "xdp_program",
+]

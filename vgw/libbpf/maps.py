@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF maps: create, read, write, walk and describe them by file descriptor."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from ctypes import c_char, c_size_t, c_uint32, c_uint64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vgw.libbpf.library import ENOTSUPP, check, failure, library
+
+BATCH_ENTRIES: Final = 4096
+_MAX_WALK: Final = 1 << 24
+_UNSUPPORTED: Final = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
+
+
+class MapType(enum.IntEnum):
+    """Map types vgw uses, as numbered by the kernel."""
+
+    HASH = 1
+    ARRAY = 2
+    PERF_EVENT_ARRAY = 4
+    PERCPU_HASH = 5
+    PERCPU_ARRAY = 6
+    ARRAY_OF_MAPS = 12
+    HASH_OF_MAPS = 13
+
+
+class MapFlag(enum.IntFlag):
+    """Map creation flags vgw uses."""
+
+    NO_PREALLOC = 1 << 0
+    INNER_MAP = 1 << 12
+
+
+MAPS_OF_MAPS: Final = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
+PER_CPU: Final = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY)
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """What the kernel says about a map; sizes in bytes, of one value even if it is per CPU."""
+
+    map_type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+class _MapCreateOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+        ("map_extra", c_uint64),
+        ("numa_node", c_uint32),
+        ("map_ifindex", c_uint32),
+    ]
+
+
+class _MapInfo(ctypes.Structure):
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", c_char * 16),
+    ]
+
+
+@functools.cache
+def possible_cpus() -> int:
+    """Return how many CPUs the kernel keeps a per-CPU value for."""
+    return check(library().libbpf_num_possible_cpus(), "count the possible CPUs")
+
+
+def map_create(  # noqa: PLR0913, PLR0917 (the kernel's own parameters)
+    map_type: int,
+    name: str,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int = 0,
+    inner_fd: int | None = None,
+) -> int:
+    """Create a map and return its fd; sizes in bytes, `inner_fd` is a map of maps' template.
+
+    The kernel keeps the first 15 characters of `name`. Raises KernelError.
+    """
+    opts = _MapCreateOpts(ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+    if inner_fd is not None:
+        opts.inner_map_fd = inner_fd
+    created = library().bpf_map_create(
+        map_type, name[:15].encode(), key_size, value_size, max_entries, ctypes.byref(opts)
+    )
+    return check(created, f"create the map {name} ({max_entries} entries)")
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """Return the value of `key`, or None when the map has no such key; raises KernelError.
+
+    The kernel writes `value_size` bytes unchecked: for a per-CPU map it is the value's size
+    rounded up to 8, times possible_cpus(); for a map of maps it is 4 and the value is a map id.
+    """
+    value = ctypes.create_string_buffer(value_size)
+    result = library().bpf_map_lookup_elem(fd, key, value)
+    if result == -errno.ENOENT:
+        return None
+    check(result, "read from a map")
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+    """Write one entry; raises KernelError. In a map of maps the value is a map's fd."""
+    check(library().bpf_map_update_elem(fd, key, value, flags), "write to a map")
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """Delete one entry and return whether it was there; raises KernelError."""
+    result = library().bpf_map_delete_elem(fd, key)
+    if result == -errno.ENOENT:
+        return False
+    check(result, "delete from a map")
+    return True
+
+
+def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Walk all entries (sizes as for map_lookup); raises KernelError.
+
+    An entry that stays in the map during the walk appears, one that comes or goes may.
+    """
+    count = BATCH_ENTRIES
+    tokens = [ctypes.create_string_buffer(max(key_size, 8)) for _ in range(2)]
+    begin: ctypes.Array[c_char] | None = None
+    while True:
+        keys = ctypes.create_string_buffer(key_size * count)
+        values = ctypes.create_string_buffer(value_size * count)
+        filled = c_uint32(count)
+        result = library().bpf_map_lookup_batch(
+            fd, begin, tokens[0], keys, values, ctypes.byref(filled), None
+        )
+        if result == -errno.ENOSPC:  # one bucket of a hash holds more than fits
+            count *= 2
+            continue
+        if begin is None and -result in _UNSUPPORTED:
+            yield from _walk(fd, key_size, value_size)
+            return
+        if result not in (0, -errno.ENOENT):
+            raise failure("walk a map", -result)
+        all_keys, all_values = keys.raw, values.raw
+        for index in range(filled.value):
+            yield (
+                all_keys[index * key_size : (index + 1) * key_size],
+                all_values[index * value_size : (index + 1) * value_size],
+            )
+        if result == -errno.ENOENT:
+            return
+        begin = tokens[0]
+        tokens.reverse()
+
+
+def _walk(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Walk a map entry by entry, for kernels or map types without batch lookups."""
+    key: bytes | None = None
+    following = ctypes.create_string_buffer(key_size)
+    for _ in range(_MAX_WALK):  # a key deleted under the walk starts it again
+        result = library().bpf_map_get_next_key(fd, key, following)
+        if result == -errno.ENOENT:
+            return
+        check(result, "walk a map")
+        key = following.raw
+        value = map_lookup(fd, key, value_size)
+        if value is not None:
+            yield key, value
+
+
+def map_fill(fd: int, values: bytes, value_size: int) -> None:
+    """Write an array from index 0 on with the concatenated `values`; raises KernelError."""
+    total = len(values) // value_size
+    keys = (c_uint32 * total)(*range(total))
+    count = c_uint32(total)
+    result = library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), None)
+    if -result in _UNSUPPORTED and not count.value:
+        for index in range(total):
+            value = values[index * value_size : (index + 1) * value_size]
+            map_update(fd, bytes(c_uint32(index)), value)
+        return
+    check(result, f"write {total} entries to a map")
+
+
+def map_info(fd: int) -> MapInfo:
+    """Return what the kernel says about the map; raises KernelError."""
+    info = _MapInfo()
+    size = c_uint32(ctypes.sizeof(info))
+    result = library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size))
+    check(result, "describe a map")
+    return MapInfo(
+        map_type=info.type,
+        id=info.id,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        flags=info.map_flags,
+        name=info.name.decode(errors="replace"),
+    )
+
+
+def map_fd_by_id(map_id: int) -> int:
+    """Open a map by id, as a map of maps gives it; needs CAP_SYS_ADMIN; raises KernelError."""
+    return check(library().bpf_map_get_fd_by_id(map_id), f"open the map with id {map_id}")
+
+
+def map_memory(fd: int) -> int:
+    """Return the bytes of kernel memory that the map itself takes, without its inner maps.
+
+    Raises KernelError when `fd` is not an open map.
+    """
+    try:
+        text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    except OSError as error:
+        raise failure("read the memory of a map", error.errno or errno.EIO) from None
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "memlock":
+            return int(value)
+    raise failure("read the memory of a map", errno.EINVAL)
+
+
+def wait_for_programs() -> None:
+    """Return once every program run that started before the call has ended; raises KernelError.
+
+    After it no packet is judged with what a map held before the caller's writes. Takes an RCU
+    grace period, 8-16 ms. The kernel waits one out at each update of a map of maps; the
+    membarrier call would do too, but refuses on hosts with isolated (nohz_full) CPUs.
+    """
+    fds: list[int] = []
+    try:
+        fds.append(map_create(MapType.ARRAY, "barrier_inner", 4, 4, 1))
+        fds.append(map_create(MapType.ARRAY_OF_MAPS, "barrier", 4, 4, 1, inner_fd=fds[0]))
+        map_update(fds[1], bytes(4), bytes(c_uint32(fds[0])))
+    finally:
+        for fd in fds:
+            os.close(fd)
