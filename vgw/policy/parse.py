@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy text to PolicyDocument, or every mistake in it at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from vgw.errors import PolicyError, Problem
+from vgw.policy.checks import check_draft, warn
+from vgw.policy.draft import Draft
+from vgw.policy.fields import Fields, Keys, read_entries
+from vgw.policy.model import Defaults, PolicyDocument
+from vgw.policy.read_policies import read_defaults, read_policies, read_services
+from vgw.policy.read_vms import read_groups, read_vms
+from vgw.policy.report import Report
+from vgw.policy.yaml_load import load
+from vgw.policy.yaml_nodes import Scalar, Source, show
+
+SCHEMA: Final = "vgw/v1"
+_KEYS: Final = Keys(
+    "a policy file", ("schema", "vms", "groups", "services", "policies", "defaults"), ("schema",)
+)
+_READERS: Final = {
+    "vms": read_vms,
+    "groups": read_groups,
+    "services": read_services,
+    "policies": read_policies,
+}
+
+
+def parse_sources(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
+    """Return the policy that files, given as (name, text), make together.
+
+    The order of files is the order of their policies within a tier. Raises PolicyError with all
+    problems in the order of files and positions; nothing of a policy with a problem is used.
+    """
+    if not sources:
+        message = "no policy file was found; a policy is a file or a directory of *.yaml"
+        raise PolicyError([Problem("policy", 0, 0, "document", message)])
+    draft = Draft(Report())
+    for order, (name, text) in enumerate(sources):
+        _read_file(draft, Source(name, order), text)
+    check_draft(draft)
+    if draft.report:
+        raise PolicyError(draft.report.problems())
+    document = PolicyDocument(
+        vms=draft.vms,
+        groups=draft.groups,
+        services=draft.services,
+        policies=tuple(draft.policies),
+        defaults=draft.defaults or Defaults(),
+        digest=_digest(sources),
+    )
+    return replace(document, warnings=tuple(warn(draft, document).problems()))
+
+
+def _read_file(draft: Draft, source: Source, text: str) -> None:
+    root = load(source, text, draft.report)
+    if root is None:
+        return
+    for key, value in read_entries(draft.report, root):
+        if key.text == "schema" and not (isinstance(value, Scalar) and value.text == SCHEMA):
+            # The keys of another schema are not judged by this one.
+            given = show(value.text) if isinstance(value, Scalar) else "not a text"
+            message = f"the schema is {given}; this version of vgw reads only {SCHEMA}"
+            draft.report.add(value, message)
+            draft.report.unread_files = True
+            return
+    found = Fields(draft.report, root, _KEYS)
+    for section, read in _READERS.items():
+        node = found.value(section)
+        if node is not None:
+            read(draft, node)
+    defaults = found.value("defaults")
+    if defaults is not None:
+        read_defaults(draft, found.key("defaults"), defaults)
+
+
+def _digest(sources: Sequence[tuple[str, str]]) -> str:
+    """Return the SHA-256 of the texts; names do not count, but where each text ends does."""
+    digest = hashlib.sha256()
+    for _, text in sources:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

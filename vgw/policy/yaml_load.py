@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading YAML without trusting it: text in, a tree of nodes or problems out.
+
+PyYAML's C parser delivers events; none of PyYAML's resolvers and constructors runs, so a scalar
+never becomes anything but its text (`on`, `22:22`, `0o17` and an unquoted MAC address stay as they
+are). Anchors, aliases, tags and further documents are refused; size, depth and number of values
+are limited.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import yaml
+
+from vgw.policy.report import Report
+from vgw.policy.yaml_nodes import Broken, ListNode, MapNode, Node, Scalar, Source, show
+
+if TYPE_CHECKING:
+    from yaml._yaml import Mark as CMark
+    from yaml.error import Mark
+
+#: Limits of one file. 50,000 rules are about 8 million characters and 700,000 values.
+MAX_CHARACTERS: Final = 32 * 1024 * 1024
+MAX_VALUES: Final = 2_000_000
+MAX_DEPTH: Final = 16
+
+_FORBIDDEN: Final = re.compile(
+    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+#: The parser's work grows with the square of the number of directives, so they never reach it.
+_DIRECTIVE: Final = re.compile("(?:\\A|(?<=[\n\r\x85\u2028\u2029]))%")
+_BYTE_ORDER_MARK: Final = 0xFEFF
+_SURROGATES: Final = range(0xD800, 0xE000)
+_EMPTY: Final = "the file is empty; a policy begins with `schema: vgw/v1`"
+
+
+class _Refusal(Exception):  # noqa: N818  (not an error of the program: it ends reading one file)
+    """The file cannot be read any further; line and column are 0 when there is no place."""
+
+    def __init__(self, line: int, column: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+        self.message = message
+
+
+def load(source: Source, text: str, report: Report) -> MapNode | None:
+    """Return the tree of one file, or None when it cannot be read as a mapping.
+
+    Mistakes that leave the rest readable (duplicate keys, anchors, aliases, tags) are reported
+    as well; a refused value is a Broken node.
+    """
+    try:
+        _check_characters(text)
+        root = _Builder(source, report).build(text)
+    except _Refusal as refusal:
+        report.add_at(source, refusal.line, refusal.column, refusal.message)
+        report.unread_files = True
+        return None
+    report.roots[source] = root
+    if isinstance(root, MapNode):
+        return root
+    if isinstance(root, Scalar) and root.is_null:
+        report.add(root, _EMPTY)
+    elif not isinstance(root, Broken):
+        report.add(root, "a policy file is a mapping that begins with `schema: vgw/v1`")
+    report.unread_files = True
+    return None
+
+
+def _check_characters(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        message = f"the file has {len(text)} characters; vgw reads at most {MAX_CHARACTERS}"
+        raise _Refusal(0, 0, message)
+    bad = _FORBIDDEN.search(text) or _DIRECTIVE.search(text)
+    if bad is None:
+        return
+    start = bad.start()
+    code = ord(bad.group())
+    if code == ord("%"):
+        message = "a line cannot begin with %; leave out YAML directives"
+    elif code == _BYTE_ORDER_MARK:
+        message = "a byte order mark is not allowed; save the file as UTF-8 without it"
+    elif code in _SURROGATES:
+        message = "the file is not valid UTF-8 here; save it as UTF-8"
+    else:
+        message = f"the character U+{code:04X} is not allowed in a policy file; remove it"
+    line = text.count("\n", 0, start) + 1
+    raise _Refusal(line, start - text.rfind("\n", 0, start), message)
+
+
+class _Builder:
+    """Builds the tree from the parser's events, without recursion."""
+
+    def __init__(self, source: Source, report: Report) -> None:
+        self._source = source
+        self._report = report
+        self._root: Node | None = None
+        self._values = 0
+        # One element per open collection: the node, the key that waits for its value, the lines
+        # of the keys seen.
+        self._open: list[ListNode | MapNode] = []
+        self._keys: list[Node | None] = []
+        self._lines: list[dict[str, int]] = []
+
+    def build(self, text: str) -> Node:
+        """Return the root of the only document."""
+        try:
+            for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+                if isinstance(event, yaml.NodeEvent):
+                    self._add(event)
+                elif isinstance(event, yaml.CollectionEndEvent):
+                    self._open.pop()
+                    self._keys.pop()
+                    self._lines.pop()
+                elif isinstance(event, yaml.DocumentStartEvent) and self._root is not None:
+                    message = "a file holds one document; put the next one into its own file"
+                    raise _Refusal(*_place(event.start_mark), message)
+        except yaml.MarkedYAMLError as error:
+            place = _place(error.problem_mark or error.context_mark)
+            reason = " ".join(str(part) for part in (error.problem, error.context) if part)
+            raise _Refusal(*place, f"not valid YAML: {reason}") from error
+        except yaml.YAMLError as error:
+            raise _Refusal(0, 0, f"not valid YAML: {' '.join(str(error).split())}") from error
+        if self._root is None:
+            raise _Refusal(1, 1, _EMPTY)
+        return self._root
+
+    def _add(self, event: yaml.NodeEvent) -> None:
+        line, column = _place(event.start_mark)
+        place = (self._source, line, column)
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise _Refusal(line, column, f"the file has more than {MAX_VALUES} values")
+        node: Node
+        if isinstance(event, yaml.ScalarEvent):
+            node = Scalar(*place, event.value, not event.style)
+        elif isinstance(event, yaml.MappingStartEvent):
+            node = MapNode(*place)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = ListNode(*place)
+        else:
+            node = Broken(*place)
+        mistake = _mistake(event)
+        if mistake is None:
+            self._attach(node)
+        else:
+            # A refused collection is filled all the same, apart from the tree.
+            broken = Broken(*place)
+            self._report.add(broken, mistake)
+            self._attach(broken)
+        if isinstance(node, ListNode | MapNode):
+            if len(self._open) == MAX_DEPTH:
+                raise _Refusal(line, column, f"values are nested more than {MAX_DEPTH} levels deep")
+            self._open.append(node)
+            self._keys.append(None)
+            self._lines.append({})
+
+    def _attach(self, node: Node) -> None:
+        if not self._open:
+            self._root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent, ListNode):
+            parent.items.append(node)
+            return
+        key = self._keys[-1]
+        if key is None:
+            self._check_key(node)
+            self._keys[-1] = node
+        else:
+            parent.entries.append((key, node))
+            self._keys[-1] = None
+
+    def _check_key(self, node: Node) -> None:
+        if isinstance(node, Scalar):
+            lines = self._lines[-1]
+            if node.text in lines:
+                first = f"it is already on line {lines[node.text]}"
+                self._report.add(node, f"duplicate key {show(node.text)}; {first}")
+            else:
+                lines[node.text] = node.line
+        elif not isinstance(node, Broken):
+            self._report.add(node, "a key must be a text, not a list or a mapping")
+
+
+def _place(mark: Mark | CMark | None) -> tuple[int, int]:
+    """Return line and column of a mark of the parser, counted from 1; 0 without one."""
+    return (mark.line + 1, mark.column + 1) if mark else (0, 0)
+
+
+def _mistake(event: yaml.NodeEvent) -> str | None:
+    """Return why a value is refused whatever it is."""
+    if isinstance(event, yaml.AliasEvent):
+        return f"the alias {show('*' + str(event.anchor))} is not allowed; write the value out"
+    if event.anchor is not None:
+        return f"the anchor {show('&' + event.anchor)} is not allowed; write the value out"
+    tag = event.tag if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) else None
+    if tag is not None:
+        return f"the tag {show(tag)} is not allowed; write the value without it"
+    return None
