@@ -104,6 +104,7 @@ enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 #define VGW_MAX_VLANS 16           /* tags an interface may use */
 #define VGW_REASON_SLOTS 64        /* room for reasons in the stats map */
 #define VGW_QUEUE_BATCH 4          /* flow keys in one element of expiry_queue */
+#define VGW_EXPIRY_MARGIN 16       /* batches that expiry leaves in expiry_queue */
 #define VGW_IMAGE_BLOCK_WORDS 8     /* words in one element of a compiled policy */
 #define VGW_CONFIG_SLOTS 2         /* configurations and policies: one in force, one spare */
 

@@ -162,7 +162,7 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_BUSY);
 		return;
 	}
-	fill_flow(flow, config, &work->packet, path, work->decision.rule, clock_now());
+	fill_flow(flow, config, &work->packet, path, work->decision.rule, work->now);
 	flow->claim = 0;
 	if (!old)
 		reason = flow_insert(meta, &work->key, &work->flow);

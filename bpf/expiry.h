@@ -19,11 +19,6 @@
 #include "clock.h"
 #include "maps.h"
 
-/*
- * Batches that stay in the queue untouched: a CPU may have reserved a position and
- * not yet filled it, and whoever took that position would lose its keys.
- */
-#define EXPIRY_MARGIN 16
 #define EXPIRY_INTERVAL 2 /* new flows for each batch looked at */
 
 /* A flow of another epoch, marked dead, or idle for longer than its timeout. */
@@ -112,7 +107,11 @@ static __always_inline bool expire_batch(const struct endpoint_config *config,
 	u64 position = meta->head, now = clock_now();
 	struct queue_batch *batch;
 
-	if (meta->tail - position <= EXPIRY_MARGIN || meta->tail < position)
+	/*
+	 * A CPU may have reserved a position and not yet filled it, and whoever took that
+	 * position would lose its keys: the newest ones stay.
+	 */
+	if (meta->tail - position <= VGW_EXPIRY_MARGIN || meta->tail < position)
 		return false;
 	if (__sync_val_compare_and_swap(&meta->head, position, position + 1) != position)
 		return false;

@@ -133,6 +133,7 @@ struct scratch {
 	struct decision decision;
 	struct flow_key key;
 	struct flow flow;
+	u64 now;     /* CLOCK_MONOTONIC_COARSE, read once the packet comes to conntrack */
 	u32 rejudge; /* 1: query is about a flow of an older policy, not a new one */
 	u32 expire;  /* 1: opening this flow pays for a batch of the expiry queue */
 	struct policy_query query;

@@ -91,12 +91,13 @@ static __always_inline struct flow *find_flow(const struct endpoint_config *conf
 	const struct packet *packet = &work->packet;
 	struct flow *flow;
 
+	work->now = clock_now();
 	flow_key_of(packet, path, &work->key);
 	forget_values();
 	if (packet->kind == KIND_ICMP_OTHER || misdirected_error(packet))
 		return NULL;
 	flow = conntrack.lookup(&work->key);
-	if (flow && !flow_is_live(config, packet, flow, clock_now()))
+	if (flow && !flow_is_live(config, packet, flow, work->now))
 		return NULL;
 	return flow;
 }
@@ -107,7 +108,7 @@ static __always_inline void follow_flow(struct scratch *work, u32 path, struct f
 		decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_RELATED);
 		return;
 	}
-	flow_track(&work->packet, path, flow, clock_now());
+	flow_track(&work->packet, path, flow, work->now);
 	decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_ESTABLISHED);
 }
 

@@ -21,6 +21,7 @@ MAX_ADDRESSES: Final = 32
 MAX_VLANS: Final = 16
 REASON_SLOTS: Final = 64
 QUEUE_BATCH: Final = 4
+EXPIRY_MARGIN: Final = 16
 CONFIG_SLOTS: Final = 2
 IMAGE_BLOCK_WORDS: Final = 8
 RULE_LOG: Final = 1 << 0
@@ -366,6 +367,14 @@ def mac_field(mac: bytes | None) -> ctypes.Array[c_uint8]:
 def unpack_mac(mac: ctypes.Array[c_uint8]) -> str:
     """Return a MAC address as aa:bb:cc:dd:ee:ff."""
     return ":".join(f"{byte:02x}" for byte in mac)
+
+
+def queue_batches(conntrack_max: int) -> int:
+    """Return the entries of `expiry_queue` that a limit of flows needs.
+
+    Every flow has its key in one batch; the rest is for positions that CPUs have reserved.
+    """
+    return conntrack_max // QUEUE_BATCH + 64
 
 
 def stats_index(path: Path, verdict: Verdict, reason: Reason) -> int:

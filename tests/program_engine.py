@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loaded programs as an engine: BPF_PROG_TEST_RUN on instances with maps of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.engines import CannotRunError, Outcome
+from vgw import abi, libbpf, loader
+from vgw.abi import FlowState, Path, Reason, Verdict
+from vgw.controller.clock import coarse_now_ns
+from vgw.maps import Counter, EndpointMaps, policy_blocks, write_policy
+from vgw.policy.compile import compile_policy
+from vgw.policy.flows import SECOND_NS
+from vgw.policy.guards import EndpointFacts
+from vgw.policy.model import EffectivePolicy, Hook
+from vgw.policy.packet_fields import ETHERTYPE_IPV4, ETHERTYPE_IPV6
+
+#: BPF_PROG_TEST_RUN takes no shorter frames, and of linear ones none longer than about a page.
+SHORTEST_FRAME, LONGEST_FRAME = 14, 3000
+#: EtherType -> the shortest frame that the kernel makes a socket buffer of for a tc program.
+SHORTEST_SKB = {ETHERTYPE_IPV4: 14 + 20, ETHERTYPE_IPV6: 14 + 40}
+RULE_CAPACITY = 512
+#: ConntrackMeta.dhcp_asked_ns of a VM that never asked.
+NO_TIME = 0
+#: The generation of an endpoint that has no policy.
+NO_POLICY = 0
+XDP_CODES = {True: 2, False: 1}
+TC_CODES = {True: 0xFFFFFFFF, False: 2}
+#: struct __sk_buff up to and with gso_size: gso_segs is at byte 164, gso_size at 176.
+SKB_SIZE, SKB_GSO_SEGMENTS, SKB_GSO_SIZE = 192, 164, 176
+
+
+class ProgramEngine:
+    """The programs of one endpoint, from_vm on a hook and to_vm on tc, on private maps.
+
+    Each verdict is read back from the counters, as users see them: exactly one counter of `stats`
+    must move by one packet, the program's return code must fit it, and the packet stay as it was.
+    """
+
+    def __init__(
+        self,
+        artefact: loader.Artefact,
+        hook: Hook,
+        facts: EndpointFacts,
+        policy: EffectivePolicy | None,
+        conntrack_max: int = 1024,
+    ) -> None:
+        self._artefact = artefact
+        self._hook = hook
+        self._facts = facts
+        self._policy = policy
+        self._generation = NO_POLICY
+        self._epoch = 0
+        self._rule_ids: dict[str, int] = {}
+        self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
+        self._instance = loader.instantiate(
+            artefact,
+            [self._from_vm, "tc_to_vm"],
+            max_entries={
+                "conntrack": conntrack_max,
+                "expiry_queue": abi.queue_batches(conntrack_max),
+            },
+        )
+        fds = self._instance.maps
+        self.maps = EndpointMaps({name: os.dup(fd) for name, fd in fds.items()})
+        counters = loader.new_inner(artefact, "rule_counters", RULE_CAPACITY)
+        self.maps.set_rule_counters(counters)
+        os.close(counters)
+        self.set_policy(policy)
+        self._stats = self.maps.stats()
+        self._hits = self._rule_hits()
+
+    def judge(
+        self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
+    ) -> Outcome:
+        name = self._from_vm if path is Path.FROM_VM else "tc_to_vm"
+        is_xdp = name == "xdp_from_vm"
+        ethertype = int.from_bytes(frame[12:14], "big")
+        shortest = SHORTEST_FRAME if is_xdp else SHORTEST_SKB.get(ethertype, SHORTEST_FRAME)
+        if not shortest <= len(frame) <= LONGEST_FRAME:
+            raise CannotRunError("a test run takes no frame of this length")
+        if vlan_tag is not None or (gso and is_xdp):
+            raise CannotRunError("a test run has no such metadata")
+        context = _gso_context() if gso else b""
+        run = libbpf.prog_test_run(self._instance.programs[name], frame, ctx_in=context)
+        assert run.data_out == frame, "the program changed the packet"
+        verdict, reason = self._moved_counter(path)
+        passes = verdict in {Verdict.ACCEPT, Verdict.WOULD_DROP}
+        expected = XDP_CODES[passes] if is_xdp else TC_CODES[passes]
+        assert run.retval == expected, f"{verdict.name} but return code {run.retval}"
+        return Outcome(verdict, reason, self._moved_rule())
+
+    def advance(self, seconds: float) -> None:
+        """Make the flows and the DHCP request older instead of waiting."""
+        nanoseconds = int(seconds * SECOND_NS)
+        for key, flow in list(self.maps.flows()):
+            # The clock counts from the start of the machine and may be younger than the flow gets.
+            # Below zero numbers wrap, which is right as long as the flow's end is not there too.
+            oldest = -self._facts.timeouts_ns[FlowState(flow.state)]
+            last_seen = max(_signed(flow.last_seen_ns) - nanoseconds, oldest)
+            flow.last_seen_ns = last_seen % (1 << 64)
+            libbpf.map_update(self.fd("conntrack"), bytes(key), bytes(flow))
+        meta = self.maps.meta()
+        if meta.dhcp_asked_ns != NO_TIME:
+            meta.dhcp_asked_ns = (meta.dhcp_asked_ns - nanoseconds) % (1 << 64)
+            self._put("conntrack_meta", bytes(meta))
+
+    def set_policy(self, policy: EffectivePolicy | None) -> None:
+        self._policy = policy
+        self._generation += 1
+        self._put_in_force()
+
+    def set_facts(self, facts: EndpointFacts) -> None:
+        self._facts = facts
+        self._put_in_force()
+
+    def reset(self) -> None:
+        key_size, flow_size = ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)
+        for key, _ in list(libbpf.map_entries(self.fd("conntrack"), key_size, flow_size)):
+            libbpf.map_delete(self.fd("conntrack"), key)
+        size = ctypes.sizeof(abi.QueueBatch)
+        for position, _ in list(libbpf.map_entries(self.fd("expiry_queue"), 8, size)):
+            libbpf.map_delete(self.fd("expiry_queue"), position)
+        self._put("conntrack_meta", bytes(abi.ConntrackMeta()))
+        self._put("expiry_buffer", bytes(abi.QueueBuffer()) * libbpf.possible_cpus())
+
+    def flush(self) -> None:
+        """Begin a new epoch of flows, as `vgw conntrack flush` does."""
+        self._epoch += 1
+        self._put_in_force()
+
+    def is_live(self, flow: abi.Flow) -> bool:
+        """Whether a flow of the table is of this epoch and within its timeout."""
+        idle = coarse_now_ns() - _signed(flow.last_seen_ns)
+        timeout = self._facts.timeouts_ns[FlowState(flow.state)]
+        return bool(flow.epoch == self._epoch and idle <= timeout)
+
+    @contextmanager
+    def reaper(self) -> Iterator[Callable[[], int]]:
+        """Yield a function that runs conntrack_reap once; it returns 1 while there is work."""
+        with loader.instantiate(
+            self._artefact, ["conntrack_reap"], reuse=self._instance.maps
+        ) as instance:
+            program = instance.programs["conntrack_reap"]
+            yield lambda: libbpf.prog_test_run(program, bytes(64)).retval
+
+    def close(self) -> None:
+        self.maps.close()
+        self._instance.close()
+
+    def _put_in_force(self) -> None:
+        policy = self._policy or EffectivePolicy("none")
+        for rule in (*policy.ingress, *policy.egress):
+            self._rule_ids.setdefault(rule.key, len(self._rule_ids))
+        assert len(self._rule_ids) <= RULE_CAPACITY
+        image = compile_policy(policy, self._rule_ids)
+        table = loader.new_inner(self._artefact, "policies", policy_blocks(image))
+        write_policy(table, image)
+        generation = NO_POLICY if self._policy is None else self._generation
+        config = _config(self._facts, generation)
+        config.flow_epoch = self._epoch
+        self.maps.switch(self.maps.stage(config, table))
+        os.close(table)
+
+    def _moved_counter(self, path: Path) -> tuple[Verdict, Reason]:
+        before, self._stats = self._stats, self.maps.stats()
+        none = Counter(0, 0)
+        moved = {
+            labels: counter.packets - before.get(labels, none).packets
+            for labels, counter in self._stats.items()
+            if counter != before.get(labels, none)
+        }
+        assert list(moved.values()) == [1], f"counters moved: {moved}"
+        ((counted_path, verdict, reason),) = moved
+        assert counted_path is path
+        return verdict, reason
+
+    def _moved_rule(self) -> str | None:
+        before, self._hits = self._hits, self._rule_hits()
+        moved = [rule for rule, hits in self._hits.items() if hits != before.get(rule, 0)]
+        assert len(moved) <= 1, f"rule counters moved: {moved}"
+        return next(iter(moved), None)
+
+    def _rule_hits(self) -> dict[str, int]:
+        counters = self.maps.rule_counters(self._rule_ids.values())
+        return {key: counters[number].packets for key, number in self._rule_ids.items()}
+
+    def fd(self, name: str) -> int:
+        return self._instance.maps[name]
+
+    def _put(self, name: str, value: bytes) -> None:
+        libbpf.map_update(self.fd(name), bytes(4), value)
+
+
+def _signed(value: int) -> int:
+    """Return a u64 as the number it was before it wrapped below zero."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _config(facts: EndpointFacts, generation: int) -> abi.EndpointConfig:
+    """Return the configuration that says the same as `facts`."""
+    config = abi.EndpointConfig(
+        endpoint=1,
+        generation=generation,
+        log_per_second=1000,
+        address_count=len(facts.owned),
+        vlan_count=len(facts.vlans),
+        mode=facts.mode,
+        guards=facts.guards,
+    )
+    for index, vlan in enumerate(facts.vlans):
+        config.vlans[index] = vlan
+    config.mac = abi.mac_field(facts.mac)
+    for state, timeout in facts.timeouts_ns.items():
+        config.timeout_ns[state] = timeout
+    for entry, (network, mac) in zip(config.addresses, facts.owned, strict=False):
+        entry.network = abi.pack_address(network.network_address)
+        entry.mask = abi.pack_mask(network)
+        entry.mac = abi.mac_field(mac)
+    return config
+
+
+def _gso_context() -> bytes:
+    """Return a __sk_buff that says its packet is a super-packet of the kernel."""
+    context = bytearray(SKB_SIZE)
+    struct.pack_into("=I", context, SKB_GSO_SEGMENTS, 1)
+    struct.pack_into("=I", context, SKB_GSO_SIZE, 1448)
+    return bytes(context)
