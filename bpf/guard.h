@@ -44,16 +44,15 @@ static __always_inline u64 outside(const struct owned_address *owned,
 }
 
 /*
- * Fills work->owns for a MAC and two addresses. An owned address with a MAC goes with
+ * Fills work->owns for a MAC and the packet's claims. An owned address with a MAC goes with
  * that one, any other with the interface's own. One walk answers for all claims: the
  * verifier pays for each walk.
  */
 static __always_inline void find_ownership(const struct endpoint_config *config,
-					   struct scratch *work, const u8 *claimed,
-					   const struct vgw_address *source,
-					   const struct vgw_address *target)
+					   struct scratch *work, const u8 *claimed)
 {
 	u64 mac = padded_mac(claimed), own = *(const u64 *)config->mac, wrong_mac, pair, paired;
+	const struct vgw_address *source = &work->packet.source, *target = &work->packet.target;
 	const struct owned_address *owned;
 
 	work->owns.mac = mac == own;
@@ -253,10 +252,8 @@ static __always_inline bool guard_from_vm(const struct endpoint_config *config,
 					  struct scratch *work)
 {
 	const struct packet *packet = &work->packet;
-	const struct vgw_address *target = packet->kind == KIND_ARP ? &packet->destination :
-								      &packet->nd_target;
 
-	find_ownership(config, work, packet->source_mac, &packet->source, target);
+	find_ownership(config, work, packet->source_mac);
 	if (guard_on(config, VGW_GUARD_MAC) && !work->owns.mac)
 		return refuse(work, VGW_REASON_SPOOF_MAC);
 	switch (packet->kind) {
@@ -288,8 +285,7 @@ static __always_inline bool is_for_vm(const struct endpoint_config *config, stru
 
 	if (!guard_on(config, VGW_GUARD_MAC) || packet->destination_mac[0] & 1)
 		return true;
-	find_ownership(config, work, packet->destination_mac, &packet->source,
-		       &packet->destination);
+	find_ownership(config, work, packet->destination_mac);
 	return work->owns.mac;
 }
 

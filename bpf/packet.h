@@ -49,8 +49,8 @@ struct quoted_packet {
 
 struct packet {
 	struct vgw_address source;      /* ARP: sender's protocol address */
-	struct vgw_address destination; /* ARP: target's protocol address */
-	struct vgw_address nd_target;   /* of a neighbour solicitation or advertisement */
+	struct vgw_address destination;
+	struct vgw_address target;      /* what ARP or neighbour discovery asks for or announces */
 	struct quoted_packet quoted;    /* of an ICMP error */
 	u32 tcp_sequence;               /* host order */
 	u32 tcp_acknowledged;           /* host order */

@@ -225,8 +225,8 @@ static __always_inline enum vgw_reason parse_nd_fixed(struct cursor *cursor,
 	nd = peek(cursor, sizeof(*nd));
 	if (!nd)
 		return shortage(cursor, sizeof(*nd));
-	copy_ipv6(&packet->nd_target, &nd->target);
-	return is_mapped_ipv4(&packet->nd_target) ? VGW_REASON_ND_INVALID : VGW_REASON_NONE;
+	copy_ipv6(&packet->target, &nd->target);
+	return is_mapped_ipv4(&packet->target) ? VGW_REASON_ND_INVALID : VGW_REASON_NONE;
 }
 
 static __always_inline enum vgw_reason parse_nd(struct cursor *cursor, struct packet *packet)

@@ -63,6 +63,7 @@ static __always_inline enum vgw_reason parse_arp(struct cursor *cursor, struct p
 	copy_mac(packet->arp_target_mac, arp->target_mac);
 	map_ipv4(&packet->source, load_be32(arp->sender_ip));
 	map_ipv4(&packet->destination, load_be32(arp->target_ip));
+	packet->target = packet->destination;
 	if (arp->hardware != htons(ARP_HARDWARE_ETHERNET) || arp->protocol != htons(ETH_P_IP) ||
 	    arp->hardware_length != 6 || arp->protocol_length != 4)
 		return VGW_REASON_ARP_INVALID;

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy as data: what a `vgw/v1` file says (PolicyDocument) and what it means for one VM
-(EffectivePolicy).
+"""The policy as data: what a `vgw/v1` file says, and what it means for one VM.
 
 Everything here is immutable and already checked; parse.py makes documents, resolve.py makes
 effective policies, compile.py and evaluate.py read those.
