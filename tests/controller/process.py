@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A controller in a process of its own, for tests that look at it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vgw.controller.api import Client
+from vgw.controller.events import read_log
+from vgw.controller.paths import Paths
+
+#: Seconds that anything may take on a busy machine.
+PATIENCE = 20.0
+RUN = """
+import json, sys
+from pathlib import Path
+from vgw.controller.daemon import run
+from vgw.controller.paths import Paths
+run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
+    ("127.0.0.1", int(sys.argv[2])), rule_metrics=True)
+"""
+
+
+class Controller:
+    """A controller in a process of its own; knows how to look at it from outside."""
+
+    def __init__(self, paths: Paths, port: int) -> None:
+        self._paths = paths
+        self._port = port
+        self.client = Client(paths.socket, timeout=PATIENCE)
+        self.output = paths.run_dir.with_name("controller.err")
+        places = json.dumps({name: str(path) for name, path in asdict(paths).items()})
+        address = str(paths.run_dir.with_name("notify"))
+        Path(address).unlink(missing_ok=True)
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+            self.output.open("w") as output,
+        ):
+            ready.bind(address)
+            ready.settimeout(PATIENCE)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN, places, str(port)],
+                env={**os.environ, "NOTIFY_SOCKET": address},
+                stderr=output,
+            )
+            try:
+                assert ready.recv(64) == b"READY=1"
+            except BaseException:
+                self.end(signal.SIGKILL)
+                pytest.fail(f"the controller did not start: {self.output.read_text()}")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal that ends it and return its exit status."""
+        self.process.send_signal(how)
+        return self.process.wait(PATIENCE)
+
+    def records(self, event: str) -> list[dict[str, Any]]:
+        """Return the records of one kind in the log."""
+        return [found for found in read_log(self._paths.log_file) if found["event"] == event]
+
+    def scrape(self) -> str:
+        """Return what the exporter says."""
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self._port}/metrics", timeout=PATIENCE
+        ) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def metric(self, start: str) -> float:
+        """Return the sum of the samples that begin like this."""
+        lines = (line for line in self.scrape().splitlines() if line.startswith(start))
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def attached(self) -> dict[str, int]:
+        """Return VM -> generation of those that are protected."""
+        return {
+            row["vm"]: row["generation"]
+            for row in self.client.status()["vms"]
+            if all(interface["attached"] for interface in row["interfaces"])
+        }
+
+    def programs(self) -> list[int]:
+        """Return the ids of all attached programs."""
+        return [
+            interface[path]["prog_id"]
+            for row in self.client.status()["vms"]
+            for interface in row["interfaces"]
+            for path in ("from_vm", "to_vm")
+        ]
+
+    def memory_mb(self) -> float:
+        """Return the resident memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) / 1024

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoints that were damaged, lost or left behind: adopted, shown as broken, repaired, removed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.controller.conftest import run
+from tests.controller.observe import program_ids, received, row, send_to_vm, traces
+from tests.controller.policies import document, interface, to_vm
+from vgw import libbpf
+from vgw.controller.paths import Paths
+from vgw.controller.reconcile import Host
+from vgw.errors import VgwError
+
+pytestmark = pytest.mark.bpf
+
+HTTP = "[{name: http, action: accept, services: [tcp/80]}]"
+Tap = Callable[[str], int]
+Veth = Callable[[str], str]
+
+
+class _InjectedError(VgwError):
+    """A failure that a test asked for."""
+
+
+def test_another_process_adopts_what_is_pinned(paths: Paths, tap: Tap) -> None:
+    tap("tap0")
+    Host(paths).attach(document(HTTP), "web01")
+    before = program_ids(Host(paths))
+
+    assert not Host(paths).attach(document(HTTP), "web01").changed
+    assert program_ids(Host(paths)) == before
+
+
+def break_map(directory: Path) -> str:
+    (directory / "stats").unlink()
+    return "stats"
+
+
+def replace_map(directory: Path) -> str:
+    fd = libbpf.map_create(libbpf.MapType.ARRAY, "active", 4, 8, 1)
+    (directory / "active").unlink()
+    libbpf.pin(fd, directory / "active")
+    os.close(fd)
+    return "do not use the map pinned as active"
+
+
+def resize_map(directory: Path) -> str:
+    fd = libbpf.map_create(libbpf.MapType.HASH, "conntrack", 4, 8, 1)
+    (directory / "conntrack").unlink()
+    libbpf.pin(fd, directory / "conntrack")
+    os.close(fd)
+    return "conntrack has keys of 4"
+
+
+def break_program(directory: Path) -> str:
+    (directory / "prog_to_vm").unlink()
+    return "prog_to_vm"
+
+
+@pytest.mark.parametrize("damage", [break_map, replace_map, resize_map, break_program])
+@pytest.mark.parametrize("kind", ["tap", "veth"])
+def test_a_broken_endpoint_is_shown_and_repaired_without_a_gap(
+    host: Host,
+    paths: Paths,
+    request: pytest.FixtureRequest,
+    damage: Callable[[Path], str],
+    kind: str,
+) -> None:
+    request.getfixturevalue(kind)("tap0")
+    host.attach(document(HTTP), "web01")
+    ifindex = socket.if_nametoindex("tap0")
+    said = damage(paths.endpoint_dir("web01", "tap0"))
+
+    there = row(host)
+    assert not there["attached"]
+    assert said in there["reason"]
+    result = host.attach(document(HTTP), "web01")
+
+    assert result.changed
+    assert row(host)["attached"]
+    assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)) == 1
+    assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS)) == (kind == "veth")
+    host.detach("web01")
+    assert traces(paths) == []
+
+
+def test_repairing_keeps_a_program_on_the_interface_all_the_time(
+    host: Host, paths: Paths, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    break_map(paths.endpoint_dir("web01", "tap0"))
+    ifindex = socket.if_nametoindex("tap0")
+    seen: list[bool] = []
+
+    def watching(function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            try:
+                return function(*arguments, **options)
+            finally:
+                egress = libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)
+                seen.append(bool(egress) and libbpf.xdp_program(ifindex) is not None)
+
+        return watched
+
+    for name in ("link_create", "link_update", "link_detach", "pin"):
+        monkeypatch.setattr(libbpf, name, watching(getattr(libbpf, name)))
+    host.attach(document(HTTP), "web01")
+
+    assert len(seen) > 12
+    assert all(seen)
+
+
+def test_a_failed_repair_leaves_the_old_programs_running(
+    host: Host, paths: Paths, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    break_map(paths.endpoint_dir("web01", "tap0"))
+    ifindex = socket.if_nametoindex("tap0")
+    before = libbpf.xdp_program(ifindex), libbpf.tcx_programs(ifindex, 47)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise _InjectedError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(libbpf, "link_update", fail)
+        with pytest.raises(VgwError, match="injected"):
+            host.attach(document(HTTP), "web01")
+
+    assert (libbpf.xdp_program(ifindex), libbpf.tcx_programs(ifindex, 47)) == before
+    host.attach(document(HTTP), "web01")
+    assert row(host)["attached"]
+
+
+def test_a_link_that_somebody_detached_is_shown_and_repaired(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    pin = host.paths.endpoint_dir("web01", "tap0") / "link_to_vm"
+    fd = libbpf.get_pinned(pin)
+    libbpf.link_detach(fd)
+    os.close(fd)
+
+    there = row(host)
+    assert not there["attached"]
+    assert there["to_vm"] is None
+    assert "to_vm program is not on the interface" in there["reason"]
+    host.apply(document(HTTP))
+
+    assert row(host)["attached"]
+
+
+def test_an_interface_made_anew_gets_programs_and_no_old_flows(host: Host, veth: Veth) -> None:
+    veth("tap0")
+    host.attach(document(HTTP), "web01")
+    send_to_vm("tap0", to_vm())
+    assert row(host)["conntrack"]["entries"] == 1
+    run("ip", "link", "del", "tap0")
+    assert row(host)["reason"] == "interface tap0 does not exist"
+    veth("tap0")
+    assert not row(host)["attached"]
+
+    host.attach(document(HTTP), "web01")
+
+    assert row(host)["attached"]
+    assert row(host)["conntrack"]["entries"] == 0
+
+
+@pytest.mark.parametrize("kind", ["tap", "veth"])
+def test_a_renamed_interface_stays_protected(
+    host: Host, paths: Paths, request: pytest.FixtureRequest, kind: str
+) -> None:
+    request.getfixturevalue(kind)("tap0")
+    host.attach(document(HTTP), "web01")
+    ifindex = socket.if_nametoindex("tap0")
+    egress = libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)
+    run("ip", "link", "set", "tap0", "down")
+    run("ip", "link", "set", "tap0", "name", "tap7")
+
+    assert host.sweep() == []
+    assert libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS) == egress
+    assert f"renamed or moved (its index is {ifindex})" in row(host)["reason"]
+    with pytest.raises(VgwError, match="tap0 of VM web01 was renamed or moved and keeps"):
+        host.apply(document(HTTP))
+    assert libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS) == egress
+    host.apply(document(HTTP, vms={"web01": interface("tap7")}))
+
+    (there,) = host.status("web01")["vms"][0]["interfaces"]
+    assert (there["name"], there["attached"], there["reason"]) == ("tap7", True, None)
+    assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)) == 1
+    host.detach("web01")
+    assert traces(paths) == []
+
+
+def test_a_conntrack_limit_takes_effect_with_the_next_endpoint(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    smaller = document(HTTP, vms={"web01": interface("tap0", ", conntrack_max: 4096")})
+
+    host.apply(smaller)
+    there = row(host)
+    assert there["conntrack"]["max"] == 65536
+    assert there["pending"].startswith("conntrack_max 4096 takes effect when")
+    host.detach("web01")
+    host.attach(smaller, "web01")
+
+    there = row(host)
+    assert (there["conntrack"]["max"], there["pending"]) == (4096, None)
+
+
+def test_detach_when_the_interface_is_gone(host: Host, paths: Paths, veth: Veth) -> None:
+    veth("tap0")
+    host.attach(document(HTTP), "web01")
+    run("ip", "link", "del", "tap0")
+
+    host.detach("web01")
+
+    assert traces(paths) == []
+    with pytest.raises(VgwError, match="VM web01 is not attached"):
+        host.detach("web01")
+
+
+def test_a_lost_manifest_does_not_open_anything(host: Host, paths: Paths, tap: Tap) -> None:
+    vm = tap("tap0")
+    host.attach(document(HTTP), "web01")
+    file = paths.manifest("web01")
+    file.write_text(file.read_text().replace("http", "hxxp"))
+
+    there = row(host)
+    assert there["attached"]
+    assert "lost or damaged" in there["reason"]
+    with pytest.raises(VgwError, match="lost or damaged; web01 stays protected"):
+        host.rules("web01")
+    result = host.apply(document(HTTP))
+
+    assert result.vms[0].generation == 2
+    assert [rule["id"] for rule in host.rules("web01")["rules"]] == [64]  # behind all ids in use
+    send_to_vm("tap0", to_vm())
+    assert received(vm, to_vm())
+    assert host.rules("web01")["rules"][0]["packets"] == 1

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor: a row for each thing, and for what is wrong a way to put it right."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+
+import pytest
+
+from vgw.controller import fitness
+from vgw.controller.doctor import examine
+from vgw.controller.paths import Paths
+from vgw.errors import VgwError
+
+
+@pytest.mark.bpf
+def test_a_fit_host_has_nothing_to_fix(paths: Paths) -> None:
+    rows = examine(paths)
+
+    assert {row["check"] for row in rows} >= {"kernel", "bpf", "bpffs", "bcc", "headers", "cache"}
+    assert [row for row in rows if not row["ok"] or row["fix"] is not None] == []
+    details = {row["check"]: row["detail"] for row in rows}
+    assert details["kernel"] == platform.release()
+    assert "XDP programs are attached by" in details["xdp link"] or "netlink" in details["xdp link"]
+
+
+@pytest.mark.bpf
+def test_what_is_wrong_comes_with_what_to_do(paths: Paths, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    wrong = dataclasses.replace(
+        paths, bpffs=tmp_path / "plain" / "vgw", cache_dir=tmp_path / "file" / "cache"
+    )
+
+    rows = {row["check"]: row for row in examine(wrong)}
+
+    assert not rows["bpffs"]["ok"]
+    assert rows["bpffs"]["fix"] == f"run `mount -t bpf bpf {tmp_path}/plain`"
+    assert not rows["cache"]["ok"]
+    assert "VGW_CACHE_DIR" in rows["cache"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("release", "ok"),
+    [
+        ("5.10.0-30-amd64", False),
+        ("6.1.0-26-amd64", False),
+        ("6.1.113", True),
+        ("6.6.54", False),
+        ("6.12.1-generic", True),
+        ("odd", False),
+    ],
+)
+@pytest.mark.bpf
+def test_kernels(paths: Paths, monkeypatch: pytest.MonkeyPatch, release: str, ok: bool) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+
+    (row,) = (row for row in examine(paths) if row["check"] == "kernel")
+
+    assert row["ok"] is ok
+    assert (row["fix"] is None) is ok
+
+
+def test_without_rights_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitness, "missing_capabilities", lambda: ["CAP_BPF"])
+
+    with pytest.raises(VgwError, match=r"no permission .*run vgw as root \(CAP_BPF is missing\)"):
+        fitness.require_capabilities()
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/proc", "proc"), ("/sys", "sysfs")])
+def test_types_of_file_systems(path: str, kind: str) -> None:
+    assert fitness.filesystem_type(Path(path)) == kind
+
+
+def test_the_default_bpffs_is_asked_for_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitness, "filesystem_type", lambda _: "sysfs")
+
+    with pytest.raises(VgwError, match=r"`mount -t bpf bpf /sys/fs/bpf`$"):
+        fitness.require_bpffs(Path("/sys/fs/bpf/vgw"))

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between perf buffer and log: what is lost is counted, and numbers get their names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vgw import abi
+from vgw.abi import Action
+from vgw.controller.event_names import EventNames
+from vgw.controller.event_reader import EventLosses, EventReader, Meter
+from vgw.controller.events import LogWriter, RuleName
+from vgw.controller.manifest import EndpointEntry, Manifest, save_manifest
+from vgw.controller.paths import Paths
+from vgw.policy.model import Direction, EffectiveRule, Interface, Tier
+
+
+def meter(endpoint: int, suppressed: int = 0, lost: int = 0) -> Meter:
+    return Meter(
+        f"vm{endpoint}", "tap0", endpoint, abi.EventMeter(suppressed=suppressed, lost=lost)
+    )
+
+
+def reported(losses: EventLosses) -> list[dict[str, Any]]:
+    records = losses.records()
+    for made in records:
+        del made["ts"]
+    return records
+
+
+def test_losses_begin_with_what_the_maps_say_and_report_what_moves() -> None:
+    meters = [meter(1, suppressed=10, lost=5)]
+    losses = EventLosses(lambda: meters)
+    assert losses.totals() == {"suppressed": 10, "buffer": 5, "reader": 0, "malformed": 0}
+    assert reported(losses) == []
+
+    meters[:] = [meter(1, suppressed=12, lost=5), meter(2, lost=4)]
+    assert losses.totals()["suppressed"] == 12
+    meters[:] = [meter(1, suppressed=13, lost=5), meter(2, lost=4)]
+    losses.add("reader", 8)
+
+    assert reported(losses) == [
+        {"event": "lost", "vm": "vm1", "interface": "tap0", "cause": "suppressed", "count": 3},
+        {"event": "lost", "vm": "vm2", "interface": "tap0", "cause": "buffer", "count": 4},
+        {"event": "lost", "cause": "reader", "count": 8},
+    ]
+    assert reported(losses) == []
+    assert losses.totals() == {"suppressed": 13, "buffer": 9, "reader": 8, "malformed": 0}
+
+
+def test_losses_never_go_backwards_when_an_endpoint_goes() -> None:
+    meters = [meter(1, suppressed=10), meter(2, suppressed=1)]
+    losses = EventLosses(lambda: meters)
+    totals = []
+    for there in ([*meters], [meter(2, suppressed=1)], [], [meter(3, suppressed=2)]):
+        meters[:] = there
+        totals.append(losses.totals()["suppressed"])
+
+    assert totals == [11, 11, 11, 13]
+
+
+def test_what_is_no_event_of_this_abi_is_counted(tmp_path: Path) -> None:
+    losses = EventLosses(list)
+    log = LogWriter(tmp_path / "events.jsonl")
+    names = EventNames(Paths.from_environment({}, state_dir=tmp_path))
+    reader = EventReader(tmp_path / "events", names, log, losses)
+    good = bytes(abi.Event(abi=abi.ABI_VERSION))
+    other = bytes(abi.Event(abi=abi.ABI_VERSION + 1))
+    for data in (good, good + bytes(4), good[:-1], good + bytes(8), b"", other):
+        reader._take(0, data)
+    log.close()
+
+    assert losses.totals()["malformed"] == 4
+
+
+RULE = EffectiveRule(Direction.INGRESS, Tier.VM, "web-tier", "site", Action.ACCEPT)
+
+
+def manifest(vm: str, endpoint: int, *names: str) -> Manifest:
+    """Return a manifest of a VM with one endpoint and rules of these names."""
+    made = Manifest(vm, endpoints={"tap0": EndpointEntry(endpoint, Interface("tap0"))})
+    return made.with_rules(dataclasses.replace(RULE, name=name) for name in names)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> tuple[EventNames, Callable[[Manifest], None]]:
+    paths = Paths.from_environment({}, state_dir=tmp_path)
+    return EventNames(paths), lambda made: save_manifest(paths.manifest(made.vm), made)
+
+
+def test_names_are_known_as_soon_as_they_are_written(
+    names: tuple[EventNames, Callable[[Manifest], None]],
+) -> None:
+    known, save = names
+    assert known.endpoint(1) is None
+    for number in range(1, 30):
+        save(manifest(f"vm{number}", number, "site"))
+        assert known.endpoint(number) == (f"vm{number}", "tap0")
+        assert known.rule(number, 0) == RuleName("web-tier", "vm", "site")
+        save(manifest(f"vm{number}", number, "site", "more"))
+        assert known.rule(number, 1) == RuleName("web-tier", "vm", "more")
+    assert known.rule(1, 2) is None
+    assert known.rule(99, 0) is None
+
+
+def test_names_of_a_vm_outlive_it_until_something_new_is_asked(
+    names: tuple[EventNames, Callable[[Manifest], None]], tmp_path: Path
+) -> None:
+    known, save = names
+    save(manifest("web01", 1, "site"))
+    save(manifest("db01", 2))
+    assert known.endpoint(1) == ("web01", "tap0")
+    (tmp_path / "vms" / "web01.json").unlink()
+
+    assert known.endpoint(1) == ("web01", "tap0")
+    assert known.endpoint(3) is None
+    assert known.endpoint(1) is None
+    assert known.endpoint(2) == ("db01", "tap0")
+
+
+def test_endpoint_that_is_made_anew_has_another_number(
+    names: tuple[EventNames, Callable[[Manifest], None]],
+) -> None:
+    known, save = names
+    save(manifest("web01", 1))
+    assert known.endpoint(1) == ("web01", "tap0")
+    save(manifest("web01", 2))
+
+    assert known.endpoint(2) == ("web01", "tap0")
+    assert known.endpoint(1) is None

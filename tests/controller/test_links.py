@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interfaces as the kernel knows them, and programs put on them, read back and taken off."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.controller.conftest import run
+from vgw import libbpf
+from vgw.abi import Path as PacketPath
+from vgw.controller import interfaces, links
+from vgw.controller import links_netlink as netlink
+from vgw.controller.paths import Paths
+from vgw.errors import ForeignProgramError, VgwError
+from vgw.policy.model import Hook
+
+pytestmark = pytest.mark.bpf
+
+FROM_VM, TO_VM = PacketPath.FROM_VM, PacketPath.TO_VM
+
+
+def returning(prog_type: libbpf.ProgType, code: int) -> int:
+    """Load `mov r0, code; exit`."""
+    program = struct.pack("=BBhi", 0xB7, 0, 0, code) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    return libbpf.prog_load(prog_type, "constant", program)
+
+
+class Endpoint:
+    """A directory of pins with programs that let everything pass."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        self.directory = directory
+        self.fds: dict[tuple[PacketPath, Hook], int] = {}
+
+    def program(self, path: PacketPath, hook: Hook) -> int:
+        kind, code = (
+            (libbpf.ProgType.XDP, 2) if hook is Hook.XDP else (libbpf.ProgType.SCHED_CLS, -1)
+        )
+        fd = returning(kind, code)
+        libbpf.pin(fd, links.program_pin(self.directory, path))
+        self.fds[path, hook] = fd
+        return fd
+
+    def attach(
+        self,
+        ifindex: int,
+        path: PacketPath,
+        hook: Hook,
+        *,
+        force: bool = False,
+        prefer_link: bool = True,
+    ) -> links.Attachment:
+        pin = links.link_pin(self.directory, path)
+        fd = self.fds.get((path, hook)) or self.program(path, hook)
+        return links.attach(fd, ifindex, path, hook, pin, force=force, prefer_link=prefer_link)
+
+    def read(self, ifindex: int, path: PacketPath) -> links.Attachment | None:
+        return links.read_attachment(ifindex, path, self.directory)
+
+    def detach(self, ifindex: int | None, path: PacketPath) -> None:
+        links.detach(ifindex, path, links.link_pin(self.directory, path))
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+
+
+@pytest.fixture
+def endpoint(paths: Paths) -> Iterator[Endpoint]:
+    made = Endpoint(paths.endpoint_dir("vm", "if"))
+    yield made
+    made.close()
+
+
+def index(name: str) -> int:
+    return socket.if_nametoindex(name)
+
+
+def shown(name: str) -> str:
+    return run("ip", "link", "show", name)
+
+
+# --- interfaces -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_missing_interface_says_what_to_do() -> None:
+    with pytest.raises(VgwError, match="nope0 does not exist in this network namespace; create"):
+        links.find_interface("nope0")
+
+
+@pytest.mark.usefixtures("netns")
+@pytest.mark.parametrize("name", ["a" * 16, "x\0y", ""])
+def test_a_name_no_interface_can_have_is_a_missing_interface(name: str) -> None:
+    with pytest.raises(VgwError, match="does not exist"):
+        links.find_interface(name)
+
+
+def test_kinds_of_interfaces(veth: Callable[[str], str], tap: Callable[[str], int]) -> None:
+    tap("tap0")
+    veth("veth0")
+    run("ip", "link", "add", "br0", "type", "bridge")
+
+    assert links.find_interface("tap0") == links.InterfaceFacts("tap0", index("tap0"), "tun")
+    assert links.find_interface("veth0").kind == "veth"
+    assert links.find_interface("br0").kind == "bridge"
+
+
+@pytest.mark.usefixtures("netns")
+def test_an_interface_without_ethernet_is_refused() -> None:
+    with pytest.raises(VgwError, match="lo carries no Ethernet"):
+        links.find_interface("lo")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "chosen"),
+    [
+        ("tun", Hook.AUTO, Hook.XDP),
+        ("veth", Hook.AUTO, Hook.TC),
+        ("bridge", Hook.AUTO, Hook.TC),
+        ("tun", Hook.TC, Hook.TC),
+        ("veth", Hook.XDP, Hook.XDP),
+    ],
+)
+def test_the_hook_follows_the_device_unless_asked_for(
+    kind: str, wanted: Hook, chosen: Hook
+) -> None:
+    assert links.choose_hook(kind, wanted) is chosen
+
+
+def test_interfaces_are_reported_as_they_come_change_and_go(veth: Callable[[str], str]) -> None:
+    veth("first")
+    seen: queue.Queue[tuple[str, str]] = queue.Queue()
+    stop = threading.Event()
+    watcher = threading.Thread(
+        target=links.watch_links, args=(lambda event, name, _: seen.put((event, name)), stop)
+    )
+    watcher.start()
+    try:
+        before = {seen.get(timeout=5) for _ in range(3)}
+        run("ip", "link", "add", "br0", "type", "bridge")
+        added = seen.get(timeout=5)
+        # Joining and leaving a bridge makes messages that are no new or gone interfaces.
+        run("ip", "link", "set", "first", "master", "br0")
+        run("ip", "link", "set", "first", "nomaster")
+        run("ip", "link", "set", "first", "name", "second")
+        renamed = [seen.get(timeout=5) for _ in range(2)]
+        run("ip", "link", "del", "br0")
+        removed = seen.get(timeout=5)
+    finally:
+        stop.set()
+        watcher.join()
+
+    assert before == {("new", "lo"), ("new", "first"), ("new", "first-p")}
+    assert added == ("new", "br0")
+    assert renamed == [("gone", "first"), ("new", "second")]
+    assert removed == ("gone", "br0")
+    assert seen.empty()
+
+
+class LossySocket(socket.socket):
+    """A netlink socket that loses what it receives, as the kernel does when the buffer is full."""
+
+    losing = False
+
+    def recv(self, *arguments: Any) -> bytes:
+        data = super().recv(*arguments)
+        if self.losing:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return data
+
+
+def test_after_a_loss_of_messages_all_interfaces_are_listed_again(
+    veth: Callable[[str], str],
+) -> None:
+    veth("first")
+    seen: list[tuple[str, str]] = []
+    with LossySocket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        sock.bind((0, 1))
+        watcher = interfaces.LinkWatcher(sock, lambda event, name, _: seen.append((event, name)))
+        watcher.start_listing()
+        while ("new", "lo") not in seen or ("new", "first") not in seen:
+            watcher.receive()
+        seen.clear()
+
+        run("ip", "link", "del", "first")
+        run("ip", "link", "add", "br0", "type", "bridge")
+        sock.losing = True
+        watcher.receive()
+        sock.losing = False
+        while len(seen) < 3:
+            watcher.receive()
+
+    assert sorted(seen) == [("gone", "first"), ("gone", "first-p"), ("new", "br0")]
+
+
+# --- attachments ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefer_link", [True, False])
+@pytest.mark.parametrize(
+    ("path", "hook"), [(FROM_VM, Hook.XDP), (FROM_VM, Hook.TC), (TO_VM, Hook.TC)]
+)
+def test_what_is_attached_is_read_back_and_gone_after_detach(
+    endpoint: Endpoint,
+    tap: Callable[[str], int],
+    path: PacketPath,
+    hook: Hook,
+    prefer_link: bool,
+) -> None:
+    tap("tap0")
+    ifindex = index("tap0")
+
+    attached = endpoint.attach(ifindex, path, hook, prefer_link=prefer_link)
+
+    mode = {(Hook.XDP, True): "native", (Hook.XDP, False): "native", (Hook.TC, True): "tcx"}
+    assert attached == links.Attachment(
+        hook=hook.value,  # type: ignore[arg-type]
+        mode=mode.get((hook, prefer_link), "clsact"),  # type: ignore[arg-type]
+        link=prefer_link,
+        prog_id=libbpf.prog_info(endpoint.fds[path, hook]).id,
+    )
+    assert endpoint.read(ifindex, path) == attached
+    endpoint.detach(ifindex, path)
+    assert endpoint.read(ifindex, path) is None
+    assert "prog/xdp" not in shown("tap0")
+    assert not libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS)
+    assert not libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)
+    assert "clsact" not in run("tc", "qdisc", "show", "dev", "tap0")
+    assert not links.link_pin(endpoint.directory, path).exists()
+
+
+def test_a_device_that_refuses_native_xdp_gets_generic(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    veth("veth0")
+    run("ip", "link", "set", "veth0-p", "mtu", "9000")
+
+    attached = endpoint.attach(index("veth0"), FROM_VM, Hook.XDP)
+
+    assert (attached.mode, attached.link) == ("generic", True)
+
+
+def test_an_attached_link_survives_what_other_tools_do(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    veth("veth0")
+    ifindex = index("veth0")
+    attached = [
+        endpoint.attach(ifindex, FROM_VM, Hook.XDP),
+        endpoint.attach(ifindex, TO_VM, Hook.TC),
+    ]
+
+    for attempt in ("ip link set veth0 xdp off", "tc qdisc del dev veth0 clsact"):
+        subprocess.run(attempt.split(), check=False, capture_output=True)
+
+    assert [endpoint.read(ifindex, path) for path in (FROM_VM, TO_VM)] == attached
+
+
+@pytest.mark.parametrize("prefer_link", [True, False])
+@pytest.mark.parametrize("held_by_link", [True, False])
+def test_a_foreign_xdp_program_is_replaced_only_by_force(
+    endpoint: Endpoint, veth: Callable[[str], str], held_by_link: bool, prefer_link: bool
+) -> None:
+    name = veth("veth0")
+    ifindex = index(name)
+    foreign = returning(libbpf.ProgType.XDP, 2)
+    foreign_id = libbpf.prog_info(foreign).id
+    link = None
+    if held_by_link:
+        link = libbpf.link_create(foreign, ifindex, libbpf.AttachType.XDP, libbpf.XDP_NATIVE)
+    else:
+        netlink.set_xdp(ifindex, foreign, libbpf.XDP_GENERIC)
+    before = libbpf.xdp_program(ifindex)
+
+    with pytest.raises(ForeignProgramError, match=f"veth0 .*id {foreign_id}.*--force"):
+        endpoint.attach(ifindex, FROM_VM, Hook.XDP, prefer_link=prefer_link)
+    assert libbpf.xdp_program(ifindex) == before
+    attached = endpoint.attach(ifindex, FROM_VM, Hook.XDP, force=True, prefer_link=prefer_link)
+
+    assert libbpf.xdp_program(ifindex) == (attached.prog_id, "native")
+    assert attached.prog_id != foreign_id
+    endpoint.detach(ifindex, FROM_VM)
+    assert libbpf.xdp_program(ifindex) is None
+    for fd in (foreign, link):
+        if fd is not None:
+            os.close(fd)
+
+
+def test_a_foreign_xdp_program_is_back_when_ours_cannot_take_its_place(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    ifindex = index(veth("veth0"))
+    foreign = returning(libbpf.ProgType.XDP, 2)
+    netlink.set_xdp(ifindex, foreign, libbpf.XDP_NATIVE)
+    before = libbpf.xdp_program(ifindex)
+    links.link_pin(endpoint.directory, FROM_VM).mkdir()  # no link can be pinned here
+
+    with pytest.raises(VgwError, match="File exists"):
+        endpoint.attach(ifindex, FROM_VM, Hook.XDP, force=True)
+
+    assert libbpf.xdp_program(ifindex) == before
+    os.close(foreign)
+
+
+def test_our_tcx_program_runs_before_foreign_ones_and_leaves_them_alone(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    ifindex = index(veth("veth0"))
+    foreign = [returning(libbpf.ProgType.SCHED_CLS, -1) for _ in range(2)]
+    early, late = (libbpf.prog_info(fd).id for fd in foreign)
+    fds = [libbpf.link_create(foreign[0], ifindex, libbpf.AttachType.TCX_INGRESS)]
+
+    attached = endpoint.attach(ifindex, FROM_VM, Hook.TC)
+
+    there = libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS)
+    assert there == [attached.prog_id, early]
+    assert attached.ahead == ()
+    fds.append(libbpf.link_create(foreign[1], ifindex, libbpf.AttachType.TCX_INGRESS))
+    read = endpoint.read(ifindex, FROM_VM)
+    assert read is not None
+    assert read.ahead == (late,)
+    endpoint.detach(ifindex, FROM_VM)
+    assert libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS) == [late, early]
+    for fd in (*fds, *foreign):
+        os.close(fd)
+
+
+def test_foreign_clsact_filters_and_their_qdisc_stay(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    name = veth("veth0")
+    ifindex = index(name)
+    run("tc", "qdisc", "add", "dev", name, "clsact")
+    foreign = returning(libbpf.ProgType.SCHED_CLS, -1)
+    other = Endpoint(endpoint.directory.with_name("other"))
+
+    netlink.add_clsact(ifindex)
+    endpoint.attach(ifindex, FROM_VM, Hook.TC, prefer_link=False)
+    with pytest.raises(ForeignProgramError, match="veth0 has a tc filter of somebody else"):
+        other.attach(ifindex, FROM_VM, Hook.TC, prefer_link=False)
+    other.detach(ifindex, FROM_VM)
+    assert endpoint.read(ifindex, FROM_VM) is not None
+    endpoint.detach(ifindex, FROM_VM)
+
+    assert "clsact" in run("tc", "qdisc", "show", "dev", name)
+    os.close(foreign)
+    other.close()
+
+
+def test_the_clsact_qdisc_goes_with_the_last_filter_of_ours(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    name = veth("veth0")
+    ifindex = index(name)
+    for path in (TO_VM, FROM_VM):
+        endpoint.attach(ifindex, path, Hook.TC, prefer_link=False)
+
+    endpoint.detach(ifindex, FROM_VM)
+    assert "clsact" in run("tc", "qdisc", "show", "dev", name)
+    assert endpoint.read(ifindex, TO_VM) is not None
+    endpoint.detach(ifindex, TO_VM)
+
+    assert "clsact" not in run("tc", "qdisc", "show", "dev", name)
+
+
+@pytest.mark.parametrize("prefer_link", [True, False])
+def test_detach_when_the_interface_is_gone(
+    endpoint: Endpoint, veth: Callable[[str], str], prefer_link: bool
+) -> None:
+    name = veth("veth0")
+    ifindex = index(name)
+    endpoint.attach(ifindex, FROM_VM, Hook.XDP, prefer_link=prefer_link)
+    endpoint.attach(ifindex, TO_VM, Hook.TC, prefer_link=prefer_link)
+    run("ip", "link", "del", name)
+
+    for path in (FROM_VM, TO_VM):
+        endpoint.detach(None, path)
+        assert not links.link_pin(endpoint.directory, path).exists()
+
+
+def test_a_link_that_somebody_detached_is_no_attachment(
+    endpoint: Endpoint, veth: Callable[[str], str]
+) -> None:
+    ifindex = index(veth("veth0"))
+    endpoint.attach(ifindex, TO_VM, Hook.TC)
+
+    with links.opened(links.link_pin(endpoint.directory, TO_VM)) as fd:
+        libbpf.link_detach(fd)
+
+    assert endpoint.read(ifindex, TO_VM) is None

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the controller does when things fail: what it keeps, says once, and tries again."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vgw.controller.events import LogWriter, read_log
+from vgw.controller.metrics import ApplyTimes
+from vgw.controller.operations import Operations
+from vgw.controller.parameters import Parameters
+from vgw.controller.paths import Paths
+from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.errors import PartlyAppliedError, PolicyError, VgwError
+from vgw.policy.model import PolicyDocument
+
+#: The loopback interface stands for one that exists; nothing is attached to it here.
+PRESENT = "lo"
+
+
+def policy(*vms: str) -> str:
+    """Return a policy that names VMs; the first has the interface that exists."""
+    named = "".join(
+        f"  {vm}: {{interfaces: [{{name: {f'tap{n}' if n else PRESENT}}}]}}\n"
+        for n, vm in enumerate(vms)
+    )
+    return f"schema: vgw/v1\nvms:\n{named}"
+
+
+class FakeHost(Host):
+    """Attaches nothing, fails where a test wants it to, and remembers what it was asked."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.asked: list[list[str]] = []
+        self.failures: dict[str, str] = {}
+        self.sweep_error: VgwError | None = None
+        self.gone: list[tuple[str, str]] = []
+        self.expired = 0
+        self.expiry_error: VgwError | None = None
+        self.protected: dict[str, int] = {}
+
+    def attached(self) -> list[str]:
+        return sorted(self.protected)
+
+    def attach_many(
+        self,
+        document: PolicyDocument,  # noqa: ARG002
+        vms: Sequence[str] | None = None,
+        *,
+        force: bool = False,  # noqa: ARG002
+    ) -> ApplyResult:
+        return self._change(vms or ())
+
+    def apply(
+        self,
+        document: PolicyDocument,  # noqa: ARG002
+        vms: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,  # noqa: ARG002
+    ) -> ApplyResult:
+        return self._change(self.attached() if vms is None else vms)
+
+    def expire(self, vm: str | None = None) -> int:  # noqa: ARG002
+        self.expired += 1
+        if self.expiry_error is not None:
+            raise self.expiry_error
+        return 0
+
+    def sweep(self) -> list[tuple[str, str]]:
+        if self.sweep_error is not None:
+            raise self.sweep_error
+        gone, self.gone = self.gone, []
+        return gone
+
+    def _change(self, vms: Sequence[str]) -> ApplyResult:
+        self.asked.append(list(vms))
+        failed = {vm: self.failures[vm] for vm in vms if vm in self.failures}
+        results = []
+        for vm in vms:
+            if vm not in failed:
+                changed = vm not in self.protected
+                self.protected.setdefault(vm, 1)
+                results.append(AttachResult(vm, [PRESENT], 1, changed, False, 0.002))
+        if len(failed) == 1 and not results:
+            raise VgwError(next(iter(failed.values())))
+        if failed:
+            raise PartlyAppliedError(failed)
+        return ApplyResult(results)
+
+
+class Bench:
+    """Operations on a fake host, and what they wrote."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.host = FakeHost(paths)
+        self.log = LogWriter(paths.log_file)
+        self.operations = Operations(self.host, self.log, ApplyTimes())
+
+    def reload(self, text: str) -> None:
+        self.paths.policy.write_text(text)
+        self.operations.reload()
+
+    def ask(self, verb: str, **parameters: object) -> Any:
+        return self.operations.verbs()[verb](Parameters(parameters))
+
+    def records(self) -> list[dict[str, Any]]:
+        self.log.flush()
+        dull = ("ts", "duration_ms")
+        return [
+            {key: value for key, value in found.items() if key not in dull}
+            for found in read_log(self.paths.log_file)
+        ]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    paths = Paths.from_environment(
+        {}, policy=tmp_path / "policy.yaml", log_file=tmp_path / "events.jsonl"
+    )
+    bench = Bench(paths)
+    yield bench
+    bench.log.close()
+
+
+def attached(vm: str) -> dict[str, Any]:
+    return {"event": "attach", "vm": vm, "interface": PRESENT, "generation": 1}
+
+
+def test_only_vms_whose_interface_exists_are_attached(bench: Bench) -> None:
+    bench.reload(policy("web01", "db01"))
+
+    assert bench.host.asked == [["web01"]]
+    assert bench.records() == [attached("web01")]
+
+
+def test_failure_is_said_once_and_tried_again_until_it_works(bench: Bench) -> None:
+    bench.host.failures = {"web01": "no memory"}
+    bench.reload(policy("web01"))
+    bench.operations.idle()
+    assert bench.records() == [{"event": "error", "vm": "web01", "message": "no memory"}]
+
+    bench.host.failures = {"web01": "other reason"}
+    bench.operations.idle()
+    bench.host.failures = {}
+    bench.operations.idle()
+    bench.operations.idle()
+
+    assert bench.host.asked == [["web01"]] * 4
+    assert bench.records()[1:] == [
+        {"event": "error", "vm": "web01", "message": "other reason"},
+        attached("web01"),
+    ]
+
+
+def test_one_vm_that_fails_keeps_no_other_from_being_logged(bench: Bench) -> None:
+    bench.host.failures = {"web01": "no memory"}
+    bench.host.protected = {"old": 1}
+    bench.paths.policy.write_text(policy("web01"))
+    bench.operations.reload()
+
+    assert bench.host.asked == [["old", "web01"], ["old"]]
+    assert bench.records() == [{"event": "error", "vm": "web01", "message": "no memory"}]
+
+
+def test_bad_policy_keeps_the_good_one(bench: Bench) -> None:
+    bench.reload(policy("web01"))
+    bench.reload("schema: vgw/v9\n")
+    bench.operations.links_changed({PRESENT: 77}, ())
+
+    assert bench.host.asked == [["web01"], ["web01"]]
+    assert [found["event"] for found in bench.records()] == ["attach", "error"]
+
+
+def test_interface_that_is_protected_already_costs_nothing(bench: Bench) -> None:
+    bench.reload(policy("web01"))
+    index = socket.if_nametoindex(PRESENT)
+
+    bench.operations.links_changed({PRESENT: index, "eth7": 7}, ())
+    assert len(bench.host.asked) == 1
+    bench.operations.links_changed({PRESENT: index}, [PRESENT])
+    assert len(bench.host.asked) == 2
+
+
+def test_endpoints_of_gone_interfaces_are_forgotten_if_need_be_later(bench: Bench) -> None:
+    bench.host.gone = [("web01", "tap0")]
+    bench.host.sweep_error = VgwError("process 7 is changing vgw's endpoints")
+    bench.operations.links_changed({}, ["tap0"])
+    bench.operations.idle()
+    bench.host.sweep_error = None
+    bench.operations.idle()
+    bench.operations.idle()
+
+    assert bench.records() == [
+        {"event": "error", "message": "process 7 is changing vgw's endpoints"},
+        {"event": "detach", "vm": "web01", "interface": "tap0"},
+    ]
+
+
+def test_partly_applied_policy_is_the_current_one(bench: Bench) -> None:
+    bench.host.protected = {"old": 1, "web01": 1}
+    bench.host.failures = {"old": "does not fit"}
+
+    with pytest.raises(PartlyAppliedError):
+        bench.ask("apply", sources=[["p.yaml", policy("web01")]])
+    bench.operations.links_changed({PRESENT: 77}, ())
+
+    assert bench.host.asked == [["old", "web01"], ["web01"]]
+    assert bench.records() == [{"event": "error", "vm": "old", "message": "does not fit"}]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_policy_that_was_not_applied_is_not_the_current_one(bench: Bench, dry_run: bool) -> None:
+    bench.host.protected = {"old": 1}
+    if dry_run:
+        bench.ask("apply", sources=[["p.yaml", policy("web01")]], dry_run=True)
+    else:
+        with pytest.raises(PolicyError):
+            bench.ask("apply", sources=[["p.yaml", "schema: vgw/v9"]])
+    before = list(bench.host.asked)
+    bench.operations.links_changed({PRESENT: 77}, ())
+
+    assert bench.host.asked == before
+    assert bench.records() == []
+
+
+def test_nothing_is_changed_any_more_when_the_end_is_near(bench: Bench) -> None:
+    bench.operations.finish()
+    with pytest.raises(VgwError, match="stopping"):
+        bench.ask("attach", vm="web01")
+
+
+@pytest.mark.parametrize(
+    ("verb", "parameters", "message"),
+    [
+        ("attach", {}, "has no vm"),
+        ("attach", {"vm": 7}, "vm in the request is not a text"),
+        ("attach", {"vm": "a", "hook": "nfqueue"}, "'nfqueue' in the request is none of auto, xdp"),
+        ("attach", {"vm": "a", "interfaces": "tap0"}, "interfaces in the request is not a list"),
+        ("attach", {"vm": "a", "force": "yes"}, "force in the request is neither true nor false"),
+        ("attach", {"vms": ["a", 1]}, "vms in the request is not a list of texts"),
+        ("attach", {"vm": "a", "sources": [["p"]]}, r"sources .* not a list of \[name, text\]"),
+        ("apply", {}, "has no sources"),
+        ("apply", {"sources": "schema: vgw/v1"}, r"sources .* not a list of \[name, text\]"),
+        ("detach", {}, "has no vm"),
+        ("rules", {}, "has no vm"),
+        ("conntrack", {}, "has no vm"),
+        ("flush", {}, "has no vm"),
+        ("mode", {"vm": "a"}, "has no mode"),
+        ("mode", {"vm": "a", "mode": "off"}, "'off' in the request is none of enforce"),
+        ("status", {"vm": []}, "vm in the request is not a text"),
+    ],
+)
+def test_parameters_are_checked(
+    bench: Bench, verb: str, parameters: dict[str, object], message: str
+) -> None:
+    with pytest.raises(VgwError, match=message):
+        bench.ask(verb, **parameters)
+    assert bench.host.asked == []
+
+
+def test_idle_frees_dead_flows_and_a_failure_of_that_stops_nothing(bench: Bench) -> None:
+    bench.reload(policy("web01"))
+    bench.host.expiry_error = VgwError("no memory")
+    bench.host.failures = {"web01": "busy"}
+    bench.reload(policy("web01"))
+    bench.host.failures = {}
+
+    bench.operations.idle()
+
+    assert bench.host.expired == 1
+    assert bench.host.asked[-1] == ["web01"]

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply, modes, flows and the lock: what changes for VMs that are attached."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.controller.conftest import run
+from tests.controller.observe import received, row, send_to_vm, traces
+from tests.controller.policies import document, from_vm, interface, to_vm
+from vgw import libbpf
+from vgw.abi import Mode, Reason, Verdict
+from vgw.abi import Path as PacketPath
+from vgw.controller.inventory import endpoint_names
+from vgw.controller.lock import WriterLock
+from vgw.controller.manifest import load_manifest
+from vgw.controller.paths import Paths
+from vgw.controller.reconcile import Host
+from vgw.errors import PartlyAppliedError, VgwError
+
+pytestmark = pytest.mark.bpf
+
+HTTP = "[{name: http, action: accept, services: [tcp/80]}]"
+HTTPS = "[{name: https, action: accept, services: [tcp/443]}]"
+Tap = Callable[[str], int]
+Veth = Callable[[str], str]
+
+
+# --- apply ----------------------------------------------------------------------------------
+
+
+def test_apply_changes_what_differs_and_leaves_the_rest(host: Host, tap: Tap) -> None:
+    for name in ("tap0", "tap1"):
+        tap(name)
+    vms = {"web01": interface("tap0"), "db01": "{interfaces: [{name: tap1}]}"}
+    host.attach_many(document(HTTP, vms=vms))
+    only_web = """  - name: more
+    tier: vm
+    applies_to: {vms: [web01]}
+    ingress: [{name: ssh, action: accept, services: [tcp/22]}]"""
+
+    result = host.apply(document(HTTP, vms=vms, extra=only_web))
+
+    assert {each.vm: (each.changed, each.generation) for each in result.vms} == {
+        "web01": (True, 2),
+        "db01": (False, 1),
+    }
+    assert not any(each.changed for each in host.apply(document(HTTP, vms=vms, extra=only_web)).vms)
+
+
+def test_a_dry_run_tells_and_does_nothing(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+
+    result = host.apply(document(HTTPS), dry_run=True)
+
+    assert [(each.vm, each.changed, each.generation) for each in result.vms] == [("web01", True, 2)]
+    assert host.status()["vms"][0]["generation"] == 1
+    assert not host.attach(document(HTTP), "web01").changed
+
+
+def test_what_fails_for_one_vm_does_not_keep_the_others_back(host: Host, tap: Tap) -> None:
+    for name in ("tap0", "tap1"):
+        tap(name)
+    vms = {"web01": interface("tap0"), "db01": "{interfaces: [{name: tap1}]}"}
+    host.attach_many(document(HTTP, vms=vms))
+    many = ", ".join(f"{{name: r{n}, action: accept, services: [tcp/{n}]}}" for n in range(1, 4700))
+    too_many = f"""  - name: more
+    tier: vm
+    applies_to: {{vms: [db01]}}
+    ingress: [{many}]"""
+
+    with pytest.raises(PartlyAppliedError) as caught:
+        host.apply(document(HTTPS, vms=vms, extra=too_many))
+
+    assert set(caught.value.failures) == {"db01"}
+    generations = {vm["vm"]: vm["generation"] for vm in host.status()["vms"]}
+    assert generations == {"web01": 2, "db01": 1}
+    assert row(host, "db01")["attached"]
+
+
+def test_apply_follows_interfaces_that_the_policy_adds_and_removes(host: Host, tap: Tap) -> None:
+    for name in ("tap0", "tap1"):
+        tap(name)
+    host.attach(document(vms={"web01": "{interfaces: [{name: tap0}]}"}), "web01")
+
+    host.apply(document(vms={"web01": "{interfaces: [{name: tap0}, {name: tap1}]}"}))
+    both = [each["name"] for each in host.status()["vms"][0]["interfaces"] if each["attached"]]
+    result = host.apply(document(vms={"web01": "{interfaces: [{name: tap1}, {name: tap2}]}"}))
+
+    assert both == ["tap0", "tap1"]
+    assert [each["name"] for each in host.status()["vms"][0]["interfaces"]] == ["tap1"]
+    assert libbpf.xdp_program(socket.if_nametoindex("tap0")) is None
+    assert result.waiting == {"web01": ["tap2"]}
+
+
+def test_a_vm_that_the_policy_no_longer_names_stays_protected(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    extra = """  - name: web
+    tier: vm
+    applies_to: {vms: [web01]}
+    ingress: [{name: ssh, action: accept, services: [tcp/22]}]"""
+    host.attach(document(HTTP, extra=extra), "web01")
+    assert row(host)["rules"]["ingress"] == 2
+
+    host.apply(document(HTTP, vms={}))
+
+    there = row(host)
+    assert there["attached"]
+    assert there["rules"]["ingress"] == 1
+    assert there["guards_off"] == {}  # who it is has not changed
+    assert host.status()["vms"][0]["named"] is False
+
+
+def test_apply_to_a_vm_that_is_not_attached(host: Host) -> None:
+    with pytest.raises(VgwError, match="VM web01 is not attached"):
+        host.apply(document(), ["web01"])
+
+
+def test_counters_of_rules_go_on_over_changes(host: Host, tap: Tap) -> None:
+    vm = tap("tap0")
+    host.attach(document(HTTP), "web01")
+    send_to_vm("tap0", to_vm())
+
+    many = ", ".join(f"{{name: r{n}, action: drop, services: [udp/{n}]}}" for n in range(1, 100))
+    host.apply(document(f"[{{name: http, action: accept, services: [tcp/80]}}, {many}]"))
+    send_to_vm("tap0", to_vm(sport=41000))
+
+    rules = {rule["rule"]: rule for rule in host.rules("web01")["rules"]}
+    assert len(rules) == 100
+    assert rules["http"]["packets"] == 2
+    assert rules["http"]["bytes"] == 2 * len(to_vm())
+    assert rules["http"]["last_hit"] is not None
+    assert rules["r1"]["packets"] == 0
+    assert rules["r1"]["last_hit"] is None
+    assert received(vm, to_vm(sport=41000))
+
+
+def test_events_have_names_for_rules_that_are_gone(host: Host, paths: Paths, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    manifest = load_manifest(paths.manifest("web01"))
+    assert manifest is not None
+    identity = manifest.endpoints["tap0"].endpoint
+
+    host.apply(document(HTTPS))
+
+    names = endpoint_names(paths)
+    assert names.endpoint(identity) == ("web01", "tap0")
+    assert names.rule(identity, 0) == ("base", "vm", "http")
+    assert names.rule(identity, 1) == ("base", "vm", "https")
+    assert names.rule(identity, 2) is None
+    host.apply(document(HTTP))
+    assert [rule["id"] for rule in host.rules("web01")["rules"]] == [0]
+
+
+def test_detach_all(host: Host, paths: Paths, tap: Tap) -> None:
+    for name in ("tap0", "tap1"):
+        tap(name)
+    vms = {"web01": interface("tap0"), "db01": "{interfaces: [{name: tap1}]}"}
+    host.attach_many(document(HTTP, vms=vms))
+
+    assert host.detach_all() == ["db01", "web01"]
+    assert traces(paths) == []
+
+
+def test_attach_many_protects_what_is_there_and_names_what_is_not(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    vms = {
+        "web01": "{interfaces: [{name: tap0}, {name: tap9}]}",
+        "db01": "{interfaces: [{name: tap8}]}",
+    }
+
+    with pytest.raises(PartlyAppliedError, match="tap8 of VM db01 does not exist"):
+        host.attach_many(document(HTTP, vms=vms))
+
+    assert host.attached() == ["web01"]
+    assert host.attach_many(document(HTTP, vms=vms), ["web01"]).waiting == {"web01": ["tap9"]}
+
+
+# --- modes and flows ------------------------------------------------------------------------
+
+
+def test_a_mode_that_is_ordered_holds_until_it_is_ordered_back(host: Host, tap: Tap) -> None:
+    vm = tap("tap0")
+    host.attach(document(HTTP), "web01")
+
+    host.set_mode("web01", Mode.QUARANTINE)
+    send_to_vm("tap0", to_vm())
+    assert not received(vm, to_vm())
+    host.apply(document(HTTPS))
+    assert host.status()["vms"][0]["mode"] == "quarantine"
+    host.set_mode("web01", Mode.MONITOR)
+    send_to_vm("tap0", to_vm(dport=81))
+    assert received(vm, to_vm(dport=81))
+    host.set_mode("web01", Mode.ENFORCE)
+
+    assert host.status()["vms"][0]["mode"] == "enforce"
+    manifest = load_manifest(host.paths.manifest("web01"))
+    assert manifest is not None
+    assert manifest.mode_override is None
+
+
+def test_a_quarantine_outlives_the_interface(host: Host, veth: Veth) -> None:
+    veth("tap0")
+    host.attach(document(HTTP), "web01")
+    host.set_mode("web01", Mode.QUARANTINE)
+    run("ip", "link", "del", "tap0")
+    assert host.sweep() == [("web01", "tap0")]
+    assert host.attached() == []
+
+    veth("tap0")
+    host.attach(document(HTTP), "web01")
+
+    assert host.status()["vms"][0]["mode"] == "quarantine"
+    host.detach("web01")
+    host.attach(document(HTTP), "web01")
+    assert host.status()["vms"][0]["mode"] == "enforce"
+
+
+def test_flush_forgets_connections(host: Host, tap: Tap) -> None:
+    vm = tap("tap0")
+    host.attach(document(HTTP), "web01")
+    send_to_vm("tap0", to_vm())
+    os.write(vm, from_vm(dport=40000, sport=80, flags="SA"))
+
+    assert host.flush("web01") == 1
+    os.write(vm, from_vm(dport=40000, sport=80, flags="A"))
+
+    (endpoint,) = host.endpoints()
+    with endpoint:
+        counted = endpoint.maps.stats()
+    assert counted[PacketPath.FROM_VM, Verdict.ACCEPT, Reason.CT_ESTABLISHED].packets == 1
+    assert counted[PacketPath.FROM_VM, Verdict.DROP, Reason.NO_STATE].packets == 1
+    assert host.status()["vms"][0]["generation"] == 1
+
+
+# --- fitness and the lock -------------------------------------------------------------------
+
+
+def test_without_a_bpffs_nothing_is_done(paths: Paths, tmp_path: Path, tap: Tap) -> None:
+    tap("tap0")
+    host = Host(dataclasses.replace(paths, bpffs=tmp_path / "plain" / "vgw"))
+
+    with pytest.raises(VgwError, match=f"mount -t bpf bpf {tmp_path}/plain"):
+        host.attach(document(), "web01")
+
+    assert libbpf.xdp_program(socket.if_nametoindex("tap0")) is None
+
+
+def test_a_second_writer_waits_and_then_names_the_first(paths: Paths) -> None:
+    lock = WriterLock(paths.lock, wait_seconds=0.1)
+    paths.run_dir.mkdir()
+    with paths.lock.open("w") as other:
+        other.write("4711\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        with pytest.raises(VgwError, match="process 4711 is changing vgw's"), lock.held():
+            pass
+
+    with lock.held(), lock.held():
+        assert paths.lock.read_text() == f"{os.getpid()}\n"
+
+
+def test_no_descriptors_are_left_open(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.artefact()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    host.attach(document(HTTP), "web01")
+    host.apply(document(HTTPS))
+    host.status()
+    host.rules("web01")
+    host.set_mode("web01", Mode.MONITOR)
+    for endpoint in host.endpoints():
+        endpoint.close()
+    host.detach("web01")
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_an_idle_endpoint_takes_little_memory(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+
+    (endpoint,) = host.endpoints()
+    with endpoint:
+        assert endpoint.maps.memory() < 3_000_000

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of many VMs at a time: side by side, and what fails for one keeps no other back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from vgw import libbpf
+from vgw.controller.change import Change, Tools
+from vgw.controller.desired import Desired
+from vgw.errors import VgwError
+
+#: A change waits most of its time for grace periods of the kernel, so many run side by side.
+_WORKERS: Final = 12
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class AttachResult:
+    """What became of one VM. `compiled`: the programs had to be compiled for it."""
+
+    vm: str
+    interfaces: list[str]
+    generation: int
+    changed: bool
+    compiled: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What became of several VMs; `waiting` are interfaces that do not exist (yet), by VM."""
+
+    vms: list[AttachResult] = field(default_factory=list)
+    waiting: dict[str, list[str]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def run_changes(
+    tools: Tools,
+    wanted: Sequence[Desired],
+    compiled: Callable[[], bool],
+    *,
+    dry_run: bool = False,
+) -> dict[str, AttachResult | VgwError]:
+    """Make the changes of several VMs and return what became of each.
+
+    `compiled` tells afterwards whether programs were compiled on the way. With `dry_run` nothing
+    is changed, and the results say what would be.
+    """
+    started = time.monotonic()
+    outcomes: dict[str, AttachResult | VgwError] = {}
+    changed: dict[str, Change] = {}
+    with (
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(_WORKERS, thread_name_prefix="vgw-change") as pool,
+    ):
+        changes = {each.vm: stack.enter_context(Change(tools, each)) for each in wanted}
+
+        def make(vm: str) -> bool:
+            needed = changes[vm].prepare()
+            if not dry_run:
+                changes[vm].commit()
+            return needed
+
+        for vm, outcome in _each(pool, make, changes):
+            if isinstance(outcome, VgwError):
+                outcomes[vm] = outcome
+                continue
+            change = changes[vm]
+            if outcome:
+                changed[vm] = change
+            seconds = time.monotonic() - started
+            outcomes[vm] = AttachResult(
+                vm, change.interfaces, change.generation, outcome, compiled(), seconds
+            )
+        if changed and not dry_run:
+            libbpf.wait_for_programs()
+            for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
+                if isinstance(late, VgwError):
+                    outcomes[vm] = late
+    return outcomes
+
+
+def _each(
+    pool: ThreadPoolExecutor, function: Callable[[str], _Result], names: Iterable[str]
+) -> Iterator[tuple[str, _Result | VgwError]]:
+    """Yield what a function returns for each name, or the error that it raises."""
+    futures = {name: pool.submit(function, name) for name in names}
+    for name, future in futures.items():
+        try:
+            yield name, future.result()
+        except VgwError as error:
+            yield name, error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            yield name, VgwError(f"{where}{error.strerror}")

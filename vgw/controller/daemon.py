@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller as a process: its lock, its threads, its signals, its start and its end.
+
+Nothing that filters packets depends on it. It may be stopped, killed or replaced at any moment;
+the next one adopts what is pinned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from vgw.controller import api, links
+from vgw.controller.event_names import EventNames
+from vgw.controller.event_reader import EventLosses, EventReader
+from vgw.controller.events import LogWriter, control_record
+from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
+from vgw.controller.operations import Operations
+from vgw.controller.paths import Paths
+from vgw.controller.readings import read_endpoints, read_meters
+from vgw.controller.reconcile import Host
+from vgw.errors import VgwError
+
+#: Seconds without a message after which the controller tidies up and tries again what failed.
+IDLE_SECONDS: Final = 10.0
+_LOCK_NAME: Final = "controller.lock"
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """An interface that came ("new") or went ("gone")."""
+
+    kind: str
+    name: str
+    ifindex: int
+
+
+#: What the main thread is told about: signals and interfaces.
+Messages = queue.SimpleQueue[signal.Signals | LinkEvent]
+
+
+def run(
+    paths: Paths,
+    listen: tuple[str, int] = DEFAULT_LISTEN,
+    *,
+    log_file: Path | None = None,
+    rule_metrics: bool = False,
+) -> None:
+    """Run the controller in the foreground until SIGTERM or SIGINT; SIGHUP reloads.
+
+    `listen` is the address and port of the metrics, `log_file` overrides that of `paths`,
+    `rule_metrics` adds a series for every rule. What is attached stays attached at the end. To be
+    called in the main thread. Raises VgwError when another controller runs, or when a file or
+    socket cannot be opened.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    if log_file is not None:
+        paths = dataclasses.replace(paths, log_file=log_file)
+    messages: Messages = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals(messages))
+        stack.enter_context(controller_lock(paths.run_dir))
+        log = LogWriter(paths.log_file)
+        stack.callback(log.close)
+        host, applies = Host(paths), ApplyTimes()
+        operations = Operations(host, log, applies)
+        losses = EventLosses(lambda: read_meters(host))
+        reader = EventReader(paths.events, EventNames(paths), log, losses)
+        reader.start()
+        stack.callback(reader.stop)
+        metrics = MetricsServer(
+            listen,
+            HostCollector(
+                lambda: read_endpoints(host, rules=rule_metrics),
+                losses.totals,
+                applies,
+                rules=rule_metrics,
+            ),
+        )
+        stack.callback(metrics.close)
+        log.add(control_record("start"))
+        stack.callback(lambda: log.add(control_record("stop")))
+        operations.reload()
+        stack.enter_context(_link_watcher(messages))
+        server = api.Server(paths.socket, operations.verbs())
+        stack.callback(server.close)
+        stack.callback(operations.finish)
+        notify("READY=1")
+        stack.callback(notify, "STOPPING=1")
+        _work(messages, operations, log)
+
+
+def _work(messages: Messages, operations: Operations, log: LogWriter) -> None:
+    """Do what the messages ask for until one asks to stop."""
+    while True:
+        batch = _next_batch(messages)
+        if any(message in _STOP for message in batch):
+            return
+        try:
+            if signal.SIGHUP in batch:
+                log.reopen()
+                operations.reload()
+            came, gone = _net_changes(
+                message for message in batch if isinstance(message, LinkEvent)
+            )
+            if came or gone:
+                operations.links_changed(came, gone)
+            if not batch:
+                operations.idle()
+        except Exception:
+            # A bug here must not end the logs, metrics and socket of every VM.
+            _logger.exception("the controller goes on after an internal error")
+
+
+def _next_batch(messages: Messages) -> list[signal.Signals | LinkEvent]:
+    """Wait for a message, IDLE_SECONDS at most, and return it with those that came meanwhile.
+
+    Interfaces come in bursts, and protecting many at once is much quicker than one by one.
+    """
+    batch: list[signal.Signals | LinkEvent] = []
+    with contextlib.suppress(queue.Empty):
+        batch.append(messages.get(timeout=IDLE_SECONDS))
+        while True:
+            batch.append(messages.get_nowait())
+    return batch
+
+
+def _net_changes(events: Iterable[LinkEvent]) -> tuple[dict[str, int], set[str]]:
+    """Return which interfaces are there now (name: index) and which went, if only for a moment."""
+    came: dict[str, int] = {}
+    gone: set[str] = set()
+    for event in events:
+        if event.kind == "new":
+            came[event.name] = event.ifindex
+        else:
+            came.pop(event.name, None)
+            gone.add(event.name)
+    return came, gone
+
+
+@contextlib.contextmanager
+def _signals(messages: Messages) -> Iterator[None]:
+    """Have the signals that concern the controller sent as messages."""
+    handled = (*_STOP, signal.SIGHUP)
+    before = {
+        number: signal.signal(number, lambda number, _: messages.put(signal.Signals(number)))
+        for number in handled
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _link_watcher(messages: Messages) -> Iterator[None]:
+    """Have interfaces that come and go sent as messages by a thread; first those that are there."""
+
+    def watch() -> None:
+        while not stop.is_set():
+            try:
+                links.watch_links(lambda *event: messages.put(LinkEvent(*event)), stop)
+            except OSError as error:
+                _logger.error("cannot follow interfaces: %s; trying again", error)
+                stop.wait(1)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=watch, name="links", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def controller_lock(run_dir: Path) -> Iterator[None]:
+    """Be the host's one controller for a block. Raises VgwError when another one is."""
+    path = run_dir / _LOCK_NAME
+    try:
+        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise VgwError(
+            f"cannot open {path}: {error.strerror}; run as root, or choose another directory by "
+            "VGW_RUN_DIR"
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            raise VgwError(
+                f"a controller is already running (pid {holder}); stop it first"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def notify(state: str) -> None:
+    """Tell the service manager about a state, by sd_notify's protocol, if it wants to know."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)
+        sock.send(state.encode())

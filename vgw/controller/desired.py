@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VM shall have: by the policy, by the user's orders, and by what is remembered of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vgw import abi
+from vgw.controller import pinned
+from vgw.controller.manifest import load_manifest
+from vgw.controller.paths import Paths
+from vgw.errors import VgwError
+from vgw.policy.model import EffectivePolicy, Hook, Interface, PolicyDocument
+from vgw.policy.resolve import effective_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the user orders besides the policy: more interfaces, a hook for all, no scruples."""
+
+    interfaces: Sequence[str] = ()
+    hook: Hook | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What one VM shall have.
+
+    `interfaces` are those to protect, which exist; `missing` are names of others. `extra` are
+    names of interfaces that the policy does not list; `hooks` are orders of the user for some
+    (AUTO: as the policy says). `named`: the policy has the VM.
+    """
+
+    vm: str
+    effective: EffectivePolicy
+    mode: abi.Mode
+    policy: str
+    named: bool
+    interfaces: Mapping[str, Interface]
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+    force: bool = False
+
+
+def desired_state(
+    paths: Paths,
+    document: PolicyDocument,
+    vm: str,
+    order: Order,
+    owners: Mapping[str, Sequence[str]],
+) -> Desired:
+    """Return what a VM shall have under a document.
+
+    A VM that the document does not name keeps its interfaces, with the facts that are remembered
+    of them. `owners` is pinned.owners(). Raises VgwError when another VM has an interface.
+    """
+    known = document.vms.get(vm)
+    wanted, extra = desired_interfaces(paths, document, vm, order)
+    present = {name: wanted[name] for name in wanted if pinned.present_ifindex(name) is not None}
+    missing = tuple(name for name in wanted if name not in present)
+    _refuse_renamed(paths, vm, missing)
+    _refuse_owned(paths, vm, present, owners)
+    return Desired(
+        vm=vm,
+        effective=effective_policy(document, vm),
+        mode=abi.Mode.ENFORCE if known is None else known.mode,
+        policy=document.digest,
+        named=known is not None,
+        interfaces=present,
+        missing=missing,
+        extra=extra,
+        hooks={} if order.hook is None else dict.fromkeys(present, order.hook),
+        force=order.force,
+    )
+
+
+def desired_interfaces(
+    paths: Paths, document: PolicyDocument, vm: str, order: Order
+) -> tuple[dict[str, Interface], tuple[str, ...]]:
+    """Return a VM's interfaces, existing or not, and names of those not in the document."""
+    known = document.vms.get(vm)
+    listed = {} if known is None else {each.name: each for each in known.interfaces}
+    old = load_manifest(paths.manifest(vm))
+    attached = set(pinned.interfaces_of(paths, vm))
+    extra = set(order.interfaces)
+    if known is None:
+        extra |= attached
+    elif old is not None:
+        extra |= attached.intersection(old.extra)
+    extra -= set(listed)
+    remembered = {} if old is None else old.endpoints
+    added = {
+        name: remembered[name].interface
+        if name in remembered and name in attached
+        else Interface(name)
+        for name in sorted(extra)
+    }
+    return listed | added, tuple(added)
+
+
+def _refuse_renamed(paths: Paths, vm: str, missing: Sequence[str]) -> None:
+    """Raise VgwError rather than take the programs off an interface that has another name now."""
+    for name in set(missing).intersection(pinned.interfaces_of(paths, vm)):
+        if not pinned.is_gone(paths, vm, name):
+            raise VgwError(
+                f"interface {name} of VM {vm} was renamed or moved and keeps what it has; correct "
+                "its name in the policy, or rename it back"
+            )
+
+
+def _refuse_owned(
+    paths: Paths, vm: str, interfaces: Mapping[str, object], owners: Mapping[str, Sequence[str]]
+) -> None:
+    for name in interfaces:
+        for other in owners.get(name, ()):
+            if other != vm and pinned.is_attached(paths, other, name):
+                raise VgwError(
+                    f"interface {name} of VM {vm} is protected as VM {other}'s; detach {other} "
+                    "first, or correct the policy"
+                )
+
+
+def nothing_to_attach(desired: Desired) -> VgwError:
+    """Return the error for a VM without a single interface to protect."""
+    vm = desired.vm
+    if desired.missing:
+        return VgwError(
+            f"interface {desired.missing[0]} of VM {vm} does not exist in this network namespace; "
+            "create it first, or correct its name in the policy"
+        )
+    if desired.named:
+        return VgwError(
+            f"the policy lists no interfaces of VM {vm}; add them, or name them by --interface"
+        )
+    return VgwError(
+        f"the policy does not name VM {vm}; add it there, or name its interfaces by --interface"
+    )

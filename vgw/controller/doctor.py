@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this host is fit for vgw: each thing it needs, tried out, with what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import platform
+import re
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from vgw import libbpf
+from vgw.controller import fitness
+from vgw.controller.paths import Paths
+from vgw.errors import KernelError, VgwError
+from vgw.libbpf import AttachType, ProgType
+from vgw.loader import load_artefact
+
+#: Kernels before this have no bpf_link for XDP and are not tested.
+_OLDEST_KERNEL: Final = (5, 15)
+#: Branch -> first release with the fixes that vgw's hooks need (CVE-2024-41091, CVE-2024-49978).
+_FIXED: Final = {(5, 15): 164, (6, 1): 113, (6, 6): 55}
+
+_APT: Final = "apt install {}"
+_HEADERS: Final = Path("/usr/include/linux/types.h")
+
+#: No interface has this index.
+_NO_INTERFACE: Final = 0x7FFFFFFF
+
+Row = dict[str, Any]
+#: Returns what was found; raises _UnfitError when that will not do.
+_Check = Callable[[Paths], str]
+
+
+class _UnfitError(Exception):
+    """What was found will not do; `fix` says what to do about it."""
+
+    def __init__(self, detail: str, fix: str) -> None:
+        super().__init__(detail)
+        self.fix = fix
+
+
+def examine(paths: Paths) -> list[Row]:
+    """Return a row {"check", "ok", "detail", "fix"} for each thing; `fix` is null where it is ok.
+
+    Nothing is changed on the host, but for programs that are compiled into the cache.
+    """
+    return [_row(name, check, paths) for name, check in _CHECKS.items()]
+
+
+def _row(name: str, check: _Check, paths: Paths) -> Row:
+    try:
+        return {"check": name, "ok": True, "detail": check(paths), "fix": None}
+    except _UnfitError as error:
+        return {"check": name, "ok": False, "detail": str(error), "fix": error.fix}
+    except VgwError as error:
+        detail, _, fix = str(error).splitlines()[0].rpartition(": ")
+        return {"check": name, "ok": False, "detail": detail or fix, "fix": fix}
+    except OSError as error:
+        return {"check": name, "ok": False, "detail": str(error), "fix": "run vgw as root"}
+
+
+def _kernel(_: Paths) -> str:
+    release = platform.release()
+    numbers = [int(text) for text in re.findall(r"\d+", release)[:3]]
+    version = (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
+    patch = numbers[2] if len(numbers) > 2 else 0
+    if version < _OLDEST_KERNEL:
+        raise _UnfitError(release, "use Linux 5.15 or later, better 6.6 or later")
+    if patch < _FIXED.get(version, 0):
+        raise _UnfitError(
+            f"{release} lacks fixes of the TAP and tc paths (CVE-2024-41091, CVE-2024-49978)",
+            f"upgrade the kernel to {version[0]}.{version[1]}.{_FIXED[version]} or later",
+        )
+    return release
+
+
+def _capabilities(_: Paths) -> str:
+    missing = fitness.missing_capabilities()
+    if missing:
+        raise _UnfitError(f"missing {', '.join(missing)}", "run vgw as root")
+    return f"user id {os.geteuid()} has all that is needed"
+
+
+def _libbpf(_: Paths) -> str:
+    libbpf.library()
+    return "libbpf.so.1 is there"
+
+
+def _bpf_load(_: Paths) -> str:
+    with _program(ProgType.XDP), _program(ProgType.SCHED_CLS):
+        return "the kernel loads XDP and tc programs"
+
+
+def _xdp_link(_: Paths) -> str:
+    # The loopback device has no native XDP: a kernel that knows the link says that, others EINVAL.
+    known = _link_error(ProgType.XDP, 1, AttachType.XDP) == errno.EOPNOTSUPP
+    return _how_attached("XDP", known, "netlink")
+
+
+def _tcx_link(_: Paths) -> str:
+    known = _link_error(ProgType.SCHED_CLS, _NO_INTERFACE, AttachType.TCX_INGRESS) == errno.ENODEV
+    return _how_attached("tc", known, "a clsact filter")
+
+
+def _link_error(kind: ProgType, ifindex: int, attach_type: AttachType) -> int:
+    """Return why a link cannot be made where none can be made."""
+    flags = libbpf.XDP_NATIVE if attach_type is AttachType.XDP else 0
+    with _program(kind) as program:
+        try:
+            os.close(libbpf.link_create(program, ifindex, attach_type, flags))
+        except KernelError as error:
+            return error.errno
+    return 0
+
+
+def _how_attached(hook: str, known: bool, instead: str) -> str:
+    if known:
+        return f"{hook} programs are attached by links that outlive every process"
+    return f"no links for {hook}: programs are attached by {instead}, which other tools can remove"
+
+
+def _bpffs(paths: Paths) -> str:
+    fitness.require_bpffs(paths.bpffs)
+    return f"{paths.bpffs} is in a bpffs"
+
+
+def _bcc(_: Paths) -> str:
+    spec = importlib.util.find_spec("bcc")
+    apt = _APT.format("python3-bpfcc") + ", and use a venv made with --system-site-packages"
+    if spec is None or spec.origin is None:
+        raise _UnfitError("the Python module bcc is missing", apt)
+    if not (Path(spec.origin).parent / "libbcc.py").exists():
+        raise _UnfitError(
+            f"{spec.origin} is another package of the same name", f"pip uninstall bcc; {apt}"
+        )
+    return spec.origin
+
+
+def _headers(_: Paths) -> str:
+    if not _HEADERS.exists():
+        raise _UnfitError(f"{_HEADERS} is missing", _APT.format("linux-libc-dev"))
+    return f"{_HEADERS} is there"
+
+
+def _cache(paths: Paths) -> str:
+    try:
+        paths.cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=paths.cache_dir):
+            return f"{paths.cache_dir} is writable"
+    except OSError as error:
+        raise _UnfitError(
+            f"{paths.cache_dir}: {error.strerror}", "run vgw as root, or set VGW_CACHE_DIR"
+        ) from error
+
+
+def _compile(paths: Paths) -> str:
+    artefact = load_artefact(paths.cache_dir)
+    return f"programs are compiled ({artefact.digest[:12]})"
+
+
+@contextlib.contextmanager
+def _program(kind: ProgType) -> Iterator[int]:
+    """Load a program that does nothing: `mov r0, 0; exit`."""
+    code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    fd = libbpf.prog_load(kind, "vgw_probe", code)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+_CHECKS: Final[dict[str, _Check]] = {
+    "kernel": _kernel,
+    "capabilities": _capabilities,
+    "libbpf": _libbpf,
+    "bpf": _bpf_load,
+    "xdp link": _xdp_link,
+    "tc link": _tcx_link,
+    "bpffs": _bpffs,
+    "bcc": _bcc,
+    "headers": _headers,
+    "cache": _cache,
+    "programs": _compile,
+}

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One endpoint in the kernel: its pinned maps and programs, made, opened, changed and removed.
+
+An endpoint is a directory in bpffs. It is made closed: everything is filled and pinned before the
+first program is attached, and what fails on the way is undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vgw import abi, libbpf, loader
+from vgw.abi_maps import MAP_SIZES
+from vgw.controller import links
+from vgw.controller.links import Attachment, InterfaceFacts, opened
+from vgw.controller.pins import ASIDE, aside_of, entries, quietly, remove_endpoint
+from vgw.errors import ForeignProgramError, KernelError, VerifierError, VgwError
+from vgw.loader import Artefact, Instance
+from vgw.maps import EndpointMaps, policy_blocks, write_policy
+from vgw.policy.guards import endpoint_facts
+from vgw.policy.model import Hook, Interface
+
+#: Maps that an endpoint pins. `scratch` is only the programs' own, `events` is the host's.
+PINNED_MAPS: Final = tuple(
+    name for name in MAP_SIZES if not name.endswith("_inner") and name != "events"
+)
+FROM_VM_PROGRAM: Final = {Hook.XDP: "xdp_from_vm", Hook.TC: "tc_from_vm"}
+TO_VM_PROGRAM: Final = "tc_to_vm"
+LOG_PER_SECOND: Final = 1000
+
+
+class BrokenEndpointError(VgwError):
+    """What is pinned is not a whole endpoint of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What an endpoint is made of: `image` is a compiled policy, `rules` how many rule ids.
+
+    `replaces` is the directory of an endpoint on the same interface that has another name.
+    """
+
+    vm: str
+    interface: InterfaceFacts
+    hook: Hook
+    config: abi.EndpointConfig
+    image: bytes
+    conntrack_max: int
+    rules: int
+    force: bool = False
+    prefer_link: bool = True
+    replaces: pathlib.Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEndpoint:
+    """A whole pinned endpoint; `programs` are the ids of what is pinned to run on each path."""
+
+    vm: str
+    interface: str
+    directory: pathlib.Path
+    fds: Mapping[str, int]
+    maps: EndpointMaps
+    programs: Mapping[abi.Path, int]
+
+    def __enter__(self) -> OpenEndpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the maps; may be called again."""
+        self.maps.close()
+
+    def attachment(self, ifindex: int, path: abi.Path) -> Attachment | None:
+        """Return how the endpoint is attached to an interface on one path, None if it is not."""
+        return links.read_attachment(ifindex, path, self.directory)
+
+
+def build_config(
+    interface: Interface, mode: abi.Mode, generation: int, endpoint_id: int, flow_epoch: int
+) -> abi.EndpointConfig:
+    """Return the configuration of an endpoint; raises VgwError when the interface has too much."""
+    facts = endpoint_facts(interface, mode)
+    config = abi.EndpointConfig(
+        endpoint=endpoint_id,
+        flow_epoch=flow_epoch,
+        generation=generation,
+        log_per_second=LOG_PER_SECOND,
+        address_count=len(facts.owned),
+        vlan_count=len(facts.vlans),
+        mode=mode,
+        guards=facts.guards,
+    )
+    for state, timeout in facts.timeouts_ns.items():
+        config.timeout_ns[state] = timeout
+    for index, vlan in enumerate(facts.vlans):
+        config.vlans[index] = vlan
+    if facts.mac is not None:
+        config.mac[:6] = facts.mac
+    for index, (network, mac) in enumerate(facts.owned):
+        entry = config.addresses[index]
+        entry.network = abi.pack_address(network.network_address)
+        entry.mask = abi.pack_mask(network)
+        if mac is not None:
+            entry.mac[:6] = mac
+    return config
+
+
+def new_endpoint_id() -> int:
+    """Return an identity that no other endpoint has or had."""
+    return secrets.randbits(62) + 1
+
+
+def rule_capacity(rules: int) -> int:
+    """Return the size of a counter map for that many rule ids: a power of two, 64 at least."""
+    return max(64, 1 << (rules - 1).bit_length())
+
+
+def conntrack_sizes(conntrack_max: int) -> dict[str, int]:
+    """Return the sizes of the maps that follow from how many flows an endpoint may have."""
+    return {
+        "conntrack": conntrack_max,
+        "expiry_queue": abi.queue_batches(conntrack_max),
+    }
+
+
+@contextlib.contextmanager
+def policy_map(artefact: Artefact, image: bytes) -> Iterator[int]:
+    """Make a map of a compiled policy, which is gone after the block unless another map has it."""
+    fd = loader.new_inner(artefact, "policies", policy_blocks(image))
+    try:
+        write_policy(fd, image)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_endpoint(vm: str, interface: str, directory: pathlib.Path) -> OpenEndpoint:
+    """Open what is pinned in a directory.
+
+    Raises BrokenEndpointError when a map or program is missing, is none of this version's, or is
+    not the one that the programs use.
+    """
+    fds: dict[str, int] = {}
+    try:
+        for name in PINNED_MAPS:
+            fds[name] = libbpf.get_pinned(directory / name)
+        maps = EndpointMaps(fds)
+        programs, used = _read_programs(directory)
+        stray = [name for name in PINNED_MAPS if libbpf.map_info(fds[name]).id not in used]
+        if stray:
+            raise VgwError(f"its programs do not use the map pinned as {stray[0]}")
+    except VgwError as error:
+        for fd in fds.values():
+            os.close(fd)
+        raise BrokenEndpointError(
+            f"{vm} {interface}: {error}; attach the VM again to repair it"
+        ) from error
+    return OpenEndpoint(vm, interface, directory, fds, maps, programs)
+
+
+def _read_programs(directory: pathlib.Path) -> tuple[dict[abi.Path, int], set[int]]:
+    """Return the ids of the pinned programs and of all maps that they use."""
+    programs: dict[abi.Path, int] = {}
+    used: set[int] = set()
+    for path in abi.Path:
+        with opened(links.program_pin(directory, path)) as fd:
+            info = libbpf.prog_info(fd)
+        programs[path] = info.id
+        used.update(info.map_ids)
+    return programs, used
+
+
+def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Blueprint) -> None:
+    """Make an endpoint and attach it; once this returns no packet passes unfiltered.
+
+    What is pinned in `directory` already is replaced, and goes on filtering until the new one
+    does, as far as the hooks allow. On failure everything is as it was, and the error says at
+    which step it was; ForeignProgramError when somebody else's program is in the way.
+    """
+    step = "clearing what was there"
+    with contextlib.ExitStack() as undo:
+        try:
+            aside = _move_aside(directory, plan.interface.ifindex, undo) or plan.replaces
+            step = "loading the programs"
+            names = {
+                abi.Path.TO_VM: TO_VM_PROGRAM,
+                abi.Path.FROM_VM: FROM_VM_PROGRAM[plan.hook],
+            }
+            instance = _instantiate(artefact, tuple(names.values()), events_fd, plan)
+            undo.callback(instance.close)
+            step = "writing the policy"
+            _fill(artefact, instance, plan)
+            step = "pinning"
+            directory.mkdir(mode=0o700, parents=True)
+            undo.callback(quietly, remove_endpoint, directory)
+            _pin(instance, directory, names)
+            for path, name in names.items():
+                step = f"attaching {path.name.lower()}"
+                pin = links.link_pin(directory, path)
+                undo.callback(quietly, links.detach, plan.interface.ifindex, path, pin)
+                _attach(instance.programs[name], path, pin, aside, plan)
+        except VgwError as error:
+            raise _undone(error, plan, step) from error
+        except OSError as error:
+            raise _undone(VgwError(f"{error.strerror}: {error.filename}"), plan, step) from error
+        undo.pop_all()
+    instance.close()
+    if aside is not None:
+        destroy(aside, plan.interface.ifindex)
+
+
+def _undone(error: VgwError, plan: Blueprint, step: str) -> VgwError:
+    """Return the error of a failed attach, with the step and what became of the rest."""
+    where = f"{plan.vm} {plan.interface.name}"
+    return reworded(error, f"attach of {where} failed while {step} and was undone: {error}")
+
+
+def reworded(error: VgwError, text: str) -> VgwError:
+    """Return an error of the same kind that says something else."""
+    if isinstance(error, VerifierError):
+        return VerifierError(text, error.errno, error.log)
+    if isinstance(error, KernelError):
+        return KernelError(text, error.errno)
+    return ForeignProgramError(text) if isinstance(error, ForeignProgramError) else VgwError(text)
+
+
+def _move_aside(
+    directory: pathlib.Path, ifindex: int, undo: contextlib.ExitStack
+) -> pathlib.Path | None:
+    """Rename what is pinned already, programs running on, and return where it is now."""
+    if not directory.exists():
+        return None
+    aside = aside_of(directory)
+    if aside.exists():
+        destroy(aside, ifindex)
+    directory.rename(aside)
+    undo.callback(quietly, aside.rename, directory)
+    return aside
+
+
+def _instantiate(
+    artefact: Artefact, programs: tuple[str, ...], events_fd: int, plan: Blueprint
+) -> Instance:
+    sizes = conntrack_sizes(plan.conntrack_max)
+    return loader.instantiate(artefact, programs, max_entries=sizes, reuse={"events": events_fd})
+
+
+def _fill(artefact: Artefact, instance: Instance, plan: Blueprint) -> None:
+    """Write counters, configuration and policy, and put them in force."""
+    maps = EndpointMaps(instance.maps)
+    counters = loader.new_inner(artefact, "rule_counters", rule_capacity(plan.rules))
+    try:
+        maps.set_rule_counters(counters)
+    finally:
+        os.close(counters)
+    with policy_map(artefact, plan.image) as policy:
+        maps.switch(maps.stage(plan.config, policy))
+
+
+def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:
+    for name in PINNED_MAPS:
+        libbpf.pin(instance.maps[name], directory / name)
+    for path, program in names.items():
+        libbpf.pin(instance.programs[program], links.program_pin(directory, path))
+
+
+def _attach(
+    prog_fd: int,
+    path: abi.Path,
+    pin: pathlib.Path,
+    aside: pathlib.Path | None,
+    plan: Blueprint,
+) -> None:
+    hook = plan.hook if path is abi.Path.FROM_VM else Hook.TC
+    ifindex = plan.interface.ifindex
+    if aside is not None:
+        if hook is Hook.XDP and links.take_over_xdp(prog_fd, ifindex, aside, pin):
+            return
+        old = links.read_attachment(ifindex, path, aside)
+        if old is not None and not old.link:
+            # Without a link two programs of vgw have no room beside each other.
+            links.detach(ifindex, path, links.link_pin(aside, path))
+    links.attach(prog_fd, ifindex, path, hook, pin, force=plan.force, prefer_link=plan.prefer_link)
+
+
+def move_hook(
+    artefact: Artefact, endpoint: OpenEndpoint, events_fd: int, ifindex: int, hook: Hook
+) -> None:
+    """Attach the from_vm program at another hook with the same maps, then remove the old one.
+
+    For a moment both judge every packet. On failure the old one stays, alone.
+    """
+    directory = endpoint.directory
+    fresh = directory / f"{ASIDE}next"
+    path, name = abi.Path.FROM_VM, FROM_VM_PROGRAM[hook]
+    if fresh.exists():
+        destroy(fresh, ifindex)
+    reuse = {**endpoint.fds, "events": events_fd}
+    with loader.instantiate(artefact, (name,), reuse=reuse) as instance:
+        fresh.mkdir(mode=0o700)
+        try:
+            program = instance.programs[name]
+            libbpf.pin(program, links.program_pin(fresh, path))
+            links.attach(program, ifindex, path, hook, links.link_pin(fresh, path))
+        except BaseException:
+            quietly(destroy, fresh, ifindex)
+            raise
+    links.detach(ifindex, path, links.link_pin(directory, path))
+    for entry in entries(fresh):
+        entry.replace(directory / entry.name)
+    fresh.rmdir()
+
+
+def replace_counters(artefact: Artefact, endpoint: OpenEndpoint, rules: int) -> bytes:
+    """Give an endpoint counters for more rules, at zero; return the old ones, final.
+
+    The result is an array of abi.RuleCounter by rule id.
+    """
+    old_fd = inner_map(endpoint.fds["rule_counters"], 0)
+    fresh = loader.new_inner(artefact, "rule_counters", rule_capacity(rules))
+    try:
+        endpoint.maps.set_rule_counters(fresh)
+        # The kernel has waited for every program that may still count in the old map.
+        size = ctypes.sizeof(abi.RuleCounter)
+        return b"".join(value for _, value in libbpf.map_entries(old_fd, 4, size))
+    finally:
+        os.close(fresh)
+        os.close(old_fd)
+
+
+def restage(endpoint: OpenEndpoint, config: abi.EndpointConfig) -> int:
+    """Put another configuration beside the policy in force into the spare slot; return the slot."""
+    policy = inner_map(endpoint.fds["policies"], endpoint.maps.active_slot())
+    try:
+        return endpoint.maps.stage(config, policy)
+    finally:
+        os.close(policy)
+
+
+def inner_map(outer_fd: int, index: int) -> int:
+    """Return an fd of the map in a slot of a map of maps. Raises VgwError when it is empty."""
+    found = libbpf.map_lookup(outer_fd, index.to_bytes(4, sys.byteorder), 4)
+    if found is None:
+        raise BrokenEndpointError("the endpoint has no policy; apply one")
+    return libbpf.map_fd_by_id(int.from_bytes(found, sys.byteorder))
+
+
+def destroy(directory: pathlib.Path, ifindex: int | None) -> None:
+    """Detach and remove an endpoint, whole or broken; `ifindex` None: the interface is gone.
+
+    The directory of its VM goes with its last endpoint.
+    """
+    nested = [entry for entry in entries(directory) if entry.name.startswith(ASIDE)]
+    for place in (directory, *nested):
+        for path in abi.Path:
+            links.detach(ifindex, path, links.link_pin(place, path))
+    aside = aside_of(directory)
+    if aside.exists():
+        destroy(aside, ifindex)
+    remove_endpoint(directory)

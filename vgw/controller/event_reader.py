@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread that brings events from the perf buffer to the log, and the count of those lost.
+
+Programs never wait for this thread: what it is too slow for is lost, and each loss is counted by
+its cause. `suppressed` (over a VM's budget) and `buffer` (no reader, or its buffer was full) are
+counted by the programs in each endpoint's event_meter. `reader` is what the perf buffer told this
+thread about gaps, which are in `buffer` too, and what could not be written to the log. `malformed`
+are records of another size or ABI.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from vgw import abi, libbpf
+from vgw.controller.events import LogWriter, Names, Record, control_record, event_record
+from vgw.errors import VgwError
+
+TICK_MS: Final = 100
+WAKEUP_EVENTS: Final = 64
+REPORT_SECONDS: Final = 5.0
+CAUSES: Final = ("suppressed", "buffer", "reader", "malformed")
+_EVENT_BYTES: Final = ctypes.sizeof(abi.Event)
+_LONGEST_PADDING: Final = 7
+
+_logger = logging.getLogger(__name__)
+
+
+class Meter(NamedTuple):
+    """The event_meter of one endpoint as it is now; `made` differs when it was made anew."""
+
+    vm: str
+    interface: str
+    made: int
+    meter: abi.EventMeter
+
+
+class EventLosses:
+    """Counts lost events by cause; safe to use from several threads.
+
+    The totals go on when an endpoint goes, and begin with what the endpoints of a host had
+    counted before the controller started.
+    """
+
+    def __init__(self, meters: Callable[[], Iterable[Meter]]) -> None:
+        """Count what `meters` shows, which gives those of all endpoints, and what is added."""
+        self._meters = meters
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
+        self._unreported: Counter[tuple[str, str | None, str | None]] = Counter()
+        self._seen: dict[tuple[str, str, int, str], int] | None = None
+
+    def add(self, cause: str, count: int) -> None:
+        """Count losses that no endpoint's meter knows of."""
+        with self._lock:
+            self._count(cause, None, None, count)
+
+    def totals(self) -> dict[str, int]:
+        """Return how many events were lost by now, by cause."""
+        with self._lock:
+            self._observe()
+            return dict(self._totals)
+
+    def records(self) -> list[Record]:
+        """Return a record for each count that moved since the last call."""
+        with self._lock:
+            self._observe()
+            moved, self._unreported = self._unreported, Counter()
+        return [
+            control_record("lost", vm=vm, interface=interface, cause=cause, count=count)
+            for (cause, vm, interface), count in moved.items()
+        ]
+
+    def _observe(self) -> None:
+        """Count what the meters show since they were last observed."""
+        before, seen = self._seen, {}
+        for vm, interface, made, meter in self._meters():
+            for cause, now in (("suppressed", meter.suppressed), ("buffer", meter.lost)):
+                key = (vm, interface, made, cause)
+                seen[key] = now
+                if before is None:
+                    self._totals[cause] += now
+                else:
+                    self._count(cause, vm, interface, max(0, now - before.get(key, 0)))
+        self._seen = seen
+
+    def _count(self, cause: str, vm: str | None, interface: str | None, count: int) -> None:
+        if count:
+            self._totals[cause] += count
+            self._unreported[cause, vm, interface] += count
+
+
+class EventReader:
+    """Reads the host's events map while it runs; opens it when it is made, and made anew."""
+
+    def __init__(
+        self,
+        pin: Path,
+        names: Names,
+        log: LogWriter,
+        losses: EventLosses,
+    ) -> None:
+        """Prepare to read the map pinned at `pin`."""
+        self._pin = pin
+        self._names = names
+        self._log = log
+        self._losses = losses
+        self._reader: libbpf.PerfReader | None = None
+        self._pin_inode: int | None = None
+        self._events: list[abi.Event] = []
+        self._failed_writes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is in the buffers and end the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        report_at = 0.0
+        stopping = False
+        while not stopping:
+            stopping = self._stop.is_set()
+            try:
+                self._read()
+                self._write()
+                if stopping or time.monotonic() >= report_at:
+                    report_at = time.monotonic() + REPORT_SECONDS
+                    self._report()
+                self._log.flush()
+            except Exception:
+                # A bug that one event meets must not end the log of all.
+                _logger.exception("reading events goes on after an internal error")
+                self._stop.wait(1)
+        self._close()
+
+    def _read(self) -> None:
+        """Take what is in the buffers, after a wait of at most one tick."""
+        try:
+            self._follow_pin()
+            if self._reader is None:
+                self._stop.wait(TICK_MS / 1000)
+                return
+            self._reader.poll(0 if self._stop.is_set() else TICK_MS)
+            # The kernel wakes for WAKEUP_EVENTS at once; fewer are collected once a tick.
+            self._reader.consume()
+        except (VgwError, OSError) as error:
+            _logger.error("cannot read events: %s; trying again", error)
+            self._close()
+            self._stop.wait(1)
+
+    def _follow_pin(self) -> None:
+        """Open the map that is pinned now; it goes with the last VM and comes with the next."""
+        try:
+            inode = self._pin.stat().st_ino
+        except FileNotFoundError:
+            inode = None
+        if inode == self._pin_inode:
+            return
+        if self._reader is not None:
+            self._reader.consume()
+        self._close()
+        if inode is not None:
+            fd = libbpf.get_pinned(self._pin)
+            try:
+                self._reader = libbpf.PerfReader(
+                    fd, self._take, self._gap, wakeup_events=WAKEUP_EVENTS
+                )
+            finally:
+                os.close(fd)
+            self._pin_inode = inode
+
+    def _close(self) -> None:
+        self._pin_inode = None
+        if self._reader is not None:
+            reader, self._reader = self._reader, None
+            reader.close()
+
+    def _take(self, _cpu: int, data: bytes) -> None:
+        if 0 <= len(data) - _EVENT_BYTES <= _LONGEST_PADDING:
+            event = abi.Event.from_buffer_copy(data)
+            if event.abi == abi.ABI_VERSION:
+                self._events.append(event)
+                return
+        self._losses.add("malformed", 1)
+
+    def _gap(self, _cpu: int, count: int) -> None:
+        self._losses.add("reader", count)
+
+    def _write(self) -> None:
+        """Log the events that were taken; the buffers are per CPU, the log is in order of time."""
+        events, self._events = self._events, []
+        if not events:
+            return
+        clock_offset_ns = time.time_ns() - time.monotonic_ns()
+        for event in sorted(events, key=lambda event: event.time_ns):
+            try:
+                self._log.add(event_record(event, self._names, clock_offset_ns))
+            except ValueError:
+                self._losses.add("malformed", 1)
+
+    def _report(self) -> None:
+        failed = self._log.failed
+        self._losses.add("reader", failed - self._failed_writes)
+        self._failed_writes = failed
+        for record in self._losses.records():
+            self._log.add(record)

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of the event log: how one is made from a kernel event, written to the file and read.
+
+A record is a JSON object on a line of its own with the keys `ts, event, vm, interface, direction,
+verdict, reason, policy, tier, rule, generation, proto, src, sport, dst, dport, icmp_type,
+icmp_code, tcp_flags, length`; what does not apply or was not read is left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol
+
+from vgw import abi
+from vgw.errors import VgwError
+from vgw.policy.model import DIRECTION_OF_PATH, ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP
+
+Record = dict[str, Any]
+
+FOLLOW_SECONDS: Final = 0.2
+_READ_BYTES: Final = 1 << 16
+_IPV4, _IPV6 = 0x0800, 0x86DD
+_ETHERTYPES: Final = {0x0806: "arp", 0x8035: "rarp", _IPV4: "ipv4", _IPV6: "ipv6"}
+_PROTOCOLS: Final = {
+    1: "icmp",
+    2: "igmp",
+    6: "tcp",
+    17: "udp",
+    47: "gre",
+    50: "esp",
+    51: "ah",
+    58: "icmpv6",
+    132: "sctp",
+}
+_TCP_FLAGS: Final = "FSRPAUEC"
+_UNREAD: Final = bytes(16)
+
+
+class RuleName(NamedTuple):
+    """What a rule id of an event stands for."""
+
+    policy: str
+    tier: str
+    rule: str
+
+
+class Names(Protocol):
+    """What the numbers in an event stand for; None when nobody knows any more."""
+
+    def endpoint(self, endpoint: int) -> tuple[str, str] | None:
+        """Return the VM and the interface of an endpoint's identity."""
+
+    def rule(self, endpoint: int, rule: int) -> RuleName | None:
+        """Return the name of a rule id of an endpoint."""
+
+
+def timestamp(time_ns: int) -> str:
+    """Return nanoseconds since 1970 as RFC 3339 in UTC with microseconds."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1000:06d}Z"
+
+
+def control_record(event: str, **fields: object) -> Record:
+    """Return the record of something the controller did now; fields that are None are left out."""
+    known = {key: value for key, value in fields.items() if value is not None}
+    return {"ts": timestamp(time.time_ns()), "event": event, **known}
+
+
+def event_record(event: abi.Event, names: Names, clock_offset_ns: int) -> Record:
+    """Return the record of a kernel event.
+
+    `clock_offset_ns` is what must be added to CLOCK_MONOTONIC to get the time of day. Raises
+    ValueError when a field holds a number that the ABI does not know.
+    """
+    verdict, reason = abi.Verdict(event.verdict), abi.Reason(event.reason)
+    record: Record = {
+        "ts": timestamp(event.time_ns + clock_offset_ns),
+        "event": "accept" if verdict is abi.Verdict.ACCEPT else "drop",
+    }
+    where = names.endpoint(event.endpoint)
+    if where is not None:
+        record["vm"], record["interface"] = where
+    record["direction"] = DIRECTION_OF_PATH[abi.Path(event.path)].value
+    record["verdict"] = verdict.name.lower()
+    record["reason"] = reason.name
+    rule = None if event.rule == abi.NO_RULE else names.rule(event.endpoint, event.rule)
+    if rule is not None:
+        record["policy"], record["tier"], record["rule"] = rule
+    record["generation"] = event.generation
+    record.update(_packet_fields(event, reason))
+    record["length"] = event.length
+    return record
+
+
+def _packet_fields(event: abi.Event, reason: abi.Reason) -> Record:
+    """Return what is known of the packet itself.
+
+    The program zeroes what it did not read, so zeros are left out unless they were read for sure.
+    """
+    fields: Record = {}
+    if event.ethertype:
+        fields["proto"] = _protocol(event.ethertype, event.protocol)
+    source, destination = bytes(event.source.bytes), bytes(event.destination.bytes)
+    if source != _UNREAD or destination != _UNREAD:
+        fields["src"], fields["dst"] = _address(source), _address(destination)
+    if event.ethertype not in (_IPV4, _IPV6):
+        return fields
+    if event.protocol in PORT_PROTOCOLS:
+        ports = event.source_port, event.destination_port
+        if any(ports) or reason is abi.Reason.PORT_ZERO:
+            fields["sport"], fields["dport"] = map(abi.be16, ports)
+            if event.protocol == TCP:
+                fields["tcp_flags"] = _tcp_flags(event.tcp_flags)
+    elif event.protocol in ICMP_PROTOCOLS and _icmp_was_read(event, reason):
+        fields["icmp_type"], fields["icmp_code"] = event.icmp_type, event.icmp_code
+    return fields
+
+
+def _icmp_was_read(event: abi.Event, reason: abi.Reason) -> bool:
+    """Tell whether type 0, code 0 is an echo reply or a header that was not read."""
+    cut_short = abi.Reason.TRUNCATED <= reason <= abi.Reason.EXTENSION_HEADER
+    return bool(event.icmp_type or event.icmp_code) or not cut_short
+
+
+def _protocol(ethertype: int, protocol: int) -> str | int:
+    """Return a name; the number of an IP protocol without one; 0x.... for other EtherTypes."""
+    if ethertype in (_IPV4, _IPV6) and protocol:
+        return _PROTOCOLS.get(protocol, protocol)
+    return _ETHERTYPES.get(ethertype, f"0x{ethertype:04x}")
+
+
+@functools.lru_cache(maxsize=256)
+def _tcp_flags(flags: int) -> str:
+    return "".join(letter for bit, letter in enumerate(_TCP_FLAGS) if flags >> bit & 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _address(raw: bytes) -> str:
+    return str(abi.unpack_address(abi.Address.from_buffer_copy(raw)))
+
+
+@functools.lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+class LogWriter:
+    """Appends records to the log file; safe to use from several threads.
+
+    Records wait in memory until `flush`. What cannot be written is counted in `failed` and
+    forgotten: a full disk must not stop the controller.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, mode 0640, and make its directory. Raises VgwError when that fails."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._lines: list[str] = []
+        self._reopen = False
+        self.failed = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = self._open()
+        except OSError as error:
+            raise VgwError(
+                f"cannot write the log {path}: {error.strerror}; choose another by VGW_LOG"
+            ) from error
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record; it is in the file after the next flush."""
+        line = json.dumps(record, separators=(",", ":")) + "\n"
+        with self._lock:
+            self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write the records that wait."""
+        with self._lock:
+            if self._reopen:
+                self._switch_file()
+            if self._lines:
+                self._write()
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name from the next flush on: it was rotated away."""
+        self._reopen = True
+
+    def close(self) -> None:
+        """Write what waits and close the file."""
+        self.flush()
+        os.close(self._fd)
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        size = os.fstat(fd).st_size
+        # A file that ends inside a line was left so by a writer that died: begin a new line.
+        self._torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        return fd
+
+    def _switch_file(self) -> None:
+        self._reopen = False
+        try:
+            fresh = self._open()
+        except OSError:
+            return  # the old file is still good to write to
+        os.close(self._fd)
+        self._fd = fresh
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        begin = b"\n" if self._torn else b""
+        data = memoryview(begin + "".join(lines).encode())
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError:
+            whole = bytes(data[len(begin) : written]).count(b"\n")
+            self._torn = self._torn or written > 0
+            self.failed += len(lines) - whole
+        else:
+            self._torn = False
+
+
+def read_log(
+    path: Path, vm: str | None = None, follow: bool = False, last: int | None = None
+) -> Iterator[Record]:
+    """Yield the records of a log file, oldest first, and with `follow` those to come.
+
+    With `vm` only the records of that VM, and those of losses that may have been its own; with
+    `last` only so many of those that are there already. A rotated file is read to its end before
+    the new one; lines that are no record (cut short by a full disk or still being written) are
+    passed over. Raises VgwError when the file cannot be read; with `follow` a file that does not
+    exist is waited for.
+    """
+    held = None if last is None else deque[Record](maxlen=last)
+    for line in _lines(path, follow):
+        if line is None:
+            yield from held or ()
+            held = None
+            continue
+        record = _record_for(vm, line)
+        if record is None:
+            continue
+        if held is None:
+            yield record
+        else:
+            held.append(record)
+
+
+def _record_for(vm: str | None, line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    owner = record.get("vm")
+    wanted = vm is None or owner == vm or (owner is None and record.get("event") == "lost")
+    return record if wanted else None
+
+
+def _lines(path: Path, follow: bool) -> Iterator[bytes | None]:
+    """Yield lines, and None once: where the end of the file was first met."""
+    file = _open_log(path, wait=follow)
+    try:
+        rest = b""
+        caught_up = False
+        while True:
+            block = file.read(_READ_BYTES)
+            if block:
+                *lines, rest = (rest + block).split(b"\n")
+                yield from lines
+                continue
+            if not follow:
+                yield rest
+            if not caught_up:
+                caught_up = True
+                yield None
+            if not follow:
+                return
+            if _was_replaced(file, path):
+                file.close()
+                file, rest = _open_log(path, wait=True), b""
+            else:
+                time.sleep(FOLLOW_SECONDS)
+    finally:
+        file.close()
+
+
+def _open_log(path: Path, *, wait: bool) -> BinaryIO:
+    while True:
+        try:
+            return path.open("rb", buffering=0)
+        except FileNotFoundError as error:
+            if not wait:
+                raise VgwError(
+                    f"there is no log {path}; `vgw controller` writes it, VGW_LOG says where"
+                ) from error
+            time.sleep(FOLLOW_SECONDS)
+        except OSError as error:
+            raise VgwError(f"cannot read the log {path}: {error.strerror}") from error
+
+
+def _was_replaced(file: BinaryIO, path: Path) -> bool:
+    """Tell whether to go on in another file: this one is at its end and was rotated or cut.
+
+    The new file counts once it has content, for the writer may go on in the old one until it is
+    told of the rotation.
+    """
+    try:
+        there = path.stat()
+    except OSError:
+        return False
+    here = os.fstat(file.fileno())
+    if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+        return there.st_size < file.tell()
+    return there.st_size > 0 and here.st_size <= file.tell()

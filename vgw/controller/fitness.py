@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this process may do its work here: its capabilities, and a bpffs for the pins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from vgw.errors import VgwError
+
+#: Bits of linux/capability.h; ids of maps and programs are opened under CAP_SYS_ADMIN only.
+NEEDED_CAPABILITIES: Final = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
+
+DEFAULT_BPFFS: Final = Path("/sys/fs/bpf")
+
+
+def missing_capabilities() -> list[str]:
+    """Return the names of capabilities that this process lacks."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    effective = int(line.split()[1], 16)
+    return [name for name, bit in NEEDED_CAPABILITIES.items() if not effective >> bit & 1]
+
+
+def require_capabilities() -> None:
+    """Raise VgwError unless this process may load and attach programs."""
+    missing = missing_capabilities()
+    if missing:
+        raise VgwError(
+            f"no permission to load BPF programs: run vgw as root ({missing[0]} is missing)"
+        )
+
+
+def require_bpffs(directory: Path) -> None:
+    """Raise VgwError unless `directory` is in a bpffs, whether it exists already or not."""
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if filesystem_type(existing) != "bpf":
+        inside = directory.is_relative_to(DEFAULT_BPFFS)
+        mount = DEFAULT_BPFFS if inside else directory.parent
+        raise VgwError(f"{directory} is not in a bpffs: run `mount -t bpf bpf {mount}`")
+
+
+def filesystem_type(path: Path) -> str:
+    """Return the type of the file system that a path is on, as /proc/self/mountinfo calls it."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == number:
+            return fields[fields.index("-") + 1]
+    return "unknown"

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attachments: how a program gets onto an interface, off it, and what is really there.
+
+A bpf_link pinned beside the endpoint's maps is the way of choice: it outlives the process and no
+other tool can knock it off. Kernels without links for a hook get netlink XDP or a clsact filter.
+Programs of others are never removed unless asked to by `force`, and never put back on a detach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from vgw import libbpf
+from vgw.abi import Path
+from vgw.controller import links_netlink as netlink
+from vgw.controller.interfaces import (
+    InterfaceFacts,
+    OnLink,
+    choose_hook,
+    find_interface,
+    watch_links,
+)
+from vgw.controller.links_netlink import interface_name
+from vgw.errors import ForeignProgramError, KernelError, VgwError
+from vgw.libbpf import AttachType
+from vgw.policy.model import Hook
+
+__all__ = [
+    "Attachment",
+    "InterfaceFacts",
+    "OnLink",
+    "attach",
+    "choose_hook",
+    "detach",
+    "find_interface",
+    "read_attachment",
+    "take_over_xdp",
+    "watch_links",
+]
+
+HookName = Literal["xdp", "tc"]
+ModeName = Literal["native", "generic", "tcx", "clsact"]
+
+#: Modes in the order in which they are tried.
+_XDP_MODES: Final[dict[ModeName, int]] = {
+    "native": libbpf.XDP_NATIVE,
+    "generic": libbpf.XDP_GENERIC,
+}
+_TCX_TYPE: Final = {Path.FROM_VM: AttachType.TCX_INGRESS, Path.TO_VM: AttachType.TCX_EGRESS}
+
+#: What a driver or kernel answers that does not have what was asked for.
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.E2BIG)
+
+#: A directory beside the pins says that vgw made the clsact qdisc.
+_MADE_CLSACT: Final = "made_clsact"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A program on an interface, as the kernel says it is.
+
+    `ahead` are ids of programs of others at the same hook that run before it.
+    """
+
+    hook: HookName
+    mode: ModeName
+    link: bool
+    prog_id: int
+    ahead: tuple[int, ...] = ()
+
+
+def link_pin(directory: pathlib.Path, path: Path) -> pathlib.Path:
+    """Return where the link of one path is pinned in the directory of an endpoint."""
+    return directory / f"link_{path.name.lower()}"
+
+
+def program_pin(directory: pathlib.Path, path: Path) -> pathlib.Path:
+    """Return where the program of one path is pinned in the directory of an endpoint."""
+    return directory / f"prog_{path.name.lower()}"
+
+
+@contextlib.contextmanager
+def opened(pin: pathlib.Path) -> Iterator[int]:
+    """Open a pinned object for the time of a block; raises KernelError."""
+    fd = libbpf.get_pinned(pin)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def attach(  # noqa: PLR0913
+    prog_fd: int,
+    ifindex: int,
+    path: Path,
+    hook: Hook,
+    pin: pathlib.Path,
+    *,
+    force: bool = False,
+    prefer_link: bool = True,
+) -> Attachment:
+    """Attach a loaded program and return what the kernel then says.
+
+    `hook` is XDP (only from_vm) or TC, `pin` is where the link goes. With `prefer_link` False, and
+    on kernels without links, netlink is used and nothing is pinned. Raises ForeignProgramError
+    when an XDP program of somebody else is there and not `force`, KernelError when the kernel
+    refuses; nothing is attached then, and what was there before is there again.
+    """
+    if hook is Hook.XDP:
+        return _attach_xdp(prog_fd, ifindex, pin, force=force, prefer_link=prefer_link)
+    if prefer_link:
+        try:
+            _attach_link(prog_fd, ifindex, _TCX_TYPE[path], 0, pin)
+        except KernelError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        else:
+            return _attached(ifindex, path, pin.parent)
+    _attach_clsact(prog_fd, ifindex, path, pin.parent)
+    return _attached(ifindex, path, pin.parent)
+
+
+def take_over_xdp(prog_fd: int, ifindex: int, old_dir: pathlib.Path, pin: pathlib.Path) -> bool:
+    """Let the XDP link of the endpoint in `old_dir` run another program, without a gap.
+
+    The link is pinned at `pin` from then on. Returns False when there is no such link on the
+    interface; raises KernelError when the kernel refuses, and the old program runs on then.
+    """
+    old_pin = link_pin(old_dir, Path.FROM_VM)
+    try:
+        link = libbpf.get_pinned(old_pin)
+    except KernelError:
+        return False
+    try:
+        info = libbpf.link_info(link)
+        if (info.type, info.ifindex) != (libbpf.LinkType.XDP, ifindex):
+            return False
+        old_pin.rename(pin)
+        try:
+            libbpf.link_update(link, prog_fd)
+        except BaseException:
+            pin.rename(old_pin)
+            raise
+    finally:
+        os.close(link)
+    return True
+
+
+def detach(ifindex: int | None, path: Path, pin: pathlib.Path) -> None:
+    """Remove our program of one path from an interface; nothing of others is touched.
+
+    `ifindex` None: the interface is gone. Whatever is left of the attachment goes; what is
+    already gone is no error.
+    """
+    if pin.exists():
+        # Without this the program would run on for as long as anybody holds the link open.
+        with contextlib.suppress(KernelError), opened(pin) as fd:
+            libbpf.link_detach(fd)
+        pin.unlink(missing_ok=True)
+        return
+    program = _pinned_program(pin.parent, path)
+    if ifindex is None or program is None:
+        return
+    if program.prog_type == libbpf.ProgType.XDP:
+        there = libbpf.xdp_program(ifindex)
+        if there is not None and there[0] == program.id:
+            _remove_xdp(ifindex, *there)
+    elif _has_filter(ifindex, path, program.id):
+        netlink.remove_filter(ifindex, path)
+        _remove_clsact_if_ours(ifindex, pin.parent)
+
+
+def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment | None:
+    """Return how the endpoint pinned in `pin_dir` is attached on one path, or None if it is not.
+
+    Says only what the kernel says: a pinned link that was detached, or that is on another
+    interface, is no attachment.
+    """
+    program = _pinned_program(pin_dir, path)
+    if program is None:
+        return None
+    pin = link_pin(pin_dir, path)
+    linked = _linked_program(pin, ifindex) == program.id
+    if program.prog_type == libbpf.ProgType.XDP:
+        there = libbpf.xdp_program(ifindex)
+        if there is None or there[0] != program.id:
+            return None
+        return Attachment("xdp", _mode(there[1]), linked, program.id)
+    programs = libbpf.tcx_programs(ifindex, _TCX_TYPE[path])
+    if program.id in programs:
+        ahead = tuple(programs[: programs.index(program.id)])
+        return Attachment("tc", "tcx", linked, program.id, ahead)
+    if not pin.exists() and _has_filter(ifindex, path, program.id):
+        return Attachment("tc", "clsact", False, program.id, tuple(programs))
+    return None
+
+
+def _pinned_program(pin_dir: pathlib.Path, path: Path) -> libbpf.ProgInfo | None:
+    """Return what is pinned as the program of one path, or None when there is none."""
+    try:
+        with opened(program_pin(pin_dir, path)) as fd:
+            return libbpf.prog_info(fd)
+    except KernelError:
+        return None
+
+
+def linked_ifindex(pin_dir: pathlib.Path) -> int | None:
+    """Return the index of the interface that an endpoint's links are on, whatever its name is now.
+
+    None when it has no links, or the interface is gone.
+    """
+    for path in Path:
+        with contextlib.suppress(KernelError), opened(link_pin(pin_dir, path)) as fd:
+            ifindex = libbpf.link_info(fd).ifindex
+            if ifindex:
+                return ifindex
+    return None
+
+
+def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
+    attachment = read_attachment(ifindex, path, pin_dir)
+    if attachment is None:
+        detach(ifindex, path, link_pin(pin_dir, path))
+        raise VgwError(
+            f"interface {interface_name(ifindex)}: the {path.name.lower()} program was attached "
+            "and is gone again; find out which tool removes it, then attach again"
+        )
+    return attachment
+
+
+def _linked_program(pin: pathlib.Path, ifindex: int) -> int | None:
+    try:
+        with opened(pin) as fd:
+            info = libbpf.link_info(fd)
+    except KernelError:
+        return None
+    return info.prog_id if info.ifindex == ifindex else None
+
+
+def _attach_link(
+    prog_fd: int, ifindex: int, attach_type: AttachType, flags: int, pin: pathlib.Path
+) -> None:
+    link = libbpf.link_create(prog_fd, ifindex, attach_type, flags)
+    try:
+        libbpf.pin(link, pin)
+    finally:
+        os.close(link)  # a link that could not be pinned goes with its last descriptor
+
+
+def _attach_xdp(
+    prog_fd: int, ifindex: int, pin: pathlib.Path, *, force: bool, prefer_link: bool
+) -> Attachment:
+    foreign = libbpf.xdp_program(ifindex)
+    if foreign is None:
+        _place_xdp(prog_fd, ifindex, pin, prefer_link)
+        return _attached(ifindex, Path.FROM_VM, pin.parent)
+    if not force:
+        raise ForeignProgramError(
+            f"interface {interface_name(ifindex)} already has an XDP program that is not vgw's (id "
+            f"{foreign[0]}, {foreign[1]}); remove it, or use --force to replace it"
+        )
+    foreign_fd = libbpf.prog_fd_by_id(foreign[0])
+    try:
+        _evict_xdp(ifindex, *foreign)
+        try:
+            _place_xdp(prog_fd, ifindex, pin, prefer_link)
+        except VgwError:
+            netlink.set_xdp(ifindex, foreign_fd, _XDP_MODES[_mode(foreign[1])])
+            raise
+    finally:
+        os.close(foreign_fd)
+    return _attached(ifindex, Path.FROM_VM, pin.parent)
+
+
+def _place_xdp(prog_fd: int, ifindex: int, pin: pathlib.Path, prefer_link: bool) -> None:
+    """Attach by the first of link native, link generic, netlink native, netlink generic."""
+    refusal: KernelError | None = None
+    for link in (True, False) if prefer_link else (False,):
+        for flag in _XDP_MODES.values():
+            try:
+                if link:
+                    _attach_link(prog_fd, ifindex, AttachType.XDP, flag, pin)
+                else:
+                    netlink.set_xdp(ifindex, prog_fd, flag)
+            except KernelError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                refusal = error
+            else:
+                return
+    raise VgwError(
+        f"interface {interface_name(ifindex)} takes no XDP program ({refusal}); use the tc hook"
+    ) from refusal
+
+
+def _mode(text: str) -> ModeName:
+    return "native" if text == "native" else "generic"
+
+
+def _evict_xdp(ifindex: int, prog_id: int, mode: str) -> None:
+    """Remove the XDP program of somebody else, however it is attached."""
+    link = libbpf.xdp_link(ifindex, prog_id)
+    if link is None:
+        _remove_xdp(ifindex, prog_id, mode)
+        return
+    try:
+        libbpf.link_detach(link)
+    finally:
+        os.close(link)
+
+
+def _remove_xdp(ifindex: int, prog_id: int, mode: str) -> None:
+    """Remove the XDP program `prog_id` attached by netlink, and only that one."""
+    fd = libbpf.prog_fd_by_id(prog_id)
+    try:
+        netlink.clear_xdp(ifindex, fd, _XDP_MODES[_mode(mode)])
+    finally:
+        os.close(fd)
+
+
+def _attach_clsact(prog_fd: int, ifindex: int, path: Path, pin_dir: pathlib.Path) -> None:
+    if netlink.add_clsact(ifindex):
+        (pin_dir / _MADE_CLSACT).mkdir(mode=0o700, exist_ok=True)
+    try:
+        netlink.add_filter(ifindex, path, prog_fd, _filter_name(path, libbpf.prog_info(prog_fd).id))
+    except KernelError as error:
+        _remove_clsact_if_ours(ifindex, pin_dir)
+        if error.errno not in (errno.EEXIST, errno.EINVAL):
+            raise
+        raise ForeignProgramError(
+            f"interface {interface_name(ifindex)} has a tc filter of somebody else at priority "
+            f"{netlink.FILTER_PRIORITY} that leaves no room for vgw's ({error}); remove it"
+        ) from error
+
+
+def _remove_clsact_if_ours(ifindex: int, pin_dir: pathlib.Path) -> None:
+    """Remove the clsact qdisc if vgw made it and nobody has a filter in it."""
+    marker = pin_dir / _MADE_CLSACT
+    if marker.exists() and netlink.remove_clsact(ifindex):
+        marker.rmdir()
+
+
+def _has_filter(ifindex: int, path: Path, prog_id: int) -> bool:
+    """Tell whether the program is attached to a path as a clsact filter of ours."""
+    return netlink.filter_name(ifindex, path) == _filter_name(path, prog_id)
+
+
+def _filter_name(path: Path, prog_id: int) -> str:
+    return f"vgw/{path.name.lower()}/{prog_id}"

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attachments by netlink, for kernels without bpf_links: XDP modes and filters of a clsact qdisc.
+
+pyroute2 is imported when one of these is called: it takes longer to start than an attach takes.
+Every function raises KernelError when the kernel refuses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from vgw.abi import Path
+from vgw.errors import KernelError
+
+#: Where a filter of ours goes: before what others add later, under a handle of its own.
+FILTER_PRIORITY: Final = 1
+FILTER_HANDLE: Final = 0x767767
+
+_Answer = TypeVar("_Answer")
+
+#: What the kernel says when there is no such qdisc, filter or interface.
+_NOTHING_THERE: Final = (errno.EINVAL, errno.ENOENT, errno.ENODEV)
+
+#: XDP_FLAGS_UPDATE_IF_NOEXIST and XDP_FLAGS_REPLACE of linux/if_link.h.
+_XDP_UPDATE_IF_NOEXIST: Final = 1 << 0
+_XDP_REPLACE: Final = 1 << 4
+
+#: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS or TC_H_MIN_EGRESS) of linux/pkt_sched.h.
+_PARENT: Final = {Path.FROM_VM: 0xFFFFFFF2, Path.TO_VM: 0xFFFFFFF3}
+
+
+def interface_name(ifindex: int) -> str:
+    """Return the name of an interface for a message, whether it still exists or not."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"with index {ifindex}"
+
+
+def set_xdp(ifindex: int, prog_fd: int, mode: int) -> None:
+    """Attach an XDP program where there is none; `mode` is XDP_NATIVE or XDP_GENERIC."""
+    _change_xdp(
+        ifindex,
+        ("IFLA_XDP_FD", prog_fd),
+        ("IFLA_XDP_FLAGS", {"value": mode | _XDP_UPDATE_IF_NOEXIST}),
+    )
+
+
+def clear_xdp(ifindex: int, prog_fd: int, mode: int) -> None:
+    """Remove the XDP program of a mode if it is `prog_fd`; another one stays (EEXIST)."""
+    _change_xdp(
+        ifindex,
+        ("IFLA_XDP_FD", -1),
+        ("IFLA_XDP_FLAGS", {"value": mode | _XDP_REPLACE}),
+        ("IFLA_XDP_EXPECTED_FD", prog_fd),
+    )
+
+
+def add_clsact(ifindex: int) -> bool:
+    """Make sure that the interface has a clsact qdisc; return whether it was made now."""
+    return _ask(
+        f"add a clsact qdisc to {interface_name(ifindex)}",
+        lambda route: bool(route.tc("add", "clsact", ifindex)) or True,
+        unless=(errno.EEXIST,),
+        otherwise=False,
+    )
+
+
+def remove_clsact(ifindex: int) -> bool:
+    """Remove the clsact qdisc unless it has a filter; return whether there is none now."""
+    if any(_filters(ifindex, path) for path in Path):
+        return False
+    _ask(
+        f"remove the clsact qdisc of {interface_name(ifindex)}",
+        lambda route: route.tc("del", "clsact", ifindex),
+        unless=_NOTHING_THERE,
+        otherwise=None,
+    )
+    return True
+
+
+def add_filter(ifindex: int, path: Path, prog_fd: int, name: str) -> None:
+    """Add a direct-action filter; EEXIST or EINVAL when one of somebody else is in its place."""
+    _ask(
+        f"add a tc filter to {interface_name(ifindex)}",
+        lambda route: route.tc(
+            "add-filter",
+            "bpf",
+            ifindex,
+            FILTER_HANDLE,
+            fd=prog_fd,
+            name=name,
+            parent=_PARENT[path],
+            prio=FILTER_PRIORITY,
+            direct_action=True,
+        ),
+    )
+
+
+def filter_name(ifindex: int, path: Path) -> str | None:
+    """Return the name of the filter in the place of ours, or None when there is none."""
+    for entry in _filters(ifindex, path):
+        options = entry.get_attr("TCA_OPTIONS")
+        in_place = (entry["handle"], entry["info"] >> 16) == (FILTER_HANDLE, FILTER_PRIORITY)
+        if in_place and options is not None:
+            return str(options.get_attr("TCA_BPF_NAME"))
+    return None
+
+
+def remove_filter(ifindex: int, path: Path) -> None:
+    """Remove the filter in the place of ours; none there is no error."""
+    _ask(
+        f"remove a tc filter from {interface_name(ifindex)}",
+        lambda route: route.tc(
+            "del-filter",
+            "bpf",
+            ifindex,
+            FILTER_HANDLE,
+            parent=_PARENT[path],
+            prio=FILTER_PRIORITY,
+        ),
+        unless=_NOTHING_THERE,
+        otherwise=None,
+    )
+
+
+def _filters(ifindex: int, path: Path) -> list[Any]:
+    return _ask(
+        f"list the tc filters of {interface_name(ifindex)}",
+        lambda route: list(route.get_filters(index=ifindex, parent=_PARENT[path])),
+        unless=_NOTHING_THERE,
+        otherwise=[],
+    )
+
+
+def _change_xdp(ifindex: int, *attributes: tuple[str, object]) -> None:
+    _ask(
+        f"change the XDP program of {interface_name(ifindex)}",
+        lambda route: route.link("set", index=ifindex, xdp={"attrs": list(attributes)}),
+    )
+
+
+def _ask(
+    what: str,
+    request: Callable[[Any], _Answer],
+    *,
+    unless: tuple[int, ...] = (),
+    otherwise: _Answer | None = None,
+) -> _Answer:
+    """Return what `request` answers, given a netlink socket.
+
+    `otherwise` is the answer when the kernel refuses with one of the errnos `unless`; another
+    refusal is raised as a KernelError of "cannot `what`".
+    """
+    import pyroute2  # noqa: PLC0415
+
+    try:
+        with pyroute2.IPRoute() as route:
+            return request(route)
+    except pyroute2.NetlinkError as error:
+        if error.code in unless:
+            return otherwise  # type: ignore[return-value]
+        raise KernelError(f"cannot {what}: {os.strerror(error.code)}", error.code) from error

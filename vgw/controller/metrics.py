@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics: read from the kernel's maps at the moment of a scrape, never from events.
+
+Because the counters live in the maps of the endpoints, they go on over restarts of the controller
+and their series go when a VM is detached.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from vgw import __version__, abi
+from vgw.errors import VgwError
+from vgw.maps import Counter
+from vgw.policy.model import DIRECTION_OF_PATH, Direction
+
+DEFAULT_LISTEN: Final = ("127.0.0.1", 9477)
+_APPLY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ENDPOINT: Final = ("vm", "interface")
+_REFUSED: Final = (abi.Verdict.DROP, abi.Verdict.REJECT)
+_ALWAYS_SHOWN: Final = (abi.Verdict.ACCEPT, abi.Verdict.DROP)
+
+Stats = Mapping[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleReading:
+    """Packets that a rule decided."""
+
+    direction: str
+    policy: str
+    rule: str
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointReading:
+    """Everything a scrape shows of one endpoint; `hook` and `mode` are of its from_vm program."""
+
+    vm: str
+    interface: str
+    generation: int
+    attached: bool
+    hook: str
+    mode: str
+    stats: Stats
+    conntrack_entries: int
+    conntrack_max: int
+    new_connections: Mapping[Direction, int]
+    events: int
+    rules: Sequence[RuleReading] = ()
+
+
+class ApplyTimes:
+    """How long changes of policy took and how many failed; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(_APPLY_BUCKETS) + 1)
+        self._sum = 0.0
+        self._errors = 0
+
+    def record(self, seconds: float, failures: int = 0) -> None:
+        """Count one change that took so long and failed for so many VMs."""
+        with self._lock:
+            self._counts[bisect.bisect_left(_APPLY_BUCKETS, seconds)] += 1
+            self._sum += seconds
+            self._errors += failures
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        with self._lock:
+            counts, total, errors = list(self._counts), self._sum, self._errors
+        buckets, seen = [], 0
+        for bound, count in zip((*map(str, _APPLY_BUCKETS), "+Inf"), counts, strict=True):
+            seen += count
+            buckets.append((bound, float(seen)))
+        yield HistogramMetricFamily(
+            "vgw_policy_apply_seconds",
+            "Time that changes of policy took, from the request until every VM had it.",
+            buckets=buckets,
+            sum_value=total,
+        )
+        yield CounterMetricFamily(
+            "vgw_policy_apply_errors",
+            "VMs and policies that could not be applied.",
+            value=errors,
+        )
+
+
+class HostCollector(Collector):
+    """Makes the families of one scrape out of readings of all endpoints."""
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[EndpointReading]],
+        losses: Callable[[], Mapping[str, int]],
+        applies: ApplyTimes,
+        *,
+        rules: bool = False,
+    ) -> None:
+        """Remember where values come from; `rules` adds a series for every rule."""
+        self._read = read
+        self._losses = losses
+        self._applies = applies
+        self._rules = rules
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: registering must not read every map."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        readings = list(self._read())
+        yield from _packet_families(readings)
+        yield from _conntrack_families(readings)
+        if self._rules:
+            yield _rule_family(readings)
+        yield from _endpoint_families(readings)
+        lost = CounterMetricFamily(
+            "vgw_events_lost",
+            "Events not logged: over a VM's budget (suppressed), no room in the perf buffer "
+            "(buffer), gaps the reader noticed, which are in buffer too, or could not log "
+            "(reader), unreadable (malformed).",
+            labels=("cause",),
+        )
+        for cause, count in self._losses().items():
+            lost.add_metric((cause,), count)
+        yield lost
+        yield from self._applies.collect()
+        yield InfoMetricFamily(
+            "vgw_build",
+            "Version of the controller and of its map ABI.",
+            value={"version": __version__, "abi": str(abi.ABI_VERSION)},
+        )
+
+
+def _packet_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
+    labels = (*_ENDPOINT, "direction", "verdict")
+    packets = CounterMetricFamily("vgw_packets", "Packets by what they got.", labels=labels)
+    octets = CounterMetricFamily(
+        "vgw_bytes", "Bytes on the wire of packets by what they got.", labels=labels
+    )
+    dropped = CounterMetricFamily(
+        "vgw_dropped_packets",
+        "Packets dropped or rejected, by reason.",
+        labels=(*_ENDPOINT, "direction", "reason"),
+    )
+    for reading in readings:
+        where = (reading.vm, reading.interface)
+        for (path, verdict), counter in _by_verdict(reading.stats).items():
+            series = (*where, DIRECTION_OF_PATH[path].value, verdict.name.lower())
+            packets.add_metric(series, counter.packets)
+            octets.add_metric(series, counter.bytes)
+        for (path, reason), count in _by_reason(reading.stats).items():
+            dropped.add_metric((*where, DIRECTION_OF_PATH[path].value, reason.name), count)
+    yield packets
+    yield octets
+    yield dropped
+
+
+def _by_verdict(stats: Stats) -> dict[tuple[abi.Path, abi.Verdict], Counter]:
+    """Sum over reasons; the common verdicts are there from the first scrape, with zero."""
+    sums = {(path, verdict): Counter(0, 0) for path in abi.Path for verdict in _ALWAYS_SHOWN}
+    for (path, verdict, _), counter in stats.items():
+        packets, octets = sums.get((path, verdict), (0, 0))
+        sums[path, verdict] = Counter(packets + counter.packets, octets + counter.bytes)
+    return sums
+
+
+def _by_reason(stats: Stats) -> dict[tuple[abi.Path, abi.Reason], int]:
+    """Sum the packets that did not pass; a monitor's would_drop passed."""
+    sums: dict[tuple[abi.Path, abi.Reason], int] = {}
+    for (path, verdict, reason), counter in stats.items():
+        if verdict in _REFUSED:
+            sums[path, reason] = sums.get((path, reason), 0) + counter.packets
+    return sums
+
+
+def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
+    entries = GaugeMetricFamily(
+        "vgw_conntrack_entries",
+        "Flows in the connection table, dead ones that wait for removal included.",
+        labels=_ENDPOINT,
+    )
+    limit = GaugeMetricFamily(
+        "vgw_conntrack_max_entries", "Flows the connection table can hold.", labels=_ENDPOINT
+    )
+    created = CounterMetricFamily(
+        "vgw_new_connections",
+        "Flows created, by the direction of their first packet.",
+        labels=(*_ENDPOINT, "direction"),
+    )
+    for reading in readings:
+        where = (reading.vm, reading.interface)
+        entries.add_metric(where, reading.conntrack_entries)
+        limit.add_metric(where, reading.conntrack_max)
+        for direction, count in reading.new_connections.items():
+            created.add_metric((*where, direction.value), count)
+    yield entries
+    yield limit
+    yield created
+
+
+def _rule_family(readings: Sequence[EndpointReading]) -> Metric:
+    family = CounterMetricFamily(
+        "vgw_rule_packets",
+        "Packets that a rule decided, not those of the flows it opened.",
+        labels=(*_ENDPOINT, "direction", "policy", "rule"),
+    )
+    for reading in readings:
+        for rule in reading.rules:
+            family.add_metric(
+                (reading.vm, reading.interface, rule.direction, rule.policy, rule.rule),
+                rule.packets,
+            )
+    return family
+
+
+def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
+    events = CounterMetricFamily(
+        "vgw_events", "Events the packet programs put into the perf buffer.", labels=_ENDPOINT
+    )
+    attached = GaugeMetricFamily(
+        "vgw_attached",
+        "1 if both programs of an endpoint are attached; hook and mode are of the one that sees "
+        "packets from the VM.",
+        labels=(*_ENDPOINT, "hook", "mode"),
+    )
+    generation = GaugeMetricFamily(
+        "vgw_policy_generation", "Number of the policy in force.", labels=("vm",)
+    )
+    for reading in readings:
+        where = (reading.vm, reading.interface)
+        events.add_metric(where, reading.events)
+        attached.add_metric((*where, reading.hook, reading.mode), int(reading.attached))
+    for vm, number in {reading.vm: reading.generation for reading in readings}.items():
+        generation.add_metric((vm,), number)
+    yield events
+    yield attached
+    yield generation
+
+
+class MetricsServer:
+    """Serves the metrics by HTTP until closed."""
+
+    def __init__(self, listen: tuple[str, int], collector: HostCollector) -> None:
+        """Listen on an address and port. Raises VgwError when it cannot."""
+        address, port = listen
+        registry = CollectorRegistry()
+        registry.register(collector)
+        try:
+            self._server, self._thread = start_http_server(port, address, registry)
+        except OSError as error:
+            raise VgwError(
+                f"cannot serve metrics on {address} port {port}: {error.strerror or error}; "
+                "choose another address by --listen"
+            ) from error
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

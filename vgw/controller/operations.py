@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the controller does with its host: by the verbs of its socket, and by itself.
+
+One policy document is the current one: that of the last reload or apply. Changes are made one at
+a time, each is in the log of events, and what failed by itself is tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from vgw import __version__, abi
+from vgw.controller.api import Verb
+from vgw.controller.conntrack import list_flows
+from vgw.controller.events import LogWriter, control_record
+from vgw.controller.inventory import read_policy
+from vgw.controller.metrics import ApplyTimes
+from vgw.controller.parameters import Parameters
+from vgw.controller.reconcile import AttachResult, Host
+from vgw.errors import PartlyAppliedError, VgwError
+from vgw.policy.model import Hook, PolicyDocument
+from vgw.policy.parse import parse_sources
+
+_logger = logging.getLogger(__name__)
+
+
+class Operations:
+    """Everything by which this process changes the host; may be used from several threads."""
+
+    def __init__(self, host: Host, log: LogWriter, applies: ApplyTimes) -> None:
+        """Work on a host; `log` gets a record of each change, `applies` its duration."""
+        self._host = host
+        self._log = log
+        self._applies = applies
+        self._lock = threading.RLock()
+        self._finished = False
+        self._document: PolicyDocument | None = None
+        #: Interface -> the index it had when it was protected; of these nothing is to be done.
+        self._protected: dict[str, int] = {}
+        #: VM -> why it could not be protected.
+        self._failures: dict[str, str] = {}
+        #: Why endpoints whose interface is gone could not be forgotten.
+        self._sweep_failure: str | None = None
+
+    def verbs(self) -> dict[str, Verb]:
+        """Return what serves each verb of the socket."""
+        return {
+            "ping": self._ping,
+            "attach": self._attach,
+            "detach": self._detach,
+            "apply": self._apply,
+            "status": lambda parameters: self._host.status(parameters.optional_text("vm")),
+            "rules": lambda parameters: self._host.rules(parameters.text("vm")),
+            "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
+            "flush": self._flush,
+            "mode": self._set_mode,
+        }
+
+    # --- what happens by itself -----------------------------------------------------------
+
+    def reload(self) -> None:
+        """Read the policy and bring the host to it.
+
+        A policy that is missing or invalid changes nothing: what is in force stays, and the log
+        says why.
+        """
+        with self._changing():
+            self._sweep()
+            try:
+                document = read_policy(self._host.paths.policy)
+            except VgwError as error:
+                self._applies.record(0.0, failures=1)
+                self._complain(f"{error}; what is in force stays in force")
+                return
+            self._document = document
+            self._protected.clear()
+            self._protect(self._present_vms().union(self._host.attached()))
+
+    def links_changed(self, came: Mapping[str, int], gone: Iterable[str]) -> None:
+        """Protect VMs whose interfaces came (name: index), forget those whose went."""
+        with self._changing():
+            lost = list(gone)
+            for name in lost:
+                self._protected.pop(name, None)
+            if lost:
+                self._sweep()
+            owners = self._owners()
+            fresh = (name for name, index in came.items() if self._protected.get(name) != index)
+            self._protect({owners[name] for name in fresh if name in owners})
+
+    def idle(self) -> None:
+        """Free dead flows, and try again what failed: to protect VMs, to forget endpoints."""
+        with self._changing():
+            with contextlib.suppress(VgwError):  # it will be tried again, and nothing depends on it
+                self._host.expire()
+            if self._sweep_failure is not None:
+                self._sweep()
+            if self._failures:
+                there = self._present_vms().union(self._host.attached())
+                self._protect(there.intersection(self._failures))
+
+    def finish(self) -> None:
+        """Wait for the change under way and refuse others: the process is about to end."""
+        with self._lock:
+            self._finished = True
+
+    def _owners(self) -> dict[str, str]:
+        """Return which VM each interface of the current policy belongs to."""
+        vms = self._document.vms.values() if self._document is not None else ()
+        return {interface.name: vm.name for vm in vms for interface in vm.interfaces}
+
+    def _present_vms(self) -> set[str]:
+        """Return the VMs of the current policy that have an interface on this host now."""
+        present = {name for _, name in socket.if_nameindex()}
+        return {vm for name, vm in self._owners().items() if name in present}
+
+    def _protect(self, names: Iterable[str]) -> None:
+        """Attach VMs, or bring them up to date; failures are logged and remembered."""
+        vms = sorted(names)
+        if not vms or self._document is None:
+            return
+        before = set(self._host.attached())
+        started = time.monotonic()
+        results, failures = self._attach_all(self._document, vms)
+        self._applies.record(time.monotonic() - started, len(failures))
+        for result in results:
+            if result.vm not in before:
+                self._record("attach", result)
+            elif result.changed:
+                self._record("apply", result)
+            self._note_protected(result)
+        known = {vm: self._failures.pop(vm, None) for vm in vms}
+        self._failures.update(failures)
+        for vm, text in failures.items():
+            if known.get(vm) != text:
+                self._complain(text, vm)
+
+    def _attach_all(
+        self, document: PolicyDocument, vms: Sequence[str]
+    ) -> tuple[Sequence[AttachResult], dict[str, str]]:
+        """Return what became of the VMs that are protected now, and why others are not."""
+        try:
+            return self._host.attach_many(document, vms).vms, {}
+        except PartlyAppliedError as error:
+            failures = error.failures
+        except VgwError as error:
+            return (), dict.fromkeys(vms, str(error))
+        # The others have been changed already; asking for them again only tells how they are.
+        results, late = self._attach_all(document, [vm for vm in vms if vm not in failures])
+        return results, failures | late
+
+    def _sweep(self) -> None:
+        """Forget endpoints whose interface is gone."""
+        try:
+            removed = self._host.sweep()
+        except VgwError as error:
+            if self._sweep_failure != str(error):
+                self._sweep_failure = str(error)
+                self._complain(str(error))
+            return
+        self._sweep_failure = None
+        for vm, interface in removed:
+            self._log.add(control_record("detach", vm=vm, interface=interface))
+
+    def _note_protected(self, result: AttachResult) -> None:
+        for name in result.interfaces:
+            with contextlib.suppress(OSError):
+                self._protected[name] = socket.if_nametoindex(name)
+
+    # --- verbs ----------------------------------------------------------------------------
+
+    def _ping(self, _: Parameters) -> dict[str, object]:
+        return {"pid": os.getpid(), "version": __version__, "abi": abi.ABI_VERSION}
+
+    def _attach(self, parameters: Parameters) -> dict[str, object]:
+        sources = parameters.sources()
+        document = None if sources is None else parse_sources(sources)
+        vms = parameters.texts("vms")
+        with self._changing(), self._timed():
+            document = document or self._document
+            if vms is not None:
+                many = self._host.attach_many(
+                    document or PolicyDocument(), vms, force=parameters.flag("force")
+                )
+                self._take("attach", many.vms)
+                return dataclasses.asdict(many)
+            one = self._host.attach(
+                document,
+                parameters.text("vm"),
+                interfaces=parameters.texts("interfaces") or (),
+                hook=parameters.choice("hook", Hook),
+                force=parameters.flag("force"),
+            )
+            self._take("attach", [one])
+        return dataclasses.asdict(one)
+
+    def _apply(self, parameters: Parameters) -> dict[str, object]:
+        sources = parameters.sources()
+        if sources is None:
+            raise VgwError("the request has no sources: the policy as [[name, text], ...]")
+        dry_run = parameters.flag("dry_run")
+        with self._changing(), self._timed():
+            document = parse_sources(sources)
+            try:
+                result = self._host.apply(document, parameters.texts("vms"), dry_run=dry_run)
+            except PartlyAppliedError as error:
+                # Some VMs have it now, so it is the policy of this host.
+                self._document = document
+                for vm, text in error.failures.items():
+                    self._complain(text, vm)
+                raise
+            if not dry_run:
+                self._document = document
+                self._take("apply", result.vms)
+        return dataclasses.asdict(result)
+
+    def _detach(self, parameters: Parameters) -> dict[str, object]:
+        with self._changing():
+            if parameters.flag("all"):
+                detached = self._host.detach_all()
+            else:
+                detached = [parameters.text("vm")]
+                self._host.detach(detached[0])
+            for vm in detached:
+                self._failures.pop(vm, None)
+                self._log.add(control_record("detach", vm=vm))
+        return {"detached": detached}
+
+    def _flush(self, parameters: Parameters) -> dict[str, object]:
+        vm = parameters.text("vm")
+        with self._changing():
+            entries = self._host.flush(vm)
+            self._log.add(control_record("flush", vm=vm))
+        return {"vm": vm, "entries": entries}
+
+    def _set_mode(self, parameters: Parameters) -> dict[str, object]:
+        vm = parameters.text("vm")
+        mode = parameters.choice("mode", abi.Mode)
+        if mode is None:
+            raise VgwError("the request has no mode")
+        with self._changing():
+            self._host.set_mode(vm, mode)
+            self._log.add(control_record("mode", vm=vm, mode=mode.name.lower()))
+        return {"vm": vm, "mode": mode.name.lower()}
+
+    # --- what all have in common ----------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock for a change; its records are in the file when it is done."""
+        with self._lock:
+            if self._finished:
+                raise VgwError("the controller is stopping; try again when it is gone")
+            try:
+                yield
+            finally:
+                self._log.flush()
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time and the failures of a change of policy."""
+        started = time.monotonic()
+        failures = 0
+        try:
+            yield
+        except VgwError as error:
+            failures = len(error.failures) if isinstance(error, PartlyAppliedError) else 1
+            raise
+        finally:
+            self._applies.record(time.monotonic() - started, failures)
+
+    def _take(self, event: str, results: Iterable[AttachResult]) -> None:
+        """Remember what a verb did for VMs."""
+        for result in results:
+            if result.changed:
+                self._record(event, result)
+            self._note_protected(result)
+            self._failures.pop(result.vm, None)
+
+    def _record(self, event: str, result: AttachResult) -> None:
+        self._log.add(
+            control_record(
+                event,
+                vm=result.vm,
+                interface=result.interfaces[0] if len(result.interfaces) == 1 else None,
+                generation=result.generation,
+                duration_ms=round(result.seconds * 1000),
+            )
+        )
+
+    def _complain(self, message: str, vm: str | None = None) -> None:
+        """Say what went wrong where there is nobody to raise it to."""
+        _logger.error("%s%s", "" if vm is None else f"{vm}: ", message)
+        self._log.add(control_record("error", vm=vm, message=message))

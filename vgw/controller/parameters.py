@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of one request to the controller, checked as they are taken out."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from vgw.errors import VgwError
+
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
+
+class Parameters:
+    """What a client sent with a verb; a parameter that is null counts as not sent.
+
+    Every method raises VgwError naming the parameter when it has the wrong form.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        """Take the members of the request's JSON object."""
+        self.values = values
+
+    def text(self, name: str) -> str:
+        """Return a text that has to be there."""
+        found = self.optional_text(name)
+        if found is None:
+            raise VgwError(f"the request has no {name}")
+        return found
+
+    def optional_text(self, name: str) -> str | None:
+        """Return a text, None when it was not sent."""
+        found = self.values.get(name)
+        if found is not None and not isinstance(found, str):
+            raise VgwError(f"{name} in the request is not a text")
+        return found
+
+    def texts(self, name: str) -> list[str] | None:
+        """Return a list of texts, None when it was not sent."""
+        found = self.values.get(name)
+        if found is None:
+            return None
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise VgwError(f"{name} in the request is not a list of texts")
+        return found
+
+    def flag(self, name: str) -> bool:
+        """Return a truth value, False when it was not sent."""
+        found = self.values.get(name)
+        if found is not None and not isinstance(found, bool):
+            raise VgwError(f"{name} in the request is neither true nor false")
+        return bool(found)
+
+    def choice(self, name: str, choices: type[_Choice]) -> _Choice | None:
+        """Return the member of an enumeration whose name was sent in lower case, None for none."""
+        found = self.optional_text(name)
+        if found is None:
+            return None
+        known = {member.name.lower(): member for member in choices}
+        if found not in known:
+            raise VgwError(f"{name} {found!r} in the request is none of {', '.join(known)}")
+        return known[found]
+
+    def sources(self) -> list[tuple[str, str]] | None:
+        """Return the texts of a policy as (name, text), None when none was sent."""
+        found = self.values.get("sources")
+        if found is None:
+            return None
+        if not isinstance(found, list) or not all(map(_is_pair_of_texts, found)):
+            raise VgwError("sources in the request is not a list of [name, text]")
+        return [(name, text) for name, text in found]
+
+
+def _is_pair_of_texts(value: object) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    )

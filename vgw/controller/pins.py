@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directories of endpoints in bpffs, whatever is in them: list, set aside, settle, remove."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from vgw.errors import VgwError
+
+#: Prefix of what is not (any more) in its place; pin_name() makes nothing like it.
+ASIDE: Final = "%%"
+
+
+def aside_of(directory: Path) -> Path:
+    """Return where an endpoint is put while another takes its place."""
+    return directory.with_name(ASIDE + directory.name)
+
+
+def settle(vm_dir: Path) -> None:
+    """Put back what a process that died in the middle of `create` had moved aside."""
+    for entry in entries(vm_dir):
+        if entry.name.startswith(ASIDE):
+            place = entry.with_name(entry.name.removeprefix(ASIDE))
+            if not place.exists():
+                entry.rename(place)
+
+
+def remove_endpoint(directory: Path) -> None:
+    """Remove an endpoint's directory, and that of its VM with the last one."""
+    remove_tree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory of bpffs with everything in it."""
+    for entry in entries(directory):
+        if entry.is_dir():
+            remove_tree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+def entries(directory: Path) -> list[Path]:
+    """Return what is in a directory, nothing when there is no such directory."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def quietly(action: Callable[..., object], *arguments: object) -> None:
+    """Undo one thing; what fails here must not keep the rest from being undone."""
+    with contextlib.suppress(OSError, VgwError):
+        action(*arguments)
+
+
+def endpoint_dirs(vm_dir: Path) -> Iterator[Path]:
+    """Yield the directories of a VM's endpoints."""
+    for entry in sorted(entries(vm_dir)):
+        if not entry.name.startswith(ASIDE):
+            yield entry

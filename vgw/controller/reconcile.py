@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's endpoints and every change to them: attach, apply, detach, mode, flush.
+
+A `Host` keeps nothing in memory that matters: what is attached is read from the kernel, what it is
+called from the state directory. Every change is made under the host's writer lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from vgw import abi, libbpf
+from vgw.controller import endpoint as endpoints
+from vgw.controller import fitness, pinned
+from vgw.controller import status as reports
+from vgw.controller.batch import ApplyResult, AttachResult, run_changes
+from vgw.controller.change import Tools, forget
+from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
+from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
+from vgw.controller.expiry import expire_idle
+from vgw.controller.lock import WriterLock
+from vgw.controller.manifest import Manifest, load_manifest, save_manifest
+from vgw.controller.paths import Paths
+from vgw.controller.pins import remove_tree, settle
+from vgw.controller.state_file import remove_state
+from vgw.errors import KernelError, PartlyAppliedError, VgwError
+from vgw.loader import load_artefact
+from vgw.policy.model import Hook, PolicyDocument
+
+__all__ = ["ApplyResult", "AttachResult", "Host"]
+
+_Value = TypeVar("_Value")
+
+
+class Host:
+    """All endpoints of this host; may be used from several threads."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        prefer_link: bool = True,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Work under `paths`; `progress` is told what takes long, such as compiling."""
+        self.paths = paths
+        self._progress = progress
+        self._lock = WriterLock(paths.lock)
+        #: The compiled programs; calling it compiles them if the cache lacks them.
+        self.artefact = _Once(lambda: load_artefact(paths.cache_dir, self._report))
+        self._compiled = False
+        self._prefer_link = prefer_link
+
+    # --- changes ------------------------------------------------------------------------
+
+    def attach(
+        self,
+        document: PolicyDocument | None,
+        vm: str,
+        *,
+        interfaces: Sequence[str] = (),
+        hook: Hook | None = None,
+        force: bool = False,
+    ) -> AttachResult:
+        """Protect a VM by what `document` says of it; an attached one is brought up to date.
+
+        `interfaces` are to be protected besides those that the document lists; a VM that it does
+        not name gets its defaults there. `hook` is for all, and holds until ordered otherwise.
+        Raises VgwError when an interface is missing or anything fails; nothing is changed then.
+        """
+        with self._changing() as tools:
+            order = Order(interfaces, hook, force)
+            owners = pinned.owners(self.paths)
+            desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
+            if desired.missing or not desired.interfaces:
+                raise nothing_to_attach(desired)
+            outcome = self._run(tools, [desired])[vm]
+        if isinstance(outcome, VgwError):
+            raise outcome
+        return outcome
+
+    def attach_many(
+        self, document: PolicyDocument, vms: Sequence[str] | None = None, *, force: bool = False
+    ) -> ApplyResult:
+        """Protect VMs of the document (None: all), each on those of its interfaces that exist.
+
+        Raises PartlyAppliedError naming the VMs that failed, or the error itself when only one was
+        asked for; the others are protected then.
+        """
+        names = list(document.vms) if vms is None else list(vms)
+        return self._change_many(document, names, Order(force=force))
+
+    def apply(
+        self, document: PolicyDocument, vms: Sequence[str] | None = None, *, dry_run: bool = False
+    ) -> ApplyResult:
+        """Bring attached VMs (None: all) up to date with a document.
+
+        One that the document does not name keeps its interfaces and gets the defaults. With
+        `dry_run` only finds out what would change. Errors are those of `attach_many`.
+        """
+        attached = self.attached()
+        names = attached if vms is None else list(vms)
+        strangers = sorted(set(names) - set(attached))
+        if strangers:
+            raise VgwError(_not_attached(strangers[0]))
+        return self._change_many(document, names, Order(), dry_run=dry_run)
+
+    def detach(self, vm: str) -> None:
+        """Stop protecting a VM and remove every trace of it. Raises VgwError if it is unknown."""
+        with self._changing():
+            if vm not in pinned.known_vms(self.paths):
+                raise VgwError(_not_attached(vm))
+            self._detach(vm)
+            self._remove_empty()
+
+    def detach_all(self) -> list[str]:
+        """Stop protecting every VM; return their names."""
+        with self._changing():
+            names = pinned.known_vms(self.paths)
+            for vm in names:
+                self._detach(vm)
+            self._remove_empty()
+        return names
+
+    def sweep(self) -> list[tuple[str, str]]:
+        """Remove endpoints whose interface is gone; return (VM, interface) of each.
+
+        An interface that was renamed or moved is not gone: its programs still protect it. A VM
+        left without endpoints is forgotten, but for the mode that the user ordered for it.
+        """
+        removed: list[tuple[str, str]] = []
+        with self._changing():
+            for vm in self.attached():
+                there = pinned.interfaces_of(self.paths, vm)
+                gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
+                for name in gone:
+                    endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
+                removed += [(vm, name) for name in gone]
+                manifest = load_manifest(self.paths.manifest(vm))
+                if gone and manifest is not None:
+                    self._forget_endpoints(manifest, gone)
+            self._remove_empty()
+        return removed
+
+    def set_mode(self, vm: str, mode: abi.Mode) -> None:
+        """Order a mode for a VM; ordering what its policy says lifts the order."""
+        with self._changing():
+            manifest = self.manifest(vm)
+            override = None if mode is manifest.mode else mode
+            save_manifest(
+                self.paths.manifest(vm), dataclasses.replace(manifest, mode_override=override)
+            )
+            self._reconfigure(vm, lambda config: setattr(config, "mode", mode))
+
+    def flush(self, vm: str) -> int:
+        """Forget every flow of a VM; return how many entries its tables had."""
+        with self._changing():
+            self.manifest(vm)
+            entries = 0
+
+            def next_epoch(config: abi.EndpointConfig) -> None:
+                config.flow_epoch += 1
+
+            for endpoint in self.open_endpoints(vm):
+                with endpoint:
+                    entries += endpoint.maps.meta().entries
+            self._reconfigure(vm, next_epoch)
+        self.expire(vm)
+        return entries
+
+    def expire(self, vm: str | None = None) -> int:
+        """Free the dead flows of a VM, or of all; return how many there were.
+
+        Changes nothing that a packet could notice, so it needs no lock.
+        """
+        deleted = 0
+        for name in self.attached() if vm is None else [vm]:
+            with contextlib.ExitStack() as stack:
+                opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(name)]
+                deleted += expire_idle(self.artefact, opened)
+        return deleted
+
+    # --- looking ------------------------------------------------------------------------
+
+    def attached(self) -> list[str]:
+        """Return the VMs that have endpoints, whole or broken, in order of their names."""
+        return pinned.attached_vms(self.paths)
+
+    def endpoints(self) -> list[OpenEndpoint]:
+        """Return every whole endpoint, open; the caller closes them."""
+        return [endpoint for vm in self.attached() for endpoint in self.open_endpoints(vm)]
+
+    def open_endpoints(self, vm: str) -> list[OpenEndpoint]:
+        """Return the whole endpoints of a VM, open; the caller closes them."""
+        found: list[OpenEndpoint] = []
+        for name in pinned.interfaces_of(self.paths, vm):
+            with contextlib.suppress(BrokenEndpointError):
+                directory = self.paths.endpoint_dir(vm, name)
+                found.append(endpoints.open_endpoint(vm, name, directory))
+        return found
+
+    def status(self, vm: str | None = None) -> dict[str, Any]:
+        """Return what is attached, read back from the kernel, as JSON. Raises VgwError."""
+        attached = self.attached()
+        if vm is not None and vm not in attached:
+            raise VgwError(_not_attached(vm))
+        names = attached if vm is None else [vm]
+        rows = [reports.vm_status(self.paths, name) for name in names]
+        return {"schema": reports.SCHEMA, "vms": rows}
+
+    def rules(self, vm: str) -> dict[str, Any]:
+        """Return the rules of a VM with their counters, as JSON. Raises VgwError."""
+        manifest = self.manifest(vm)
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
+            return reports.rule_report(manifest, opened)
+
+    def manifest(self, vm: str) -> Manifest:
+        """Return what is remembered of an attached VM; raises VgwError."""
+        if not pinned.interfaces_of(self.paths, vm):
+            raise VgwError(_not_attached(vm))
+        manifest = load_manifest(self.paths.manifest(vm))
+        if manifest is None:
+            raise VgwError(
+                f"{self.paths.manifest(vm)} is lost or damaged; {vm} stays protected, apply its "
+                "policy to write it anew"
+            )
+        return manifest
+
+    # --- how ----------------------------------------------------------------------------
+
+    def _report(self, text: str) -> None:
+        self._compiled = True
+        if self._progress is not None:
+            self._progress(text)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Tools]:
+        """Hold the writer lock, and make sure first that changes can be made here."""
+        fitness.require_capabilities()
+        fitness.require_bpffs(self.paths.bpffs)
+        with self._lock.held(), contextlib.ExitStack() as stack:
+            events = _Once(lambda: self._open_events(stack))
+            yield Tools(self.paths, self.artefact, events, self._prefer_link)
+
+    def _open_events(self, stack: contextlib.ExitStack) -> int:
+        """Return the perf buffer's map that all endpoints share; it is made if there is none."""
+        try:
+            fd = libbpf.get_pinned(self.paths.events)
+        except KernelError:
+            fd = self._make_events()
+        stack.callback(os.close, fd)
+        return fd
+
+    def _make_events(self) -> int:
+        fd = libbpf.map_create(
+            libbpf.MapType.PERF_EVENT_ARRAY, "events", 4, 4, libbpf.possible_cpus()
+        )
+        try:
+            self.paths.pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+            libbpf.pin(fd, self.paths.events)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _change_many(
+        self,
+        document: PolicyDocument,
+        names: Sequence[str],
+        order: Order,
+        *,
+        dry_run: bool = False,
+    ) -> ApplyResult:
+        started = time.monotonic()
+        failures: dict[str, VgwError] = {}
+        wanted: list[Desired] = []
+        with self._changing() as tools:
+            owners = pinned.owners(self.paths)
+            for vm in names:
+                try:
+                    desired = desired_state(self.paths, document, vm, order, owners)
+                    if not desired.interfaces and not pinned.interfaces_of(self.paths, vm):
+                        raise nothing_to_attach(desired)
+                    wanted.append(desired)
+                except VgwError as error:
+                    failures[vm] = error
+            outcomes = self._run(tools, wanted, dry_run=dry_run)
+        done = [outcome for outcome in outcomes.values() if isinstance(outcome, AttachResult)]
+        failures |= {vm: out for vm, out in outcomes.items() if isinstance(out, VgwError)}
+        if len(failures) == 1 and not done:
+            raise next(iter(failures.values()))
+        if failures:
+            raise PartlyAppliedError({vm: str(error) for vm, error in failures.items()})
+        waiting = {desired.vm: list(desired.missing) for desired in wanted if desired.missing}
+        return ApplyResult(done, waiting, time.monotonic() - started)
+
+    def _run(
+        self, tools: Tools, wanted: Sequence[Desired], *, dry_run: bool = False
+    ) -> dict[str, AttachResult | VgwError]:
+        self._compiled = False
+        try:
+            return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
+        finally:
+            self._remove_empty()
+
+    def _detach(self, vm: str) -> None:
+        settle(self.paths.vm_dir(vm))
+        for name in pinned.interfaces_of(self.paths, vm):
+            endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
+        remove_tree(self.paths.vm_dir(vm))
+        remove_state(self.paths.policy_record(vm))
+        remove_state(self.paths.manifest(vm))
+
+    def _remove_empty(self) -> None:
+        """Remove the shared perf buffer and the directories when no endpoint is left."""
+        if self.attached():
+            return
+        self.paths.events.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.paths.pins.rmdir()
+            self.paths.bpffs.rmdir()
+
+    def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
+        left = {name: entry for name, entry in manifest.endpoints.items() if name not in gone}
+        if left:
+            changed = dataclasses.replace(manifest, endpoints=left)
+            save_manifest(self.paths.manifest(manifest.vm), changed)
+        else:
+            forget(self.paths, manifest)
+
+    def _reconfigure(self, vm: str, edit: Callable[[abi.EndpointConfig], None]) -> None:
+        """Change the configuration of a VM's endpoints, under the policy that they have."""
+        staged: list[tuple[OpenEndpoint, int]] = []
+        with contextlib.ExitStack() as stack:
+            for endpoint in self.open_endpoints(vm):
+                stack.enter_context(endpoint)
+                config = endpoint.maps.config()
+                edit(config)
+                staged.append((endpoint, endpoints.restage(endpoint, config)))
+            for endpoint, slot in staged:
+                endpoint.maps.switch(slot)
+            libbpf.wait_for_programs()
+            for endpoint, slot in staged:
+                endpoint.maps.release(1 - slot)
+
+
+class _Once(Generic[_Value]):
+    """A value that is made when it is first asked for, once, whichever thread asks."""
+
+    def __init__(self, make: Callable[[], _Value]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[_Value] = []
+
+    def __call__(self) -> _Value:
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+
+def _not_attached(vm: str) -> str:
+    return f"VM {vm} is not attached; attach it by `vgw attach --vm {vm}`"

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of the state directory: JSON with a schema and a checksum, replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vgw.abi import ABI_VERSION
+from vgw.errors import VgwError
+
+
+def read_state(path: Path, schema: str) -> dict[str, Any] | None:
+    """Return the body of a file; None when there is none, or it is damaged or something else.
+
+    A damaged file counts as none: it is written anew by the next change, and never half used.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        body = document["body"]
+        whole = document["schema"] == schema and document["checksum"] == _checksum(body)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return body if whole and isinstance(body, dict) else None
+
+
+def write_state(path: Path, schema: str, body: Mapping[str, Any]) -> None:
+    """Write a file so that a crash leaves the old one or the new one. Raises VgwError."""
+    document = {"schema": schema, "abi": ABI_VERSION, "checksum": _checksum(body), "body": body}
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        draft = _draft(path)
+        try:
+            with draft.open("w") as file:
+                draft.chmod(0o600)
+                json.dump(document, file, separators=(",", ":"))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise VgwError(
+            f"cannot write {path}: {error.strerror}; make room there or choose another directory "
+            "by VGW_STATE_DIR"
+        ) from error
+
+
+def remove_state(path: Path) -> None:
+    """Remove a file and what a write that was killed left of it; the last takes the directory."""
+    _draft(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _draft(path: Path) -> Path:
+    """Return where a file is written before it takes its place; writers hold the host's lock."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _checksum(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `status` and `rules` say of a VM, as JSON: read back from the kernel, named by memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from vgw import abi
+from vgw.controller import links, pinned
+from vgw.controller.clock import SECOND_NS, coarse_now_ns
+from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint, open_endpoint
+from vgw.controller.links import Attachment
+from vgw.controller.manifest import EndpointEntry, Manifest, RuleEntry, load_manifest
+from vgw.controller.paths import Paths
+from vgw.policy.guards import missing_guards
+from vgw.policy.model import Direction, Interface
+
+SCHEMA: Final = "vgw/v1"
+
+Row = dict[str, Any]
+
+
+def vm_status(paths: Paths, vm: str) -> Row:
+    """Return the status of one VM. What is broken is said, and does not raise."""
+    manifest = load_manifest(paths.manifest(vm))
+    names = pinned.interfaces_of(paths, vm)
+    rows = [_interface_status(paths, vm, name, manifest) for name in names]
+    configs = [config for _, config in rows if config is not None]
+    mode = abi.Mode(configs[0].mode).name.lower() if configs else None
+    if mode is None and manifest is not None:
+        mode = manifest.effective_mode.name.lower()
+    generation = max((config.generation for config in configs), default=None)
+    return {
+        "vm": vm,
+        "mode": mode,
+        "generation": generation,
+        "policy": None if manifest is None else manifest.policy or None,
+        "named": None if manifest is None else manifest.named,
+        "interfaces": [row for row, _ in rows],
+    }
+
+
+def _interface_status(
+    paths: Paths, vm: str, name: str, manifest: Manifest | None
+) -> tuple[Row, abi.EndpointConfig | None]:
+    ifindex = pinned.present_ifindex(name)
+    entry = None if manifest is None else manifest.endpoints.get(name)
+    row: Row = {
+        "name": name,
+        "ifindex": ifindex,
+        "attached": False,
+        "from_vm": None,
+        "to_vm": None,
+        "rules": _rule_counts(manifest),
+        "conntrack": {"entries": 0, "max": 0 if entry is None else entry.interface.conntrack_max},
+        "drops": 0,
+        "reason": None,
+        "pending": None,
+        "guards_off": {} if entry is None else _guards_off(entry.interface),
+    }
+    try:
+        with open_endpoint(vm, name, paths.endpoint_dir(vm, name)) as endpoint:
+            config = endpoint.maps.config()
+            row["reason"] = _read_attachments(row, endpoint, ifindex)
+            row["attached"] = row["from_vm"] is not None and row["to_vm"] is not None
+            row["conntrack"] = {
+                "entries": endpoint.maps.meta().entries,
+                "max": endpoint.maps.conntrack_max(),
+            }
+            row["drops"] = drops(endpoint)
+            row["pending"] = _pending(row, entry)
+    except BrokenEndpointError as error:
+        row["reason"] = str(error)
+        return row, None
+    if row["reason"] is None and manifest is None:
+        row["reason"] = (
+            f"{paths.manifest(vm)} is lost or damaged; apply the policy to write it anew"
+        )
+    return row, config
+
+
+def _pending(row: Row, entry: EndpointEntry | None) -> str | None:
+    """Return what the policy asks for that an endpoint gets only when it is made anew."""
+    if entry is None or entry.interface.conntrack_max == row["conntrack"]["max"]:
+        return None
+    wanted = entry.interface.conntrack_max
+    return f"conntrack_max {wanted} takes effect when the VM is detached and attached again"
+
+
+def _read_attachments(row: Row, endpoint: OpenEndpoint, ifindex: int | None) -> str | None:
+    """Fill in how an endpoint is attached; return what is wrong with that, None if nothing is."""
+    if ifindex is None:
+        elsewhere = links.linked_ifindex(endpoint.directory)
+        if elsewhere is None:
+            return f"interface {endpoint.interface} does not exist"
+        return (
+            f"interface {endpoint.interface} was renamed or moved (its index is {elsewhere}); the "
+            "programs still run on it; correct the policy"
+        )
+    problem = None
+    for path in abi.Path:
+        key = path.name.lower()
+        attachment = endpoint.attachment(ifindex, path)
+        if attachment is None:
+            problem = f"its {key} program is not on the interface; attach {endpoint.vm} again"
+        else:
+            row[key] = _attachment_row(attachment)
+            if attachment.ahead:
+                problem = f"programs of others run before its {key} program and may bypass it"
+    return problem
+
+
+def _attachment_row(attachment: Attachment) -> Row:
+    row: Row = {
+        "hook": attachment.hook,
+        "mode": attachment.mode,
+        "link": attachment.link,
+        "prog_id": attachment.prog_id,
+    }
+    if attachment.ahead:
+        row["ahead"] = list(attachment.ahead)
+    return row
+
+
+def _rule_counts(manifest: Manifest | None) -> dict[str, int]:
+    counts = Counter(
+        rule.direction for rule in (manifest.rules.values() if manifest else ()) if rule.current
+    )
+    return {str(direction): counts[str(direction)] for direction in Direction}
+
+
+def _guards_off(interface: Interface) -> dict[str, str]:
+    """Return why each guard that is off is off."""
+    asked = dataclasses.asdict(interface.guards)
+    by_policy = {name: "the policy turns it off" for name, on in asked.items() if not on}
+    return missing_guards(interface) | by_policy
+
+
+def drops(endpoint: OpenEndpoint) -> int:
+    """Return how many packets an endpoint has dropped or rejected, for whatever reason."""
+    return sum(
+        counter.packets
+        for (_, verdict, _), counter in endpoint.maps.stats().items()
+        if verdict in (abi.Verdict.DROP, abi.Verdict.REJECT)
+    )
+
+
+def rule_report(manifest: Manifest, endpoints: Sequence[OpenEndpoint]) -> Row:
+    """Return the rules that a VM has now, in their order, with packets and bytes they decided.
+
+    Counts are sums over the VM's interfaces; `last_hit` is in seconds before now.
+    """
+    current = {key: rule for key, rule in manifest.rules.items() if rule.current}
+    totals = {rule.id: list(manifest.carried.get(rule.id, (0, 0, 0))) for rule in current.values()}
+    for endpoint in endpoints:
+        for rule_id, counter in endpoint.maps.rule_counters(totals).items():
+            total = totals[rule_id]
+            total[0] += counter.packets
+            total[1] += counter.bytes
+            total[2] = max(total[2], counter.last_hit_ns)
+    now = coarse_now_ns()
+    rows = [_rule_row(rule, totals[rule.id], now) for rule in current.values()]
+    return {"schema": SCHEMA, "vm": manifest.vm, "rules": rows}
+
+
+def _rule_row(rule: RuleEntry, total: Sequence[int], now_ns: int) -> Row:
+    packets, octets, last = total
+    return {
+        "id": rule.id,
+        "direction": rule.direction,
+        "tier": rule.tier,
+        "policy": rule.policy,
+        "rule": rule.name,
+        "action": rule.action,
+        "log": rule.log,
+        "packets": packets,
+        "bytes": octets,
+        "last_hit": round(max(0, now_ns - last) / SECOND_NS, 3) if last else None,
+    }
