@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs, one by one, on a pretended host: what they ask for and what they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, FakeTarget
+from vgw import cli_options
+from vgw.cli import cli
+from vgw.cli_target import AttachOrder
+from vgw.errors import VgwError
+from vgw.policy.model import EffectivePolicy
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> FakeTarget:
+    fake = FakeTarget()
+    monkeypatch.setattr(cli_options, "connect", lambda *_: fake)
+    return fake
+
+
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A policy that is the one of the host; nothing of vgw may lie beside it afterwards."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    monkeypatch.setenv("VGW_POLICY", str(path))
+    for variable in ("VGW_RUN_DIR", "VGW_STATE_DIR", "VGW_BPFFS", "VGW_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
+    yield path
+    assert not list(tmp_path.glob("vgw_*"))
+
+
+def vgw(arguments: str, *more: str) -> Result:
+    """Run a command line, which is to succeed unless the caller looks at its exit code."""
+    return CliRunner().invoke(cli, [*arguments.split(), *more])
+
+
+def document(outcome: Result) -> dict[str, Any]:
+    """Return the one JSON document that a verb printed."""
+    assert outcome.exit_code == 0, outcome.stderr
+    parsed = json.loads(outcome.stdout)
+    assert parsed["schema"] == "vgw/v1"
+    assert next(iter(parsed)) == "schema"
+    return dict(parsed)
+
+
+def rows(outcome: Result) -> list[dict[str, Any]]:
+    """Return the JSON lines that a verb printed."""
+    assert outcome.exit_code == 0, outcome.stderr
+    return [json.loads(line) for line in outcome.stdout.splitlines()]
+
+
+def order_of(target: FakeTarget) -> AttachOrder:
+    [(verb, order)] = target.asked
+    assert verb == "attach"
+    assert isinstance(order, AttachOrder)
+    return order
+
+
+def test_attach_sends_the_texts_of_the_policy(target: FakeTarget, policy: Path) -> None:
+    outcome = vgw("attach --vm web01 --hook tc --force")
+    assert outcome.stdout.split("\n")[1].split() == ["web01", "protected", "tap-web01", "2"]
+    expected = AttachOrder(["web01"], [(str(policy), POLICY)], (), "tc", force=True)
+    assert order_of(target) == expected
+
+
+def test_attach_all_is_every_vm_of_the_policy(target: FakeTarget, policy: Path) -> None:
+    assert [row["vm"] for row in document(vgw("attach --all -o json"))["vms"]] == ["web01", "db01"]
+    assert order_of(target).vms == ["web01", "db01"]
+    assert order_of(target).sources == [(str(policy), POLICY)]
+
+
+def test_attach_takes_a_vm_once(target: FakeTarget, policy: Path) -> None:
+    other = policy.with_name("other.yaml")
+    other.write_text(POLICY + "defaults: {ingress: accept}\n")
+    vgw(f"attach --vm b --vm a --vm b --policy {other}")
+    assert order_of(target).vms == ["b", "a"]
+    assert order_of(target).sources == [(str(other), other.read_text())]
+
+
+@pytest.mark.usefixtures("policy")
+def test_a_vm_without_policy_can_be_attached_by_interface(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VGW_POLICY", "/nowhere/policy.d")
+    outcome = vgw("attach --vm new --interface tap7 --interface tap8")
+    assert outcome.exit_code == 0
+    assert outcome.stderr.startswith("warning: there is no policy /nowhere/policy.d")
+    assert order_of(target) == AttachOrder(["new"], None, ("tap7", "tap8"))
+
+
+@pytest.mark.usefixtures("policy")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "attach --vm new",
+        "attach --vm new --interface tap7 --policy /nowhere/policy.d",
+        "--policy /nowhere/policy.d attach --vm new --interface tap7",
+        "apply",
+        "check",
+        "compile --vm web01",
+    ],
+)
+def test_a_policy_that_is_missing_is_said(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    monkeypatch.setenv("VGW_POLICY", "/nowhere/policy.d")
+    outcome = vgw(arguments)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith("vgw: policy /nowhere/policy.d cannot be read")
+    assert outcome.stderr.count("\n") == 1
+    assert target.asked == []
+
+
+@pytest.mark.parametrize("verb", ["attach --all --policy", "apply --dry-run", "check"])
+def test_ten_mistakes_are_ten_lines_and_change_nothing(
+    target: FakeTarget, policy: Path, verb: str
+) -> None:
+    policy.write_text(TEN_MISTAKES)
+    outcome = vgw(verb, str(policy))
+    assert outcome.exit_code == 3
+    assert outcome.stdout == ""
+    *problems, last = outcome.stderr.splitlines()
+    assert last == "vgw: 10 problems in the policy, nothing was changed"
+    lines = [int(problem.removeprefix(f"{policy}:").split(":")[0]) for problem in problems]
+    assert lines == [4, 6, 6, 6, 8, 11, 14, 15, 16, 17]
+    assert target.asked == []
+
+
+def test_check_lists_problems_as_json(policy: Path) -> None:
+    policy.write_text(TEN_MISTAKES)
+    outcome = vgw("check -o json", str(policy))
+    assert outcome.exit_code == 3
+    found = json.loads(outcome.stdout)
+    assert (found["schema"], found["valid"], found["warnings"]) == ("vgw/v1", False, [])
+    assert len(found["problems"]) == 10
+    first = found["problems"][0]
+    assert (first["file"], first["line"], first["column"]) == (str(policy), 4, 11)
+    assert first["path"] == "vms.web01.mode"
+    lines = vgw("check -o jsonl", str(policy)).stdout.splitlines()
+    assert [json.loads(line)["severity"] for line in lines] == ["problem"] * 10
+
+
+def test_check_of_a_valid_policy_warns(policy: Path) -> None:
+    outcome = vgw("check")
+    assert outcome.exit_code == 0
+    assert outcome.stdout == f"{policy}: valid: 2 VMs, 1 policy, 3 rules\n"
+    warnings = outcome.stderr.splitlines()
+    assert warnings
+    assert all(line.startswith(f"warning: {policy}:6:") for line in warnings)
+    found = document(vgw("check -o json"))
+    assert (found["valid"], found["problems"]) == (True, [])
+    assert len(found["warnings"]) == len(warnings)
+
+
+def test_check_fails_for_vms_whose_rules_do_not_fit(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(effective: EffectivePolicy, _: object) -> bytes:
+        if effective.vm == "db01":
+            raise VgwError("VM db01, ingress: too many rules")
+        return b""
+
+    monkeypatch.setattr("vgw.policy.compile.compile_policy", refuse)
+    outcome = vgw("check")
+    assert outcome.exit_code == 3
+    assert outcome.stderr == (
+        f"{policy}:0:0: vms.db01: VM db01, ingress: too many rules\n"
+        "vgw: 1 problem in the policy, nothing was changed\n"
+    )
+
+
+def test_compile_shows_rules_with_their_origin(policy: Path) -> None:
+    found = document(vgw("compile --vm web01 -o json"))
+    assert (found["vm"], found["defaults"]) == ("web01", {"ingress": "drop", "egress": "accept"})
+    assert found["image_bytes"] > 0
+    assert [(row["direction"], row["number"], row["rule"]) for row in found["rules"]] == [
+        ("ingress", 1, "site"),
+        ("ingress", 2, "ops"),
+        ("egress", 1, "gre"),
+    ]
+    assert found["rules"][1] == {
+        "number": 2,
+        "direction": "ingress",
+        "tier": "group",
+        "policy": "tier",
+        "rule": "ops",
+        "action": "reject",
+        "peers": ["192.0.2.0/24"],
+        "local": ["10.20.0.11/32"],
+        "services": ["tcp/22"],
+        "source_ports": ["1024-65535"],
+        "log": True,
+        "comment": "ticket 1",
+        "file": str(policy),
+        "line": 15,
+    }
+    assert found["rules"][0]["services"] == ["tcp/80", "tcp/8000-8099", "icmp/8"]
+
+
+def test_compile_as_a_table_is_short(policy: Path) -> None:
+    lines = vgw("compile --vm web01").stdout.splitlines()
+    assert "192.0.2.0/24 (local 10.20.0.11)   " in lines[2]
+    assert "  tcp/22 from 1024-65535   " in lines[2]
+    assert lines[2].endswith(f"{policy}:15")
+    assert "10.20.0.2/31, 10.20.0.4, 10.20.0.9" in lines[3]
+    assert lines[-1] == "then: ingress drop, egress accept"
+    outcome = vgw("compile --vm web02")
+    assert outcome.exit_code == 1
+    assert outcome.stderr.endswith("does not name VM web02; it names db01, web01\n")
+
+
+def test_apply_says_what_became_of_each_vm(target: FakeTarget, policy: Path) -> None:
+    outcome = vgw("apply")
+    assert [line.split()[1] for line in outcome.stdout.splitlines()[1:]] == [
+        *("protected", "unchanged")
+    ]
+    assert outcome.stderr.startswith("warning: web01: tap-new does not exist (yet)")
+    assert target.asked == [("apply", [(str(policy), POLICY)])]
+    assert document(vgw("apply -o json"))["waiting"] == {"web01": ["tap-new"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "said"),
+    [
+        ("detach --vm web01", ("detach", "web01"), ["web01"]),
+        ("detach --all", ("detach", None), ["db01", "web01"]),
+        ("mode --vm web01 monitor", ("mode", ("web01", "monitor")), ["web01"]),
+        ("conntrack flush --vm web01", ("flush", "web01"), ["web01"]),
+    ],
+)
+def test_verbs_that_order_something(
+    target: FakeTarget, arguments: str, asked: tuple[str, object], said: Sequence[str]
+) -> None:
+    outcome = vgw(arguments)
+    assert [line.split()[0] for line in outcome.stdout.splitlines()[1:]] == list(said)
+    assert target.asked == [asked]
+    assert [row["vm"] for row in rows(vgw(f"{arguments} -o jsonl"))] == list(said)
+
+
+def test_status_passes_on_what_the_host_says(target: FakeTarget) -> None:
+    assert document(vgw("status --vm web01 -o json")) == STATUS
+    assert rows(vgw("status -o jsonl")) == STATUS["vms"]
+    assert target.asked == [("status", "web01"), ("status", None)]
+
+
+@pytest.mark.usefixtures("target")
+def test_status_is_a_line_for_each_interface() -> None:
+    outcome = vgw("status")
+    header, first, second = outcome.stdout.splitlines()
+    assert header.split("  ")[0] == "VM"
+    assert first.split() == [
+        *("web01", "tap-web01", "xdp/native", "enforce", "3", "3/1", "4/65536", "99", "-")
+    ]
+    assert "NOT ATTACHED" in second
+    assert second.endswith("address,arp")
+    assert max(map(len, outcome.stdout.splitlines())) <= 100
+    assert outcome.stderr == "warning: web01 tap-web01b: interface tap-web01b does not exist\n"
+
+
+def test_rules_with_their_counters(target: FakeTarget) -> None:
+    lines = vgw("rules --vm web01").stdout.splitlines()
+    assert lines[1].split("  ")[-3:] == [" 12", "2.0 KiB", "1 min ago"]
+    assert lines[2].endswith("never")
+    assert document(vgw("rules --vm web01 -o json")) == RULES
+    assert target.asked == [("rules", "web01")] * 2
+
+
+@pytest.mark.usefixtures("target")
+def test_connections() -> None:
+    line = vgw("conntrack list --vm web01").stdout.splitlines()[1]
+    assert "10.20.0.11:443  [2001:db8::9]:40000" in line
+    assert line.endswith("5/4  12 s      1 h  group/tier/site")
+    assert document(vgw("conntrack list --vm web01 -o json")) == FLOWS
+    assert rows(vgw("conntrack list --vm web01 -o jsonl")) == FLOWS["flows"]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PLC0415 - imports inside the functions keep the start of the command fast
+"""What applying a policy would change, rule by rule, for `apply --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vgw.controller.reconcile import Host
+    from vgw.policy.model import EffectivePolicy, EffectiveRule, PolicyDocument
+
+Row = dict[str, Any]
+
+
+def plan(host: Host, document: PolicyDocument) -> Row:
+    """Return what applying `document` would change, without changing anything.
+
+    {"vms": [{"vm", "changed", "generation", "added", "removed", "modified", "reordered",
+    "defaults"}], "waiting"}: rules are named by direction/tier/policy/rule, `generation` is the one
+    that the VM would run, `defaults` tells whether they differ. The rule lists are null when the
+    policy in force is not remembered. Raises what Host.apply raises.
+    """
+    from vgw.controller.policy_store import load_policy
+    from vgw.policy.resolve import effective_policy
+
+    outcome = host.apply(document, dry_run=True)
+    rows = []
+    for result in outcome.vms:
+        now = load_policy(host.paths.policy_record(result.vm), host.manifest(result.vm).generation)
+        rows.append(
+            {
+                "vm": result.vm,
+                "changed": result.changed,
+                "generation": result.generation,
+                **compare(now, effective_policy(document, result.vm)),
+            }
+        )
+    return {"vms": rows, "waiting": outcome.waiting}
+
+
+def compare(now: EffectivePolicy | None, then: EffectivePolicy) -> Row:
+    """Return how one policy of a VM differs from another; `now` None: nobody knows."""
+    if now is None:
+        keys = ("added", "removed", "modified", "reordered", "defaults")
+        return dict.fromkeys(keys)
+    old, new = _by_key(now), _by_key(then)
+    kept = [key for key in new if key in old]
+    return {
+        "added": [key for key in new if key not in old],
+        "removed": [key for key in old if key not in new],
+        "modified": [key for key in kept if new[key] != old[key]],
+        "reordered": kept != [key for key in old if key in new],
+        "defaults": now.defaults != then.defaults,
+    }
+
+
+def _by_key(policy: EffectivePolicy) -> Mapping[str, EffectiveRule]:
+    """Return the rules in their order, without what says nothing about packets."""
+    return {
+        rule.key: replace(rule, comment="", file="", line=0)
+        for rule in (*policy.ingress, *policy.egress)
+    }

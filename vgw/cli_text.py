@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers, packets and rules as words for people, as the tables of the CLI show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def size(value: int) -> str:
+    """Return a number of bytes with a unit that keeps it short."""
+    amount = float(value)
+    for unit in _UNITS[:-1]:
+        if amount < 1024:
+            return f"{int(amount)} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} {_UNITS[-1]}"
+
+
+def ago(seconds: float | None) -> str:
+    """Return an age in seconds as words; None is `never`."""
+    return "never" if seconds is None else f"{span(seconds)} ago"
+
+
+def span(seconds: float) -> str:
+    """Return a duration in seconds in its largest unit."""
+    for length, unit in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s" if seconds >= 1 else f"{int(seconds * 1000)} ms"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
+def side_text(address: str, port: int | None) -> str:
+    """Return one side of a packet or flow: address and port, if it has one."""
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def packet_text(packet: Mapping[str, Any]) -> str:
+    """Return a packet by the keys that log records and packet descriptions share."""
+    protocol = str(packet.get("proto", ""))
+    parts = [f"protocol {protocol}" if protocol.isdecimal() else protocol]
+    if "src" in packet and "dst" in packet:
+        source = side_text(packet["src"], packet.get("sport"))
+        parts.append(f"{source} > {side_text(packet['dst'], packet.get('dport'))}")
+    if "icmp_type" in packet:
+        code = f"/{packet['icmp_code']}" if "icmp_code" in packet else ""
+        parts.append(f"type {packet['icmp_type']}{code}")
+    parts.append(packet.get("tcp_flags") or packet.get("flags") or "")
+    return " ".join(part for part in parts if part)
+
+
+def rule_text(row: Mapping[str, Any]) -> str | None:
+    """Return tier, policy and rule as one path; None when no rule decided."""
+    if row.get("rule") is None:
+        return None
+    return f"{row['tier']}/{row['policy']}/{row['rule']}"

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PLC0415 - imports inside the verbs keep the start of the command fast
+"""The verbs that are about this host: controller and doctor."""
+
+from __future__ import annotations
+
+import click
+
+from vgw.cli_options import Session, example, output_option, pass_session
+from vgw.cli_output import Output, Progress, Table, print_rows
+from vgw.errors import ExitCode
+
+
+class Endpoint(click.ParamType[tuple[str, int]]):
+    """HOST:PORT, with brackets around an IPv6 address."""
+
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return host and port."""
+        host, colon, port = str(value).rpartition(":")
+        if not host or not colon or not port.isdecimal() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT, for example 127.0.0.1:9477", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+@click.command(epilog=example("vgw controller --listen 127.0.0.1:9477"))
+@click.option(
+    "--listen",
+    type=Endpoint(),
+    default="127.0.0.1:9477",
+    show_default=True,
+    help="Where Prometheus gets the metrics.",
+)
+@click.option("--rule-metrics", is_flag=True, help="Count for each rule too: many series.")
+@pass_session
+def controller(session: Session, listen: tuple[str, int], rule_metrics: bool) -> None:
+    """Run the controller in the foreground.
+
+    It writes the log, serves the metrics, and protects VMs as their interfaces appear, until
+    SIGTERM or Ctrl-C; SIGHUP has it read the policy again. Protection does not depend on it: VMs
+    stay protected when it stops.
+    """
+    from vgw.controller.daemon import run
+
+    run(session.paths(), listen, rule_metrics=rule_metrics)
+
+
+@click.command(epilog=example("vgw doctor"))
+@output_option
+@pass_session
+def doctor(session: Session, output: Output) -> int:
+    """Check whether this host is fit for vgw.
+
+    Each check says what to do where it fails. Exit code 1 when something is missing that vgw needs.
+    """
+    from vgw.controller.doctor import examine
+
+    with Progress() as progress:
+        progress.say("checking this host")
+        rows = examine(session.paths())
+    table = Table("CHECK", "RESULT", "FOUND", "WHAT TO DO")
+    for row in rows:
+        table.add(row["check"], "ok" if row["ok"] else "FAILED", row["detail"], row["fix"])
+    print_rows(output, {"checks": rows}, "checks", table, empty="")
+    return ExitCode.OK if all(row["ok"] for row in rows) else ExitCode.FAILED

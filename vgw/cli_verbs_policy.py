@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PLC0415 - imports inside the verbs keep the start of the command fast
+"""The verbs that read a policy file and touch nothing: check and compile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vgw.cli_options import (
+    Session,
+    example,
+    output_option,
+    pass_session,
+    policy_argument,
+    vm_option,
+)
+from vgw.cli_output import (
+    Output,
+    Progress,
+    Table,
+    print_json,
+    print_json_line,
+    print_rows,
+    warn,
+)
+from vgw.cli_text import counted
+from vgw.errors import ExitCode, PolicyError, Problem, VgwError
+
+if TYPE_CHECKING:
+    from vgw.policy.model import EffectivePolicy, EffectiveRule, Network, PolicyDocument, Service
+
+#: How many peers or services of a rule a table shows before it counts the rest.
+SHOWN = 3
+
+
+@click.command(epilog=example("vgw check /etc/vgw/policy.d"))
+@policy_argument
+@output_option
+@pass_session
+def check(session: Session, path: Path | None, output: Output) -> int:
+    """Validate a policy and list all its mistakes at once.
+
+    PATH is a file or a directory of *.yaml, by default the policy of this host. Nothing is
+    changed. Exit code 3 when there is a mistake; warnings alone leave it 0.
+    """
+    from vgw.controller.inventory import read_policy
+
+    source = path or session.paths().policy
+    problems: Sequence[Problem] = ()
+    warnings: Sequence[Problem] = ()
+    try:
+        document = read_policy(source)
+        _compile_all(document, source)
+    except PolicyError as error:
+        if output is Output.TABLE:
+            raise
+        problems = error.problems
+    else:
+        warnings = document.warnings
+    if output is Output.TABLE:
+        for warning in warnings:
+            warn(str(warning))
+        click.echo(f"{source}: valid: {_summary(document)}")
+        return ExitCode.OK
+    _print_findings(output, problems, warnings)
+    return ExitCode.POLICY_INVALID if problems else ExitCode.OK
+
+
+def _compile_all(document: PolicyDocument, source: Path) -> None:
+    """Make the tables of every VM; raises PolicyError for those whose rules do not fit."""
+    problems = []
+    with Progress() as progress:
+        for number, name in enumerate(document.vms, start=1):
+            progress.say(f"compiling {name} ({number} of {len(document.vms)})")
+            try:
+                _compiled(document, name)
+            except VgwError as error:
+                problems.append(Problem(str(source), 0, 0, f"vms.{name}", str(error)))
+    if problems:
+        raise PolicyError(problems)
+
+
+def _compiled(document: PolicyDocument, vm: str) -> tuple[EffectivePolicy, int]:
+    """Return the policy of one VM and the bytes of its tables."""
+    from vgw.policy.compile import compile_policy
+    from vgw.policy.resolve import effective_policy
+
+    effective = effective_policy(document, vm)
+    rules = (*effective.ingress, *effective.egress)
+    image = compile_policy(effective, {rule.key: number for number, rule in enumerate(rules)})
+    return effective, len(image)
+
+
+def _summary(document: PolicyDocument) -> str:
+    rules = sum(len(policy.ingress) + len(policy.egress) for policy in document.policies)
+    parts = (
+        counted(len(document.vms), "VM"),
+        counted(len(document.policies), "policy"),
+        counted(rules, "rule"),
+    )
+    return ", ".join(parts)
+
+
+def _print_findings(
+    output: Output, problems: Sequence[Problem], warnings: Sequence[Problem]
+) -> None:
+    if output is Output.JSON:
+        found = {
+            "valid": not problems,
+            "problems": [asdict(problem) for problem in problems],
+            "warnings": [asdict(warning) for warning in warnings],
+        }
+        print_json(found)
+        return
+    for severity, findings in (("problem", problems), ("warning", warnings)):
+        for finding in findings:
+            print_json_line({"severity": severity, **asdict(finding)})
+
+
+@click.command("compile", epilog=example("vgw compile policy.yaml --vm web01"))
+@policy_argument
+@vm_option
+@output_option
+@pass_session
+def compile_rules(session: Session, path: Path | None, vm: str, output: Output) -> None:
+    """Show the rules of one VM in the order in which they are tried.
+
+    Groups and services are resolved to addresses and ports, and each rule is shown with the file
+    and line that it comes from. Nothing is changed.
+    """
+    from vgw.controller.inventory import read_policy
+    from vgw.policy.model import Direction
+
+    source = path or session.paths().policy
+    document = read_policy(source)
+    if vm not in document.vms:
+        raise VgwError(
+            f"policy {source} does not name VM {vm}; "
+            f"it names {_shortened(sorted(document.vms)) or 'none'}"
+        )
+    effective, image_bytes = _compiled(document, vm)
+    rows = [
+        _rule_row(number, rule)
+        for direction in Direction
+        for number, rule in enumerate(effective.rules(direction), start=1)
+    ]
+    defaults = {d.value: effective.defaults.action(d).name.lower() for d in Direction}
+    found = {"vm": vm, "defaults": defaults, "image_bytes": image_bytes, "rules": rows}
+    print_rows(output, found, "rules", _rule_table(effective), empty=f"{vm} has no rules")
+    if output is Output.TABLE:
+        click.echo("then: " + ", ".join(f"{side} {action}" for side, action in defaults.items()))
+
+
+def _rule_row(number: int, rule: EffectiveRule) -> dict[str, object]:
+    """Return a rule as JSON; `number` counts from 1 in its direction."""
+    return {
+        "number": number,
+        "direction": rule.direction.value,
+        "tier": rule.tier.value,
+        "policy": rule.policy,
+        "rule": rule.name,
+        "action": rule.action.name.lower(),
+        "peers": [str(network) for network in rule.peers],
+        "local": [str(network) for network in rule.local],
+        "services": [service_text(service) for service in rule.services],
+        "source_ports": [_range_text(ports) for ports in rule.source_ports],
+        "log": rule.log,
+        "comment": rule.comment,
+        "file": rule.file,
+        "line": rule.line,
+    }
+
+
+def _rule_table(effective: EffectivePolicy) -> Table:
+    from vgw.policy.model import Direction
+
+    table = Table(
+        "#", "DIRECTION", "TIER", "RULE", "ACTION", "PEERS", "SERVICES", "ORIGIN", right="#"
+    )
+    for direction in Direction:
+        for number, rule in enumerate(effective.rules(direction), start=1):
+            services = _shortened([service_text(service) for service in rule.services])
+            if rule.source_ports:
+                services += f" from {_shortened([_range_text(p) for p in rule.source_ports])}"
+            peers = _networks_text(rule.peers)
+            if (local := _networks_text(rule.local)) != "any":
+                peers += f" (local {local})"
+            table.add(
+                number,
+                rule.direction,
+                rule.tier,
+                f"{rule.policy}/{rule.name}",
+                rule.action.name.lower() + (" +log" if rule.log else ""),
+                peers,
+                services,
+                f"{rule.file}:{rule.line}",
+            )
+    return table
+
+
+def service_text(service: Service) -> str:
+    """Return a service as a policy file writes it."""
+    from vgw.policy.model import ICMP, ICMPV6, SCTP, TCP, UDP
+
+    names = {TCP: "tcp", UDP: "udp", SCTP: "sctp", ICMP: "icmp", ICMPV6: "icmpv6"}
+    if service.protocol is None:
+        return "any"
+    name = names.get(service.protocol)
+    if service.ports is not None:
+        return f"{name}/{_range_text(service.ports)}"
+    if service.icmp_type is not None:
+        code = "" if service.icmp_code is None else f"/{service.icmp_code}"
+        return f"{name}/{service.icmp_type}{code}"
+    return f"{name}/any" if service.protocol in {ICMP, ICMPV6} else f"proto/{service.protocol}"
+
+
+def _range_text(ports: tuple[int, int]) -> str:
+    first, last = ports
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _networks_text(networks: Sequence[Network]) -> str:
+    from vgw.policy.model import ANYWHERE
+
+    if tuple(networks) == ANYWHERE:
+        return "any"
+    texts = [
+        str(network.network_address) if network.num_addresses == 1 else str(network)
+        for network in networks
+    ]
+    return _shortened(texts) or "nothing"
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    rest = len(texts) - SHOWN
+    return ", ".join(texts[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
