@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs what the checks need and runs them all: style, types, tests.
+# Arguments go to pytest. With CI=true or VGW_CI=1 a skipped bpf or lab test is a failure.
+
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cd -- "$root"
+
+check() {
+  printf '\n== %s\n' "$*"
+  "$root/.venv/bin/$1" "${@:2}"
+}
+
+scripts/setup.sh --dev
+check ruff check .
+check ruff format --check .
+check mypy
+check pytest "$@"

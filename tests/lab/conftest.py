@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One lab for all lab tests of a run; each test finds it with nothing attached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.topology import Lab, remove_leftovers, run_script
+
+PREFIX = "vgw-t"
+
+
+@pytest.fixture(scope="session")
+def built_lab() -> Iterator[Lab]:
+    """Build the lab, and remove it whatever happens."""
+    remove_leftovers(PREFIX)
+    name = f"{PREFIX}{os.getpid()}"
+    run_script(name, "up")
+    lab = Lab(name)
+    remove_policy(lab)
+    yield lab
+    run_script(name, "down")
+
+
+def remove_policy(lab: Lab) -> None:
+    """Make room for a test's own policy."""
+    for path in lab.policy_dir.iterdir():
+        path.unlink()
+
+
+def unprotect(lab: Lab) -> None:
+    """Leave nothing of a test behind."""
+    lab.vgw("detach", "--all")
+    remove_policy(lab)
+
+
+@pytest.fixture
+def lab(built_lab: Lab) -> Iterator[Lab]:
+    """The lab with nothing attached, for one test."""
+    yield built_lab
+    unprotect(built_lab)
+
+
+@pytest.fixture(scope="module")
+def module_lab(built_lab: Lab) -> Iterator[Lab]:
+    """The lab for all tests of a module, which share what they attach."""
+    yield built_lab
+    unprotect(built_lab)

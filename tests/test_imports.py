@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports point one way, and each outside library has one place.
+
+cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors is for all
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Layer of vgw -> the layers it may import besides itself.
+ALLOWED_LAYERS: dict[str, set[str]] = {
+    "cli": {"controller", "policy", "loader", "maps", "libbpf", "abi"},
+    "controller": {"policy", "loader", "maps", "libbpf", "abi"},
+    "policy": {"abi"},
+    "loader": {"libbpf", "abi"},
+    "maps": {"libbpf", "abi"},
+    "libbpf": {"abi"},
+    "abi": set(),
+    "errors": set(),
+}
+#: Modules that every layer may import.
+COMMON = {"errors", "__version__"}
+
+#: Outside library -> the only modules that may import it.
+LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
+    "bcc": ("vgw.loader",),
+    "pyroute2": ("vgw.controller.links",),
+    "click": ("vgw.cli",),
+    "prometheus_client": ("vgw.controller.metrics",),
+    "pydantic": ("vgw.policy",),
+    "yaml": ("vgw.policy",),
+}
+#: Libraries too slow to load at the top of a module: only inside the functions that need them.
+LAZY_LIBRARIES = {"bcc", "pyroute2"}
+
+
+def layer_of(module: str) -> str:
+    """Return the layer of a vgw module: its second name part; cli_output belongs to cli."""
+    part = [*module.split("."), "__version__"][1]
+    for layer in ALLOWED_LAYERS:
+        if part == layer or part.startswith(f"{layer}_"):
+            return layer
+    return part
+
+
+def is_within(module: str, home: str) -> bool:
+    """Return whether `module` is `home`, part of it, or one of its helper modules (home_x)."""
+    return module == home or module.startswith((f"{home}.", f"{home}_"))
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, int, bool]]:
+    """Yield (imported name, line, at the top of the module) for every import statement.
+
+    Names that are imported only for annotations (under `if TYPE_CHECKING`) count like any other.
+    """
+    top_level = set(ast.iter_child_nodes(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, node in top_level
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: write imports in full"
+            base = node.module or ""
+            # `from vgw import abi` names a module only together with the name behind it.
+            names = [f"vgw.{alias.name}" for alias in node.names] if base == "vgw" else [base]
+            for name in names:
+                yield name, node.lineno, node in top_level
+
+
+def mistakes(module: str, text: str) -> list[str]:
+    """Return what is wrong with the imports of one module."""
+    found = []
+    layer = layer_of(module)
+    for name, line, at_top in imports(ast.parse(text), module):
+        where = f"{module}:{line}: imports {name}"
+        library = name.split(".")[0]
+        if library == "vgw":
+            wanted = layer_of(name)
+            if wanted not in ALLOWED_LAYERS[layer] | COMMON | {layer}:
+                found.append(f"{where}: {layer} must not know {wanted}")
+        elif library in LIBRARY_HOMES:
+            if not any(is_within(module, home) for home in LIBRARY_HOMES[library]):
+                found.append(f"{where}: only {', '.join(LIBRARY_HOMES[library])} may")
+            elif library in LAZY_LIBRARIES and at_top:
+                found.append(f"{where}: it is slow to load, import it where it is used")
+        elif library not in sys.stdlib_module_names:
+            found.append(f"{where}: no module of vgw may import this library")
+    return found
+
+
+def modules() -> Iterable[tuple[str, Path]]:
+    """Yield every module of the package with its file."""
+    for path in sorted(ROOT.glob("vgw/**/*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def test_imports_point_one_way() -> None:
+    found = [text for module, path in modules() for text in mistakes(module, path.read_text())]
+    assert not found, "\n".join(found)
+
+
+def test_every_layer_has_a_module() -> None:
+    """Were a layer renamed, the rules about it would check nothing."""
+    layers = {layer_of(module) for module, _ in modules() if module != "vgw"}
+    assert layers == set(ALLOWED_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("vgw.abi", "import vgw.maps"),
+        ("vgw.abi", "from vgw import maps"),
+        ("vgw.policy.parse", "from vgw.controller.links import attach"),
+        ("vgw.policy.parse", "def f():\n    from vgw.libbpf import map_create"),
+        ("vgw.maps", "from vgw import abi, loader"),
+        ("vgw.controller.daemon", "from vgw.cli import main"),
+        ("vgw.controller.daemon", "import click"),
+        ("vgw.cli", "def f():\n    import prometheus_client"),
+        ("vgw.controller.reconcile", "def f():\n    from pyroute2.netlink import nlmsg"),
+        ("vgw.controller.links", "from pyroute2 import IPRoute"),
+        ("vgw.loader", "import bcc"),
+        ("vgw.maps", "def f():\n    import bcc"),
+        ("vgw.cli_output", "import rich"),
+        ("vgw.policy.evaluate", "if TYPE_CHECKING:\n    from vgw.maps import EndpointMaps"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, text: str) -> None:
+    assert len(mistakes(module, text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("vgw.cli_output", "import json\nimport click\nfrom vgw.controller import paths"),
+        ("vgw.controller.links", "def f():\n    import pyroute2"),
+        ("vgw.loader", "def f():\n    import bcc\nfrom vgw.libbpf import maps"),
+        ("vgw.policy.resolve", "from vgw.abi import Action\nfrom vgw.errors import VgwError"),
+        ("vgw.controller.metrics", "import prometheus_client\nfrom vgw import __version__"),
+    ],
+)
+def test_a_right_import_is_not(module: str, text: str) -> None:
+    assert mistakes(module, text) == []
