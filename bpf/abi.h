@@ -96,7 +96,7 @@ enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 #define VGW_GUARD_DHCP_SERVER (1 << 4)
 #define VGW_GUARD_RA (1 << 5)
 
-/* Bits of rule_verdict.flags and of endpoint_config.default_log (1 << path). */
+/* Bits of the flags in a rule word of a compiled policy. */
 #define VGW_RULE_LOG (1 << 0)
 
 #define VGW_NO_RULE 0xffffffff     /* a rule id that names no rule */
@@ -105,7 +105,7 @@ enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 #define VGW_REASON_SLOTS 64        /* room for reasons in the stats map */
 #define VGW_QUEUE_BATCH 4          /* flow keys in one element of expiry_queue */
 #define VGW_EXPIRY_MARGIN 16       /* batches that expiry leaves in expiry_queue */
-#define VGW_IMAGE_BLOCK_WORDS 8     /* words in one element of a compiled policy */
+#define VGW_IMAGE_BLOCK_WORDS 4     /* words in one element of a compiled policy */
 #define VGW_CONFIG_SLOTS 2         /* configurations and policies: one in force, one spare */
 
 /* IPv6 address, wire order; IPv4 as ::ffff:a.b.c.d. */
@@ -121,7 +121,8 @@ struct vgw_address {
 struct owned_address {
 	struct vgw_address network;     /* wire, already masked */
 	struct vgw_address mask;        /* wire */
-	__u8 mac[8];                    /* wire, two zero bytes; all zero: the interface's own */
+	__u8 mac[8];                    /* wire, two zero bytes: the MAC it goes with */
+	__u64 mac_mask;                 /* all ones, or 0: goes with any MAC */
 };
 
 /* Everything about an endpoint that a program needs besides the rules. */
@@ -185,7 +186,8 @@ struct conntrack_meta {
 	__u64 tail;                     /* next position of expiry_queue to fill */
 	__u64 entries;                  /* flows in the table, dead ones included */
 	__u64 created[2];               /* new connections by enum vgw_path */
-	__u64 dhcp_asked_ns;            /* CLOCK_MONOTONIC_COARSE of the VM's last DHCP request; 0: never */
+	__u64 dhcp_asked_ns[2];         /* CLOCK_MONOTONIC_COARSE of the VM's last broadcast or
+					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
 };
 
 /* Keys of flows in order of creation, a batch an element. */

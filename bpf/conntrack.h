@@ -123,8 +123,9 @@ static __always_inline void fill_flow(struct flow *flow, const struct endpoint_c
 	flow->bytes[VGW_PATH_FROM_VM] = from_vm ? packet->wire_length : 0;
 	flow->generation = config->generation;
 	flow->rule = rule;
-	flow->tcp_acked[VGW_PATH_TO_VM] = 0;
-	flow->tcp_acked[VGW_PATH_FROM_VM] = 0;
+	/* As if the other side had acknowledged the SYN: what a RST on either side must match. */
+	flow->tcp_acked[VGW_PATH_TO_VM] = from_vm ? packet->tcp_sequence + 1 : 0;
+	flow->tcp_acked[VGW_PATH_FROM_VM] = from_vm ? 0 : packet->tcp_sequence + 1;
 	flow->opener = path;
 	flow->tcp_fins = 0;
 	flow->state = first_state(packet);
@@ -136,7 +137,7 @@ static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
 {
 	int error = conntrack.insert(key, flow);
 
-	if (error == -EEXIST) /* another CPU was first, with the same verdict */
+	if (error == -EEXIST) /* another CPU was first; the policy accepts this packet too */
 		return VGW_REASON_NONE;
 	if (error)
 		return VGW_REASON_CT_FULL;
@@ -162,6 +163,10 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_BUSY);
 		return;
 	}
+	if (old && flow_is_live(config, &work->packet, old, work->now)) {
+		old->claim = 0; /* another CPU has just replaced it, for a packet like this one */
+		return;
+	}
 	fill_flow(flow, config, &work->packet, path, work->decision.rule, work->now);
 	flow->claim = 0;
 	if (!old)
@@ -174,6 +179,19 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 }
 
 /*
+ * Whether a RST is one that its receiver heeds: at the sequence that was acknowledged last
+ * (RFC 5961), or, in answer to a SYN, with the acknowledgement of it (RFC 9293, 3.10.7.3).
+ */
+static __always_inline bool reset_is_exact(const struct packet *packet, u32 path,
+					   const struct flow *flow)
+{
+	if (flow->state == VGW_FLOW_TCP_SYN && path != flow->opener)
+		return packet->tcp_flags & TCP_ACK &&
+		       packet->tcp_acknowledged == flow->tcp_acked[path & 1];
+	return packet->tcp_sequence == flow->tcp_acked[other_path(path)];
+}
+
+/*
  * TCP state after an accepted packet. Returns false for a packet that must not keep
  * the flow alive: a RST that is not exactly at the acknowledged sequence (RFC 5961),
  * a SYN within an open connection, anything after the close. Such a packet changes nothing:
@@ -182,21 +200,20 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 static __always_inline bool track_tcp(const struct packet *packet, u32 path, struct flow *flow)
 {
 	u8 flags = packet->tcp_flags;
-	u32 expected = flow->tcp_acked[other_path(path)];
 	bool answered = flow->packets[other_path(flow->opener & 1)];
 
 	if (flow->state == VGW_FLOW_TCP_CLOSED)
 		return false;
 	if (flags & TCP_RST) {
-		if (flow->state != VGW_FLOW_TCP_SYN &&
-		    (!expected || packet->tcp_sequence != expected))
+		if (!reset_is_exact(packet, path, flow))
 			return false;
 		flow->state = VGW_FLOW_TCP_CLOSED;
 		return true;
 	}
 	if (is_new_tcp(packet) && flow->state == VGW_FLOW_TCP_ESTABLISHED)
 		return false;
-	if (flags & TCP_ACK)
+	/* What answers a SYN may be forged: it does not choose the number of the next RST. */
+	if (flags & TCP_ACK && (flow->state != VGW_FLOW_TCP_SYN || path == flow->opener))
 		flow->tcp_acked[path & 1] = packet->tcp_acknowledged;
 	if (flow->state == VGW_FLOW_TCP_SYN && path == flow->opener && answered &&
 	    (flags & (TCP_SYN | TCP_ACK)) == TCP_ACK)

@@ -19,15 +19,16 @@
 #include "clock.h"
 #include "maps.h"
 
+#define EXPIRY_HOLE 1024 /* batches behind a position that nobody will fill any more */
 #define EXPIRY_INTERVAL 2 /* new flows for each batch looked at */
 
-/* A flow of another epoch, marked dead, or idle for longer than its timeout. */
+/* A flow of an earlier epoch, marked dead, or idle for longer than its timeout. */
 static __always_inline bool flow_is_dead(const struct endpoint_config *config,
 					 const struct flow *flow, u64 now)
 {
 	u8 state = flow->state & 0xf;
 	u64 marked = is_zero(state);
-	u64 flushed = is_nonzero(flow->epoch ^ config->flow_epoch);
+	u64 flushed = is_less(flow->epoch, config->flow_epoch);
 	u64 idle = is_less(flow->last_seen_ns + config->timeout_ns[state], now);
 
 	return marked | flushed | idle;
@@ -100,23 +101,42 @@ static __always_inline bool flow_expire(const struct endpoint_config *config,
 	return true;
 }
 
-/* Takes the oldest batch and settles its flows. Returns whether there was one to take. */
-static __always_inline bool expire_batch(const struct endpoint_config *config,
-					 struct conntrack_meta *meta)
+/*
+ * Takes the oldest batch out of the queue and into *batch. Returns whether there was one
+ * to take. It leaves the queue before its live flows are appended again, so that the
+ * queue never needs room for more flows than the table.
+ */
+static __always_inline bool queue_take(struct conntrack_meta *meta, struct queue_batch *batch)
 {
-	u64 position = meta->head, now = clock_now();
-	struct queue_batch *batch;
+	u64 position = meta->head;
+	struct queue_batch *oldest;
 
 	/*
 	 * A CPU may have reserved a position and not yet filled it, and whoever took that
-	 * position would lose its keys: the newest ones stay.
+	 * position would lose its keys: the newest ones stay, and an older one is waited for
+	 * until it can only be one for which there was no memory.
 	 */
 	if (meta->tail - position <= VGW_EXPIRY_MARGIN || meta->tail < position)
 		return false;
+	oldest = expiry_queue.lookup(&position);
+	if (!oldest && meta->tail - position <= EXPIRY_HOLE)
+		return false;
 	if (__sync_val_compare_and_swap(&meta->head, position, position + 1) != position)
 		return false;
-	batch = expiry_queue.lookup(&position);
-	if (!batch)
+	if (!oldest)
+		return false;
+	*batch = *oldest;
+	expiry_queue.delete(&position);
+	return true;
+}
+
+/* Deletes the dead flows of the oldest batch. Returns whether there was one to look at. */
+static __always_inline bool expire_batch(const struct endpoint_config *config,
+					 struct conntrack_meta *meta, struct queue_batch *batch)
+{
+	u64 now = clock_now();
+
+	if (!queue_take(meta, batch))
 		return false;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_QUEUE_BATCH; i++) {
@@ -124,7 +144,6 @@ static __always_inline bool expire_batch(const struct endpoint_config *config,
 			queue_append(meta, &batch->keys[i]);
 		forget_values();
 	}
-	expiry_queue.delete(&position);
 	return true;
 }
 

@@ -43,33 +43,51 @@ static __always_inline u64 outside(const struct owned_address *owned,
 	       ((address->halves[1] & owned->mask.halves[1]) ^ owned->network.halves[1]);
 }
 
+/* 1 if the address goes with one MAC only, and that is the one. */
+static __always_inline u64 names_mac(const struct owned_address *owned, u64 mac)
+{
+	return is_zero((*(const u64 *)owned->mac ^ mac) | ~owned->mac_mask);
+}
+
+/* Sets work->owns.mac for a MAC that a frame to the VM is addressed to. */
+static __always_inline void find_mac(const struct endpoint_config *config, struct scratch *work,
+				     const u8 *claimed)
+{
+	u64 mac = padded_mac(claimed);
+
+	work->owns.mac = mac == *(const u64 *)config->mac;
+	forget_values();
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < VGW_MAX_ADDRESSES; i++) {
+		if (i >= config->address_count)
+			break;
+		work->owns.mac |= names_mac(&config->addresses[i], mac);
+		forget_values();
+	}
+}
+
 /*
- * Fills work->owns for a MAC and the packet's claims. An owned address with a MAC goes with
- * that one, any other with the interface's own. One walk answers for all claims: the
- * verifier pays for each walk.
+ * Fills work->owns for the claims of a packet from the VM. One walk answers for all of
+ * them: the verifier pays for each walk.
  */
 static __always_inline void find_ownership(const struct endpoint_config *config,
-					   struct scratch *work, const u8 *claimed)
+					   struct scratch *work)
 {
-	u64 mac = padded_mac(claimed), own = *(const u64 *)config->mac, wrong_mac, pair, paired;
 	const struct vgw_address *source = &work->packet.source, *target = &work->packet.target;
+	u64 mac = padded_mac(work->packet.source_mac), wrong_mac;
 	const struct owned_address *owned;
 
-	work->owns.mac = mac == own;
+	work->owns.mac = mac == *(const u64 *)config->mac;
 	work->owns.source = 0;
 	work->owns.target = 0;
-	if (!own)
-		own = mac;
 	forget_values();
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_MAX_ADDRESSES; i++) {
 		if (i >= config->address_count)
 			break;
 		owned = &config->addresses[i];
-		pair = *(const u64 *)owned->mac;
-		paired = is_nonzero(pair);
-		wrong_mac = mac ^ choose(paired, pair, own);
-		work->owns.mac |= paired & is_zero(pair ^ mac);
+		wrong_mac = (*(const u64 *)owned->mac ^ mac) & owned->mac_mask;
+		work->owns.mac |= names_mac(owned, mac);
 		work->owns.source |= is_zero(wrong_mac | outside(owned, source));
 		work->owns.target |= is_zero(wrong_mac | outside(owned, target));
 		forget_values();
@@ -208,18 +226,33 @@ static __always_inline bool may_lack_address(const struct packet *packet)
 	       is_limited_broadcast(&packet->destination);
 }
 
+/* Index of conntrack_meta.dhcp_asked_ns for a DHCP packet. */
+static __always_inline u32 dhcp_family(const struct packet *packet)
+{
+	return packet->ethertype == ETH_P_IPV6;
+}
+
+/*
+ * A request to all servers needs no rule, and its answer none either. One to a single
+ * host, such as a renewal, is ordinary traffic once it is well formed: as housekeeping it
+ * would be a way out to any host.
+ */
 static __always_inline bool guard_dhcp_request(struct scratch *work)
 {
 	const struct packet *packet = &work->packet;
 	struct conntrack_meta *meta;
 	u32 zero = 0;
 
-	if (is_dhcp_request(packet) &&
-	    (!packet->dhcp_well_formed || !same_mac(packet->dhcp_client_mac, packet->source_mac)))
-		return refuse(work, VGW_REASON_DHCP_INVALID);
+	if (is_dhcp_request(packet)) {
+		if (!packet->dhcp_well_formed ||
+		    !same_mac(packet->dhcp_client_mac, packet->source_mac))
+			return refuse(work, VGW_REASON_DHCP_INVALID);
+		if (!is_limited_broadcast(&packet->destination))
+			return false;
+	}
 	meta = conntrack_meta.lookup(&zero);
 	if (meta)
-		meta->dhcp_asked_ns = clock_now();
+		meta->dhcp_asked_ns[dhcp_family(packet)] = clock_now();
 	return pass_as(work, VGW_REASON_DHCP);
 }
 
@@ -253,7 +286,7 @@ static __always_inline bool guard_from_vm(const struct endpoint_config *config,
 {
 	const struct packet *packet = &work->packet;
 
-	find_ownership(config, work, packet->source_mac);
+	find_ownership(config, work);
 	if (guard_on(config, VGW_GUARD_MAC) && !work->owns.mac)
 		return refuse(work, VGW_REASON_SPOOF_MAC);
 	switch (packet->kind) {
@@ -268,14 +301,17 @@ static __always_inline bool guard_from_vm(const struct endpoint_config *config,
 	}
 }
 
-static __always_inline bool dhcp_was_asked(void)
+static __always_inline bool dhcp_was_asked(const struct packet *packet)
 {
 	struct conntrack_meta *meta;
 	u32 zero = 0;
+	u64 asked;
 
 	meta = conntrack_meta.lookup(&zero);
-	return meta && meta->dhcp_asked_ns &&
-	       clock_now() - meta->dhcp_asked_ns <= DHCP_ANSWER_NS;
+	if (!meta)
+		return false;
+	asked = meta->dhcp_asked_ns[dhcp_family(packet)];
+	return asked && clock_now() - asked <= DHCP_ANSWER_NS;
 }
 
 /* Unicast frames that a bridge floods must not show one VM the traffic of another. */
@@ -285,7 +321,7 @@ static __always_inline bool is_for_vm(const struct endpoint_config *config, stru
 
 	if (!guard_on(config, VGW_GUARD_MAC) || packet->destination_mac[0] & 1)
 		return true;
-	find_ownership(config, work, packet->destination_mac);
+	find_mac(config, work, packet->destination_mac);
 	return work->owns.mac;
 }
 
@@ -305,7 +341,7 @@ static __always_inline bool guard_to_vm(const struct endpoint_config *config, st
 	case KIND_MEMBERSHIP:
 		return pass_as(work, VGW_REASON_MEMBERSHIP);
 	}
-	if (is_dhcp_answer(packet) && dhcp_was_asked())
+	if (is_dhcp_answer(packet) && dhcp_was_asked(packet))
 		return pass_as(work, VGW_REASON_DHCP);
 	return false;
 }

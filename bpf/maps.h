@@ -16,7 +16,7 @@
 #define VGW_NO_PREALLOC 1    /* BPF_F_NO_PREALLOC: an idle table costs its buckets only */
 
 #define VGW_CONNTRACK_TEMPLATE 65536 /* flows; user space sets each endpoint's own limit */
-#define VGW_QUEUE_TEMPLATE (VGW_CONNTRACK_TEMPLATE / VGW_QUEUE_BATCH + 64)
+#define VGW_QUEUE_TEMPLATE (VGW_CONNTRACK_TEMPLATE / VGW_QUEUE_BATCH)
 #define VGW_STATS_ENTRIES (VGW_PATH_COUNT * VGW_VERDICT_COUNT * VGW_REASON_SLOTS)
 
 /* pipeline.h: which slot of configs and policies is in force; one store switches both. */

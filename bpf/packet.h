@@ -28,7 +28,8 @@ struct frame {
 	void *data;       /* first byte that can be read directly */
 	void *data_end;   /* byte behind the last one that can be read directly */
 	u32 length;       /* bytes of the whole frame */
-	u32 segments;     /* packets on the wire that a GSO frame stands for, else 1 */
+	u32 segments;     /* packets on the wire that a GSO frame stands for; 0: not known */
+	u32 segment_size; /* payload bytes of each but the last of them */
 	bool gso;         /* the kernel vouches for a frame longer than its headers say */
 	bool tagged;      /* an 802.1Q tag is held beside the frame */
 	u16 tag_protocol; /* host order; of that tag */
@@ -56,6 +57,8 @@ struct packet {
 	u32 tcp_acknowledged;           /* host order */
 	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
 	u32 header_length;              /* bytes in front of the TCP or UDP payload */
+	u32 segments;                   /* as in struct frame */
+	u32 segment_size;               /* as in struct frame */
 	u16 ethertype;                  /* host order; 0: not read */
 	u16 vlan;                       /* 802.1Q id; 0: untagged */
 	__be16 source_port;             /* wire; echo: identifier */
@@ -110,12 +113,14 @@ struct ownership {
 
 /* What rule lookup is at. */
 struct lookup {
-	u32 low;        /* word index of the range that the search is on */
+	u32 low;        /* number of the range that the search is on */
 	u32 size;       /* ranges still in question */
 	u32 remote;     /* block indices of the four vectors that the fields lead to */
 	u32 local;
 	u32 service;
 	u32 source;
+	u32 blocks;     /* in a vector */
+	u32 rules;      /* word index of the first rule */
 	u32 next_tier;  /* blocks before this one belong to a tier that a rule passed */
 	u32 bit;        /* number within its block of the first rule that matches */
 	struct image_block common; /* rules of a block that all four vectors admit */
@@ -138,6 +143,7 @@ struct scratch {
 	u32 expire;  /* 1: opening this flow pays for a batch of the expiry queue */
 	struct policy_query query;
 	struct lookup lookup;
+	struct queue_batch batch; /* of the expiry queue */
 	struct event event;
 };
 

@@ -247,7 +247,8 @@ static __always_inline enum vgw_reason parse_nd(struct cursor *cursor, struct pa
 static __always_inline enum vgw_reason parse_mld(struct cursor *cursor, struct packet *packet)
 {
 	packet->kind = KIND_MEMBERSHIP;
-	if (!packet->router_alert || packet->hop_limit != MLD_HOP_LIMIT || packet->fragment_header)
+	if (!packet->router_alert || packet->hop_limit != MLD_HOP_LIMIT ||
+	    packet->fragment_header || packet->destination.bytes[0] != 0xff)
 		return VGW_REASON_MEMBERSHIP_INVALID;
 	if (packet->icmp_type != MLD_V2_REPORT && cursor->left < MLD_V1_LENGTH)
 		return shortage(cursor, MLD_V1_LENGTH);

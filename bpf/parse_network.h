@@ -20,9 +20,14 @@
 #define IPV4_WORDS_WITH_ROUTER_ALERT 6
 #define IPV4_ROUTER_ALERT 0x94040000 /* RFC 2113 */
 
-/* Hop-by-hop options of an MLD message: router alert (RFC 2711) and padding, in either order. */
-#define HOP_ALERT_THEN_PAD 0x0502000001000000ULL
-#define HOP_PAD_THEN_ALERT 0x0100050200000000ULL
+/*
+ * Hop-by-hop options of an MLD message: router alert (RFC 2711) and two bytes of padding,
+ * as one PadN (Linux hosts) or two Pad1 (the Linux bridge's querier), behind or before it.
+ */
+#define HOP_ALERT_PADN 0x0502000001000000ULL
+#define HOP_PADN_ALERT 0x0100050200000000ULL
+#define HOP_ALERT_PAD1 0x0502000000000000ULL
+#define HOP_PAD1_ALERT 0x0000050200000000ULL
 
 struct arp_packet {
 	__be16 hardware;
@@ -155,6 +160,19 @@ static __always_inline enum vgw_reason parse_ipv4(struct cursor *cursor, struct 
 	return parse_upper(cursor, packet);
 }
 
+static __always_inline bool is_router_alert(u64 options)
+{
+	switch (options) {
+	case HOP_ALERT_PADN:
+	case HOP_PADN_ALERT:
+	case HOP_ALERT_PAD1:
+	case HOP_PAD1_ALERT:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* The one hop-by-hop header that is read on: eight bytes with a router alert. */
 static __always_inline enum vgw_reason parse_hop_by_hop(struct cursor *cursor,
 							struct packet *packet)
@@ -166,7 +184,7 @@ static __always_inline enum vgw_reason parse_hop_by_hop(struct cursor *cursor,
 		return VGW_REASON_TRUNCATED;
 	options = (u64)ntohl(load_be32(header + 2)) << 32 |
 		  (u64)ntohs(*(const __be16 *)(header + 6)) << 16;
-	if (header[1] != 0 || (options != HOP_ALERT_THEN_PAD && options != HOP_PAD_THEN_ALERT))
+	if (header[1] != 0 || !is_router_alert(options))
 		return VGW_REASON_EXTENSION_HEADER;
 	packet->router_alert = true;
 	packet->protocol = header[0];

@@ -157,6 +157,8 @@ static __always_inline enum vgw_reason parse_igmp(struct cursor *cursor, struct 
 		return shortage(cursor, sizeof(*igmp));
 	packet->kind = KIND_MEMBERSHIP;
 	packet->icmp_type = igmp->type;
+	if ((packet->destination.bytes[12] & 0xf0) != 0xe0) /* a group, not a host to talk to */
+		return VGW_REASON_MEMBERSHIP_INVALID;
 	switch (igmp->type) {
 	case IGMP_QUERY:
 	case IGMP_V1_REPORT:

@@ -62,6 +62,8 @@ static __always_inline void query_of_flow(const struct flow_key *key, u32 opener
 	query->ordinary = key->asker || has_ports(key->protocol);
 	query->service = protocol | ntohs(destination);
 	query->source = protocol | ntohs(source);
+	if (!key->asker && (key->protocol == IPPROTO_ICMP || key->protocol == IPPROTO_ICMPV6))
+		query->service |= SERVICE_FOREIGN_ICMP; /* no other ICMP has flows */
 	if (key->asker) {
 		query->service = protocol | (key->protocol == IPPROTO_ICMP ? ICMP_ECHO << 8 :
 							     ICMPV6_ECHO_REQUEST << 8);
@@ -147,7 +149,7 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 	flow_open(config, meta, work, path);
 	forget_values();
 	if (work->expire)
-		expire_batch(config, meta);
+		expire_batch(config, meta, &work->batch);
 }
 
 /* Poses work->query, about an old flow or about a new one, and does what the answer asks for. */
@@ -175,7 +177,8 @@ static __always_inline bool ask_conntrack(const struct endpoint_config *config,
 	struct flow *flow = find_flow(config, work, path);
 	enum vgw_reason reason;
 
-	if (flow && flow->generation == config->generation) {
+	/* A CPU that still has the configuration before must not harm the flows of the next. */
+	if (flow && (s32)(flow->generation - config->generation) >= 0) {
 		follow_flow(work, path, flow);
 		return false;
 	}
@@ -190,6 +193,18 @@ static __always_inline bool ask_conntrack(const struct endpoint_config *config,
 	return !reason;
 }
 
+/* Adds the headers that the segments of a GSO frame have on the wire. */
+static __always_inline void count_segments(struct packet *packet)
+{
+	u32 segments = packet->segments, payload = packet->wire_length - packet->header_length;
+
+	if (!packet->segment_size)
+		return;
+	if (!segments)
+		segments = (payload + packet->segment_size - 1) / packet->segment_size;
+	packet->wire_length += (segments - 1) * packet->header_length;
+}
+
 static __always_inline void judge(const struct endpoint_config *config, u32 slot,
 				  const struct frame *frame, struct scratch *work, u32 path)
 {
@@ -201,9 +216,11 @@ static __always_inline void judge(const struct endpoint_config *config, u32 slot
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_NO_POLICY);
 		return;
 	}
-	decide(work, VGW_VERDICT_DROP, parse_frame(frame, &work->packet));
+	decide(work, VGW_VERDICT_DROP, VGW_REASON_NONE);
+	work->decision.reason = parse_frame(frame, &work->packet);
 	forget_values();
-	work->packet.wire_length += (frame->segments - 1) * work->packet.header_length;
+	count_segments(&work->packet);
+	forget_values();
 	if (work->decision.reason || guard(config, work, path))
 		return;
 	forget_values();
@@ -243,7 +260,10 @@ static __always_inline bool process_packet(void *ctx, const struct frame *frame,
 	if (!config)
 		return false;
 	__builtin_memset(&work->packet, 0, sizeof(work->packet));
-	work->packet.wire_length = frame->length;
+	work->packet.wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
+	work->packet.segments = frame->segments;
+	work->packet.segment_size = frame->segment_size;
+	forget_values();
 	judge(config, slot, frame, work, path);
 	forget_values();
 	return finish(ctx, config, work, path);

@@ -10,8 +10,8 @@
  * rule that matches. Tiers begin at block boundaries of the vectors, so that `pass`
  * goes on with the first block of the next tier.
  *
- * Cost: at most 2 * (VGW_ADDRESS_STEPS + VGW_VALUE_STEPS) steps and 4 * VGW_VECTOR_BLOCKS block reads,
- * whatever the packet.
+ * Cost: at most VGW_REMOTE_STEPS + VGW_LOCAL_STEPS + VGW_SERVICE_STEPS + VGW_SOURCE_STEPS
+ * steps and 4 * VGW_VECTOR_BLOCKS block reads, whatever the packet.
  */
 #ifndef VGW_POLICY_H
 #define VGW_POLICY_H
@@ -22,27 +22,38 @@
 #include "protocols.h"
 
 #define VGW_IMAGE_FORMAT 1
-#define VGW_ADDRESS_STEPS 14    /* binary search among at most 2^14 ranges of addresses */
-#define VGW_VALUE_STEPS 13      /* and 2^13 of services or source ports */
-#define VGW_VECTOR_BLOCKS 6     /* of 512 rules each */
+#define VGW_REMOTE_STEPS 14   /* binary search among at most 2^14 ranges of remote addresses, */
+#define VGW_LOCAL_STEPS 10    /* 2^10 of local ones, */
+#define VGW_SERVICE_STEPS 13  /* 2^13 of services, */
+#define VGW_SOURCE_STEPS 10   /* and 2^10 of source ports */
+#define VGW_VECTOR_BLOCKS 8   /* of 256 rules each */
 #define VGW_BLOCK_RULES (VGW_IMAGE_BLOCK_WORDS * 64)
 
-/* Block 0 starts with the format; two blocks of fields for each path follow. */
+/* Block 0 starts with the format; three blocks of fields for each path follow. */
 #define IMAGE_FORMAT_BLOCK 0
-#define IMAGE_FIELDS_BLOCK(path) (1 + 2 * (path))
+#define IMAGE_FIELDS_BLOCK(path) (1 + 3 * (path))
 
-enum image_field {
-	IMAGE_REMOTE,  /* first range; ranges: high halves, low halves, vectors */
-	IMAGE_REMOTE_COUNT,
-	IMAGE_LOCAL,
-	IMAGE_LOCAL_COUNT,
-	IMAGE_SERVICE, /* first range; ranges: first value << 32 | vector */
-	IMAGE_SERVICE_COUNT,
-	IMAGE_SOURCE,
-	IMAGE_SOURCE_COUNT,
-	IMAGE_BLOCKS,  /* blocks in a vector */
-	IMAGE_RULES,   /* first rule word; bit n of a vector is word IMAGE_RULES + n */
-	IMAGE_DEFAULT, /* rule word of the default */
+/* Where the tables of addresses begin, as word indices: pairs of halves, then vectors. */
+struct image_addresses {
+	u64 remote;
+	u64 remote_count; /* ranges */
+	u64 local;
+	u64 local_count;
+};
+
+/* Where the tables of values begin: words of first value << 32 | vector. */
+struct image_values {
+	u64 service;
+	u64 service_count;
+	u64 source;
+	u64 source_count;
+};
+
+struct image_rules {
+	u64 blocks;       /* in a vector */
+	u64 rules;        /* bit n of a vector is the rule in word rules + n */
+	u64 by_default;   /* rule word of the default */
+	u64 unused;
 };
 
 /* A rule word: rule id << 32 | first vector block of the next tier << 16 | flags << 8 | action. */
@@ -67,13 +78,25 @@ static __always_inline bool image_read(void *image, u32 index, u64 *value)
 	return true;
 }
 
+/* Reads the two words of an address at an even index, which lie in one block. */
+static __always_inline bool image_read_address(void *image, u32 index, u64 *high, u64 *low)
+{
+	const struct image_block *block = image_block(image, index / VGW_IMAGE_BLOCK_WORDS);
+
+	if (!block)
+		return false;
+	*high = block->words[index % VGW_IMAGE_BLOCK_WORDS & ~1];
+	*low = block->words[(index % VGW_IMAGE_BLOCK_WORDS & ~1) + 1];
+	return true;
+}
+
 /*
- * Both searches keep `low` on the last range that starts at or before the value,
- * as an absolute word index: the image's first range starts at the least value.
- * They leave the block of the value's vector in *vector, or return false for a
- * malformed image.
+ * Both searches keep lookup->low on the number of the last range that starts at or
+ * before the value: the first range of a table starts at the least value. They leave
+ * the block of the value's vector in *vector, or return false for a malformed image.
  */
-static __always_inline bool search_address(void *image, struct lookup *lookup, u32 count,
+static __always_inline bool search_address(void *image, struct lookup *lookup, u32 first,
+					   u32 count, u32 steps,
 					   const struct vgw_address *address, u32 *vector)
 {
 	u64 high = ntohll(address->halves[0]), rest = ntohll(address->halves[1]);
@@ -81,12 +104,12 @@ static __always_inline bool search_address(void *image, struct lookup *lookup, u
 	u32 half;
 
 #pragma clang loop unroll(disable)
-	for (u32 step = 0; step < VGW_ADDRESS_STEPS; step++) {
+	for (u32 step = 0; step < steps; step++) {
 		if (lookup->size <= 1)
 			break;
 		half = lookup->size >> 1;
-		if (!image_read(image, lookup->low + half, &start) ||
-		    !image_read(image, lookup->low + half + count, &start_rest))
+		if (!image_read_address(image, first + 2 * (lookup->low + half), &start,
+					&start_rest))
 			return false;
 		beyond = is_less(high, start) |
 			 (is_less(rest, start_rest) & is_zero(high ^ start));
@@ -94,39 +117,39 @@ static __always_inline bool search_address(void *image, struct lookup *lookup, u
 		lookup->size -= half;
 		forget_values();
 	}
-	if (!image_read(image, lookup->low + 2 * count, &start))
+	if (!image_read(image, first + 2 * count + lookup->low, &start))
 		return false;
 	*vector = start / VGW_IMAGE_BLOCK_WORDS;
 	return true;
 }
 
-static __always_inline bool search_value(void *image, struct lookup *lookup, u32 value,
-					 u32 *vector)
+static __always_inline bool search_value(void *image, struct lookup *lookup, u32 first, u32 steps,
+					 u32 value, u32 *vector)
 {
 	u32 half;
 	u64 range;
 
 #pragma clang loop unroll(disable)
-	for (u32 step = 0; step < VGW_VALUE_STEPS; step++) {
+	for (u32 step = 0; step < steps; step++) {
 		if (lookup->size <= 1)
 			break;
 		half = lookup->size >> 1;
-		if (!image_read(image, lookup->low + half, &range))
+		if (!image_read(image, first + lookup->low + half, &range))
 			return false;
 		lookup->low += half * (1 - is_less(value, range >> 32));
 		lookup->size -= half;
 		forget_values();
 	}
-	if (!image_read(image, lookup->low, &range))
+	if (!image_read(image, first + lookup->low, &range))
 		return false;
 	*vector = (u32)range / VGW_IMAGE_BLOCK_WORDS;
 	return true;
 }
 
-static __always_inline void search_among(struct lookup *lookup, const u64 *fields, u32 first)
+static __always_inline void search_among(struct lookup *lookup, u32 count)
 {
-	lookup->low = fields[first];
-	lookup->size = fields[first + 1];
+	lookup->low = 0;
+	lookup->size = count;
 	forget_values();
 }
 
@@ -229,13 +252,11 @@ static __always_inline bool match_block(void *image, struct lookup *lookup, u32 
  * Finds the first rule in all four vectors that is not PASS and leaves its word in
  * lookup->rule. Returns false where there is none.
  */
-static __always_inline bool first_match(void *image, struct lookup *lookup, u32 blocks, u32 rules)
+static __always_inline bool first_match(void *image, struct lookup *lookup)
 {
-	lookup->next_tier = 0;
-	forget_values();
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_VECTOR_BLOCKS; i++) {
-		if (i >= blocks)
+		if (i >= lookup->blocks)
 			break;
 		if (i < lookup->next_tier)
 			continue;
@@ -243,7 +264,8 @@ static __always_inline bool first_match(void *image, struct lookup *lookup, u32 
 			return false;
 		if (lookup->bit == VGW_BLOCK_RULES)
 			continue;
-		if (!image_read(image, rules + i * VGW_BLOCK_RULES + lookup->bit, &lookup->rule))
+		if (!image_read(image, lookup->rules + i * VGW_BLOCK_RULES + lookup->bit,
+				&lookup->rule))
 			return false;
 		forget_values();
 		if (RULE_ACTION(lookup->rule) != VGW_ACTION_PASS)
@@ -254,23 +276,31 @@ static __always_inline bool first_match(void *image, struct lookup *lookup, u32 
 	return false;
 }
 
-/* Leads each field of the query to its vector. Returns false for a malformed image. */
-static __always_inline bool find_vectors(void *image, const u64 *fields,
-					 const struct policy_query *query, struct lookup *lookup)
+/* Leads both addresses of the query to their vectors. Returns false for a malformed image. */
+static __always_inline bool find_addresses(void *image, const struct image_addresses *tables,
+					   const struct policy_query *query,
+					   struct lookup *lookup)
 {
-	search_among(lookup, fields, IMAGE_REMOTE);
-	if (!search_address(image, lookup, fields[IMAGE_REMOTE_COUNT], &query->remote,
-			    &lookup->remote))
+	search_among(lookup, tables->remote_count);
+	if (!search_address(image, lookup, tables->remote, tables->remote_count,
+			    VGW_REMOTE_STEPS, &query->remote, &lookup->remote))
 		return false;
-	search_among(lookup, fields, IMAGE_LOCAL);
-	if (!search_address(image, lookup, fields[IMAGE_LOCAL_COUNT], &query->local,
-			    &lookup->local))
+	search_among(lookup, tables->local_count);
+	return search_address(image, lookup, tables->local, tables->local_count, VGW_LOCAL_STEPS,
+			      &query->local, &lookup->local);
+}
+
+/* As find_addresses, for the service and the source port. */
+static __always_inline bool find_values(void *image, const struct image_values *tables,
+					const struct policy_query *query, struct lookup *lookup)
+{
+	search_among(lookup, tables->service_count);
+	if (!search_value(image, lookup, tables->service, VGW_SERVICE_STEPS, query->service,
+			  &lookup->service))
 		return false;
-	search_among(lookup, fields, IMAGE_SERVICE);
-	if (!search_value(image, lookup, query->service, &lookup->service))
-		return false;
-	search_among(lookup, fields, IMAGE_SOURCE);
-	return search_value(image, lookup, query->source, &lookup->source);
+	search_among(lookup, tables->source_count);
+	return search_value(image, lookup, tables->source, VGW_SOURCE_STEPS, query->source,
+			    &lookup->source);
 }
 
 /*
@@ -281,26 +311,32 @@ static __always_inline bool find_vectors(void *image, const u64 *fields,
 static __always_inline void policy_judge(u32 slot, struct scratch *work)
 {
 	u32 first = IMAGE_FIELDS_BLOCK(work->query.path);
-	const struct image_block *format, *fields, *rest;
+	const struct image_addresses *addresses;
+	const struct image_values *values;
+	const struct image_block *format;
+	const struct image_rules *rules;
 	void *image = policies.lookup(&slot);
 
 	decide(work, VGW_VERDICT_DROP, VGW_REASON_NO_POLICY);
 	if (!image)
 		return;
 	format = image_block(image, IMAGE_FORMAT_BLOCK);
-	fields = image_block(image, first);
-	rest = image_block(image, first + 1);
-	if (!format || !fields || !rest || format->words[0] != VGW_IMAGE_FORMAT)
+	addresses = (const void *)image_block(image, first);
+	values = (const void *)image_block(image, first + 1);
+	rules = (const void *)image_block(image, first + 2);
+	if (!format || !addresses || !values || !rules || format->words[0] != VGW_IMAGE_FORMAT)
 		return;
-	if (!find_vectors(image, fields->words, &work->query, &work->lookup))
+	if (!find_addresses(image, addresses, &work->query, &work->lookup) ||
+	    !find_values(image, values, &work->query, &work->lookup))
 		return;
+	work->lookup.blocks = rules->blocks;
+	work->lookup.rules = rules->rules;
+	work->lookup.next_tier = 0;
 	forget_values();
-	if (first_match(image, &work->lookup, rest->words[IMAGE_BLOCKS - VGW_IMAGE_BLOCK_WORDS],
-			rest->words[IMAGE_RULES - VGW_IMAGE_BLOCK_WORDS]))
+	if (first_match(image, &work->lookup))
 		decide_by(work, work->lookup.rule, VGW_REASON_RULE);
 	else if (work->query.ordinary)
-		decide_by(work, rest->words[IMAGE_DEFAULT - VGW_IMAGE_BLOCK_WORDS],
-			  VGW_REASON_DEFAULT);
+		decide_by(work, rules->by_default, VGW_REASON_DEFAULT);
 	else
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_PROTOCOL);
 }

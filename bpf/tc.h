@@ -9,7 +9,7 @@
 
 #include "pipeline.h"
 
-/* Bytes made directly readable: link, IPv6 and BOOTP or neighbour options fit into them. */
+/* Bytes made directly readable: link, IPv6 and BOOTP or common neighbour options fit into them. */
 #define TC_HEADERS 256
 
 static __always_inline bool tc_judge(struct __sk_buff *skb, u32 path)
@@ -25,7 +25,8 @@ static __always_inline bool tc_judge(struct __sk_buff *skb, u32 path)
 	frame.data_end = (void *)(long)skb->data_end;
 	frame.length = skb->len;
 	frame.gso = skb->gso_size;
-	frame.segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	frame.segments = skb->gso_segs; /* 0 for a frame that a guest handed over */
+	frame.segment_size = skb->gso_size;
 	frame.tagged = skb->vlan_present;
 	frame.tag_protocol = ntohs(skb->vlan_proto);
 	frame.tag_control = skb->vlan_tci;

@@ -10,7 +10,6 @@ int xdp_from_vm(struct xdp_md *ctx)
 		.data = (void *)(long)ctx->data,
 		.data_end = (void *)(long)ctx->data_end,
 		.length = ctx->data_end - ctx->data,
-		.segments = 1,
 	};
 
 	return process_packet(ctx, &frame, VGW_PATH_FROM_VM) ? XDP_PASS : XDP_DROP;

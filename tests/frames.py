@@ -30,6 +30,8 @@ PEER4, PEER6 = "192.0.2.10", "2001:db8:1::10"
 STRANGER4, STRANGER6 = "198.51.100.7", "2001:db8:f::7"
 GATEWAY4, GATEWAY6 = "10.20.0.1", "fe80::1"
 OTHER_VM4, OTHER_VM6 = "10.20.0.12", "2001:db8:20::12"
+ALL_HOSTS4, IGMP_ROUTERS4 = "224.0.0.1", "224.0.0.22"
+ALL_NODES6, MLD_ROUTERS6 = "ff02::1", "ff02::16"
 
 IPV4, IPV6, ARP, RARP, VLAN = 0x0800, 0x86DD, 0x0806, 0x8035, 0x8100
 ICMP, IGMP, TCP, UDP, ICMPV6, SCTP = 1, 2, 6, 17, 58, 132
@@ -297,3 +299,59 @@ class Wire:
 
 OUT = Wire(Path.FROM_VM)
 IN = Wire(Path.TO_VM)
+
+
+def _group_mac(address: str, host_mac: bytes) -> bytes:
+    """Return the MAC that packets to a group go to, `host_mac` for an address of no group."""
+    packed = ip_address(address).packed
+    if not ip_address(address).is_multicast:
+        return host_mac
+    if len(packed) == 16:
+        return b"\x33\x33" + packed[-4:]
+    return bytes([0x01, 0x00, 0x5E, packed[1] & 0x7F, *packed[2:]])
+
+
+def igmp_frame(
+    path: Path,
+    message: bytes,
+    destination: str = IGMP_ROUTERS4,
+    *,
+    source: str | None = None,
+    options: bytes = b"",
+) -> bytes:
+    """Return the frame of an IGMP message, from the VM or for it, to a group (or wrongly not)."""
+    if path is Path.FROM_VM:
+        wire = Wire(path, remote_mac=_group_mac(destination, GATEWAY_MAC))
+        local, remote = source or VM4, destination
+    else:
+        wire = Wire(path, _group_mac(destination, VM_MAC))
+        local, remote = destination, source or GATEWAY4
+    return wire.wrap4(message, IGMP, local=local, remote=remote, options=options, ttl=1)
+
+
+def mld_frame(
+    path: Path,
+    message: bytes,
+    destination: str = MLD_ROUTERS6,
+    *,
+    source: str | None = None,
+    headers: bytes | None = None,
+    first: int = 0,
+    hop_limit: int = 1,
+) -> bytes:
+    """As igmp_frame for MLD, behind a router alert unless `headers` and `first` say otherwise."""
+    if path is Path.FROM_VM:
+        wire = Wire(path, remote_mac=_group_mac(destination, GATEWAY_MAC))
+        local, remote = source or VM_LINK_LOCAL, destination
+    else:
+        wire = Wire(path, _group_mac(destination, VM_MAC))
+        local, remote = destination, source or GATEWAY6
+    return wire.wrap6(
+        message,
+        ICMPV6,
+        local=local,
+        remote=remote,
+        headers=hop_by_hop() if headers is None else headers,
+        first=first,
+        hop_limit=hop_limit,
+    )

@@ -106,9 +106,10 @@ class ProgramEngine:
             flow.last_seen_ns = last_seen % (1 << 64)
             libbpf.map_update(self.fd("conntrack"), bytes(key), bytes(flow))
         meta = self.maps.meta()
-        if meta.dhcp_asked_ns != NO_TIME:
-            meta.dhcp_asked_ns = (meta.dhcp_asked_ns - nanoseconds) % (1 << 64)
-            self._put("conntrack_meta", bytes(meta))
+        for family, asked in enumerate(meta.dhcp_asked_ns):
+            if asked != NO_TIME:
+                meta.dhcp_asked_ns[family] = (asked - nanoseconds) % (1 << 64)
+        self._put("conntrack_meta", bytes(meta))
 
     def set_policy(self, policy: EffectivePolicy | None) -> None:
         self._policy = policy
@@ -219,9 +220,7 @@ def _config(facts: EndpointFacts, generation: int) -> abi.EndpointConfig:
     for state, timeout in facts.timeouts_ns.items():
         config.timeout_ns[state] = timeout
     for entry, (network, mac) in zip(config.addresses, facts.owned, strict=False):
-        entry.network = abi.pack_address(network.network_address)
-        entry.mask = abi.pack_mask(network)
-        entry.mac = abi.mac_field(mac)
+        abi.fill_owned(entry, network, mac or facts.mac)
     return config
 
 

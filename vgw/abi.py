@@ -23,7 +23,7 @@ REASON_SLOTS: Final = 64
 QUEUE_BATCH: Final = 4
 EXPIRY_MARGIN: Final = 16
 CONFIG_SLOTS: Final = 2
-IMAGE_BLOCK_WORDS: Final = 8
+IMAGE_BLOCK_WORDS: Final = 4
 RULE_LOG: Final = 1 << 0
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -150,6 +150,7 @@ class OwnedAddress(ctypes.Structure):
         ("network", Address),
         ("mask", Address),
         ("mac", c_uint8 * 8),
+        ("mac_mask", c_uint64),
     ]
 
 
@@ -227,7 +228,7 @@ class ConntrackMeta(ctypes.Structure):
         ("tail", c_uint64),
         ("entries", c_uint64),
         ("created", c_uint64 * 2),
-        ("dhcp_asked_ns", c_uint64),
+        ("dhcp_asked_ns", c_uint64 * 2),
     ]
 
 
@@ -354,6 +355,14 @@ def pack_mask(network: IPNetwork) -> Address:
     return Address.from_buffer_copy(((1 << 128) - (1 << (128 - length))).to_bytes(16, "big"))
 
 
+def fill_owned(entry: OwnedAddress, network: IPNetwork, mac: bytes | None) -> None:
+    """Write an address or range into a configuration; `mac` None: it goes with any MAC."""
+    entry.network = pack_address(network.network_address)
+    entry.mask = pack_mask(network)
+    entry.mac = mac_field(mac)
+    entry.mac_mask = 0 if mac is None else (1 << 64) - 1
+
+
 def pack_mac(mac: str) -> bytes:
     """Return the six bytes of a MAC address written as aa:bb:cc:dd:ee:ff."""
     return bytes.fromhex(mac.replace(":", ""))
@@ -370,11 +379,8 @@ def unpack_mac(mac: ctypes.Array[c_uint8]) -> str:
 
 
 def queue_batches(conntrack_max: int) -> int:
-    """Return the entries of `expiry_queue` that a limit of flows needs.
-
-    Every flow has its key in one batch; the rest is for positions that CPUs have reserved.
-    """
-    return conntrack_max // QUEUE_BATCH + 64
+    """Return the entries of `expiry_queue` that a limit of flows needs: each has its key in one."""
+    return -(-conntrack_max // QUEUE_BATCH)
 
 
 def stats_index(path: Path, verdict: Verdict, reason: Reason) -> int:

@@ -11,6 +11,7 @@ from tests.frames import (
     ICMP,
     IGMP,
     IGMP_ROUTER_ALERT,
+    IGMP_ROUTERS4,
     IN,
     IPV4,
     IPV6,
@@ -25,6 +26,7 @@ from tests.frames import (
     ethernet,
     icmp,
     igmp,
+    igmp_frame,
     ipv4,
     sctp,
     tcp,
@@ -61,8 +63,10 @@ OPTIONS = {
 
 
 def _packet(wire: Wire, content: bytes, protocol: int, **fields: int) -> bytes:
-    """A packet between VM and peer whose fields are set to what the test wants."""
+    """A packet between VM and peer, or to a group, whose fields are what the test wants."""
     ends = (VM4, PEER4) if wire.path is Path.FROM_VM else (PEER4, VM4)
+    if protocol == IGMP:
+        ends = ends[0], IGMP_ROUTERS4
     return wire.frame(ipv4(content, protocol, *ends, **fields), IPV4)  # type: ignore[arg-type]
 
 
@@ -140,13 +144,13 @@ def _options() -> Iterator[Case]:
         for wire, row in ((OUT, ROWS.out), (IN, ROWS.into)):
             yield row(f"{name}, TCP", wire.wrap4(tcp(), TCP, options=options), refused)
         if options != IGMP_ROUTER_ALERT:
-            frame = OUT.wrap4(igmp(0x16), IGMP, options=options)
+            frame = igmp_frame(Path.FROM_VM, igmp(0x16), options=options)
             yield ROWS.out(f"C7 {name[3:]}, IGMP", frame, refused)
-    frame = OUT.wrap4(igmp(0x16), IGMP, options=IGMP_ROUTER_ALERT)
+    frame = igmp_frame(Path.FROM_VM, igmp(0x16), options=IGMP_ROUTER_ALERT)
     yield ROWS.out("C6 IGMP with router alert", frame, accepted(Reason.MEMBERSHIP))
-    frame = OUT.wrap4(igmp(0x16), IGMP, options=bytes.fromhex("94040001"))
+    frame = igmp_frame(Path.FROM_VM, igmp(0x16), options=bytes.fromhex("94040001"))
     yield ROWS.out("C7 IGMP with router alert 1", frame, refused)
-    frame = OUT.wrap4(igmp(0x16), IGMP, options=IGMP_ROUTER_ALERT + bytes(4))
+    frame = igmp_frame(Path.FROM_VM, igmp(0x16), options=IGMP_ROUTER_ALERT + bytes(4))
     yield ROWS.out("C7 IGMP with router alert and more", frame, refused)
     fragment = OUT.wrap4(tcp(), TCP, options=bytes(4), fragment=0x2000)
     yield ROWS.out("D13 options and a fragment", fragment, refused)

@@ -9,12 +9,14 @@ from tests.cases.fixtures import OPEN, UNGUARDED_OPEN
 from tests.cases.ipv4 import BAD_LENGTH, TRUNCATED
 from tests.cases.table import DEFAULT, Case, Rows, accepted, dropped
 from tests.frames import (
+    ALL_NODES6,
     ICMP,
     ICMPV6,
     IGMP,
     IN,
     IPV4,
     IPV6,
+    MLD_ROUTERS6,
     OUT,
     PEER4,
     PEER6,
@@ -35,6 +37,7 @@ from tests.frames import (
     igmp,
     ipv6,
     mld,
+    mld_frame,
     router_solicitation,
     sctp,
     solicitation,
@@ -123,7 +126,7 @@ def _extensions() -> Iterator[Case]:
             EXTENSION,
         )
         chain = hop_by_hop(number) + extension(ICMPV6)
-        frame = OUT.wrap6(mld(131), ICMPV6, headers=chain, first=0, hop_limit=1)
+        frame = mld_frame(Path.FROM_VM, mld(131), headers=chain)
         yield ROWS.out(f"E2 hop-by-hop, then {number}", frame, EXTENSION)
         atomic = fragment6(number) + extension(TCP)
         frame = OUT.wrap6(tcp(), TCP, headers=atomic, first=44)
@@ -141,7 +144,7 @@ def _extensions() -> Iterator[Case]:
     frame = OUT.wrap6(b"", 59, headers=b"x" * 8, first=59)
     yield ROWS.out("E11 no next header", frame, EXTENSION)
     long_header = extension(ICMPV6, bytes.fromhex("050200000100"), units=255)
-    frame = OUT.wrap6(mld(131), ICMPV6, headers=long_header, first=0, hop_limit=1)
+    frame = mld_frame(Path.FROM_VM, mld(131), headers=long_header)
     yield ROWS.out("E7 hop-by-hop of 2048 bytes", frame, EXTENSION)
     for first, name in ((0, "hop-by-hop"), (44, "fragment header")):
         for size in range(1, 8):
@@ -152,20 +155,39 @@ def _extensions() -> Iterator[Case]:
 
 
 def _hop_by_hop() -> Iterator[Case]:
-    good = {"E1 alert, padding": "050200000100", "E1 padding, alert": "010005020000"}
+    good = {
+        "E1 alert, PadN": "050200000100",
+        "E1 PadN, alert": "010005020000",
+        "E1 alert, Pad1 twice": "050200000000",
+        "E1 Pad1 twice, alert": "000005020000",
+    }
     bad = {
         "E1 alert for RSVP": "050200010100",
         "E1 no alert": "010400000000",
+        "E1 alert for RSVP, Pad1": "050200010000",
+        "E1 Pad1, alert for RSVP": "000005020001",
         "E1 wrong padding": "050200000101",
-        "E1 Pad1 twice": "050200000000",
+        "E1 wrong padding, alert": "010105020000",
+        "E1 Pad1, alert, Pad1": "000502000000",
+        "E1 alert, Pad1, half an option": "050200000001",
+        "E1 alert of three bytes": "050300000000",
+        "E1 Pad1 alone": "000000000000",
         "E1 jumbo": "c20400010000",
     }
     for name, options in {**good, **bad}.items():
         header = hop_by_hop(ICMPV6, bytes.fromhex(options))
         expected = accepted(Reason.MEMBERSHIP) if name in good else EXTENSION
         for kind in (131, 132, 143):
-            frame = OUT.wrap6(mld(kind), ICMPV6, headers=header, first=0, hop_limit=1)
+            frame = mld_frame(Path.FROM_VM, mld(kind), headers=header)
             yield ROWS.out(f"{name}, MLD {kind}", frame, expected)
+        queried = dropped(Reason.MEMBERSHIP_QUERY) if name in good else EXTENSION
+        query = mld(130, "::")
+        frame = mld_frame(Path.FROM_VM, query, ALL_NODES6, headers=header)
+        yield ROWS.out(f"{name}, MLD 130", frame, queried)
+        frame = mld_frame(Path.TO_VM, query, ALL_NODES6, headers=header)
+        yield ROWS.into(f"{name}, MLD 130", frame, expected)
+        frame = OUT.wrap6(echo(128), ICMPV6, headers=header, first=0)
+        yield ROWS.out(f"{name}, no MLD", frame, EXTENSION)
     for kind in (1, 128, 129, 133, 134, 135, 136, 138, 200):
         message = icmp(kind, 0, 0, bytes(56))
         for wire, row in ((OUT, ROWS.out), (IN, ROWS.into)):
@@ -174,7 +196,7 @@ def _hop_by_hop() -> Iterator[Case]:
     redirect = OUT.wrap6(icmp(137, 0, 0, bytes(32)), ICMPV6, headers=hop_by_hop(), first=0)
     yield ROWS.out("F16 hop-by-hop, then redirect", redirect, dropped(Reason.REDIRECT))
     for size in range(8):
-        cut = OUT.wrap6(mld(131)[:size], ICMPV6, headers=hop_by_hop(), first=0, hop_limit=1)
+        cut = mld_frame(Path.FROM_VM, mld(131)[:size])
         yield ROWS.out(f"E7 hop-by-hop, then ICMPv6 cut at {size}", cut, TRUNCATED)
 
 
@@ -216,7 +238,7 @@ def _fragments() -> Iterator[Case]:
     ):
         frame = OUT.wrap6(message, ICMPV6, headers=fragment6(58), first=44, hop_limit=255)
         yield ROWS.out(f"F12 {name} in an atomic fragment", frame, dropped(Reason.ND_INVALID))
-    frame = OUT.wrap6(mld(131), ICMPV6, headers=fragment6(58), first=44, hop_limit=1)
+    frame = mld_frame(Path.FROM_VM, mld(131), headers=fragment6(58), first=44)
     yield ROWS.out("J3 MLD in an atomic fragment", frame, dropped(Reason.MEMBERSHIP_INVALID))
     frame = OUT.wrap6(echo(128), ICMPV6, headers=fragment6(58), first=44)
     yield ROWS.out("E14 echo in an atomic fragment", frame, DEFAULT)
@@ -270,6 +292,8 @@ def _upper() -> Iterator[Case]:
     yield ROWS.out("E10 SCTP that looks like headers", lure, DEFAULT)
     yield from ROWS.both("H13 ICMP over IPv6", lambda w: w.wrap6(echo(8), ICMP), PROTOCOL)
     yield from ROWS.both("J2 IGMP over IPv6", lambda w: w.wrap6(igmp(0x16), IGMP), PROTOCOL)
+    frame = OUT.wrap6(igmp(0x16), IGMP, remote=MLD_ROUTERS6)
+    yield ROWS.out("J2 IGMP over IPv6 to a group", frame, PROTOCOL)
     yield from ROWS.both("H13 ICMPv6 over IPv4", lambda w: w.wrap4(echo(128), ICMPV6), PROTOCOL)
     solicited = solicitation(VM6)
     yield from ROWS.both("F12 NS over IPv4", lambda w: w.wrap4(solicited, ICMPV6), PROTOCOL)

@@ -118,8 +118,15 @@ def _tags() -> Iterator[Case]:
         yield rows.out(f"B3 four tags, {port}", four, invalid)
         yield rows.into(f"B3 two tags, {port}", tagged(tagged(SYN_IN, 100), 100), invalid)
     for size in range(4):
-        frame = ethernet(bytes.fromhex("00640800")[:size], VLAN)
-        yield ON_TRUNK.out(f"B1 tag cut at {size}", frame, dropped(Reason.TRUNCATED))
+        cut = bytes.fromhex("00640800")[:size]
+        yield ON_TRUNK.out(f"B1 tag cut at {size}", ethernet(cut, VLAN), dropped(Reason.TRUNCATED))
+        for tpid in (0x88A8, 0x9100):  # which tag it is says enough, whatever is missing of it
+            for rows, port in ((ROWS, "untagged port"), (ON_TRUNK, "trunk")):
+                yield from rows.both(
+                    f"B3 tag {tpid:04x} cut at {size}, {port}",
+                    lambda wire, c=cut, t=tpid: wire.frame(c, t),  # type: ignore[misc]
+                    invalid,
+                )
 
 
 def _trunk() -> Iterator[Case]:

@@ -30,6 +30,7 @@ from tests.cases.table import (
     DENIED,
     ESTABLISHED,
     NO_STATE,
+    RELATED,
     UNRELATED,
     Apply,
     Case,
@@ -43,6 +44,7 @@ from tests.cases.table import (
 )
 from tests.frames import (
     ARP,
+    ICMPV6,
     IN,
     OTHER_VM_MAC,
     OUT,
@@ -52,13 +54,15 @@ from tests.frames import (
     VM4,
     Wire,
     arp,
+    echo,
+    icmp_error,
     tagged,
     tcp,
     udp,
 )
 from vgw.abi import Action, Mode, Path, Reason, Verdict
+from vgw.policy.model import ANY_SERVICE, Service
 from vgw.policy.model import ICMP as ICMP_PROTOCOL
-from vgw.policy.model import Service
 
 PROTOCOL = dropped(Reason.PROTOCOL)
 
@@ -228,6 +232,75 @@ def _more_changes() -> Iterator[Case]:
     )
 
 
+def _error6_in(quoted: bytes) -> bytes:
+    return IN.wrap6(icmp_error(1, quoted), ICMPV6)
+
+
+def _foreign_icmp() -> Iterator[Case]:
+    """ICMP's numbers over the other family are protocols like any, and have no types."""
+    flows = {
+        "ICMP over IPv6": (
+            ICMP_PROTOCOL,
+            OUT.wrap6(echo(0), ICMP_PROTOCOL),
+            IN.wrap6(echo(0), ICMP_PROTOCOL),
+            _error6_in,
+        ),
+        "ICMPv6 over IPv4": (
+            ICMPV6,
+            OUT.wrap4(echo(0), ICMPV6),
+            IN.wrap4(echo(0), ICMPV6),
+            error_in,
+        ),
+    }
+    for name, (protocol, there, back, error) in flows.items():
+        opened = (out(there, by_rule("all-icmp")), into(back, ESTABLISHED))
+        quoting = error(there[14:])
+        for what, service in (
+            ("type 0", Service(protocol, icmp_type=0)),
+            ("type 0, code 0", Service(protocol, icmp_type=0, icmp_code=0)),
+            ("echo requests", Service(protocol, icmp_type=8 if protocol == 1 else 128)),
+            ("the family's own", Service(ICMPV6 if protocol == 1 else ICMP_PROTOCOL)),
+            ("ordinary traffic", ANY_SERVICE),
+        ):
+            accepting = (
+                ingress("some", Action.ACCEPT, services=(service,)),
+                egress("some", Action.ACCEPT, services=(service,)),
+            )
+            some = policy(*accepting, ingress=Action.ACCEPT, egress=Action.ACCEPT)
+            yield Case(
+                f"G20 {name}, only {what} accepted now",
+                OTHER_PROTOCOLS,
+                (*opened, Apply(some), into(back, PROTOCOL), out(there, PROTOCOL)),
+            )
+            yield Case(
+                f"G20 {name}, only {what} accepted now, the VM's packet",
+                OTHER_PROTOCOLS,
+                (*opened, Apply(some), out(there, PROTOCOL), into(back, PROTOCOL)),
+            )
+            yield Case(
+                f"G20 {name}, only {what} accepted now, an error",
+                OTHER_PROTOCOLS,
+                (
+                    *opened,
+                    into(quoting, RELATED),
+                    Apply(some),
+                    into(quoting, PROTOCOL),
+                    into(quoting, UNRELATED),
+                ),
+            )
+        whole = egress("whole", Action.ACCEPT, services=(Service(protocol),))
+        yield Case(
+            f"G20 {name}, the protocol accepted now",
+            OTHER_PROTOCOLS,
+            (
+                *opened,
+                Apply(policy(whole, ingress=Action.DROP, egress=Action.DROP)),
+                into(back, Expected(Verdict.ACCEPT, Reason.CT_ESTABLISHED, "whole")),
+                out(there, ESTABLISHED),
+            ),
+        )
+
+
 def _endpoint_changes() -> Iterator[Case]:
     moved = replace(GUARDED, addresses=(ip_address("10.20.0.50"),))
     foreign = dropped(Reason.SPOOF_ADDRESS)
@@ -329,6 +402,7 @@ def _full() -> Iterator[Case]:
 CASES: tuple[Case, ...] = (
     *_policy_changes(),
     *_more_changes(),
+    *_foreign_icmp(),
     *_endpoint_changes(),
     *_without_policy(),
     *_full(),

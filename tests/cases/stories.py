@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.cases.fixtures import (
+    CLOSED,
     OPEN,
     OTHER_PROTOCOLS,
     TYPICAL,
@@ -27,6 +28,7 @@ from tests.cases.table import (
 )
 from tests.frames import (
     BROADCAST_MAC,
+    GATEWAY4,
     ICMP,
     ICMPV6,
     IN,
@@ -35,6 +37,7 @@ from tests.frames import (
     PEER6,
     SCTP,
     STRANGER4,
+    STRANGER6,
     TCP,
     UDP,
     UNSPECIFIED4,
@@ -289,6 +292,100 @@ def _dhcp() -> Iterator[Case]:
     )
     elsewhere = IN.wrap4(udp(67, 69), UDP)
     yield Case("F21 other ports", TYPICAL, (out(ask, DHCP), into(elsewhere, DENIED)))
+    refused, refused6 = into(offer, DENIED), into(offer6, DENIED)
+    yield Case(
+        "F21 DHCPv4 does not ask for DHCPv6",
+        TYPICAL,
+        (out(ask, DHCP), refused6, into(offer, DHCP), refused6),
+    )
+    yield Case(
+        "F21 DHCPv6 does not ask for DHCPv4",
+        TYPICAL,
+        (out(ask6, DHCP), refused, into(offer6, DHCP), refused),
+    )
+    yield Case(
+        "F21 each family has its own 60 s",
+        TYPICAL,
+        (
+            out(ask, DHCP),
+            Wait(40),
+            out(ask6, DHCP),
+            into(offer, DHCP),
+            Wait(22),
+            refused,
+            into(offer6, DHCP),
+            out(ask, DHCP),
+            Wait(40),
+            into(offer, DHCP),
+            refused6,
+        ),
+    )
+    yield from _renewals()
+
+
+def _renewals() -> Iterator[Case]:
+    """A renewal asks one server: traffic like any, which opens a flow and no more."""
+    server, spare = GATEWAY4, "10.20.0.2"
+    renew = OUT.wrap4(udp(68, 67, bootp()), UDP, remote=server)
+    answer = IN.wrap4(udp(67, 68, bootp(2)), UDP, remote=server)
+    stranger = IN.wrap4(udp(67, 68, bootp(2)), UDP, remote=spare)
+    yield Case(
+        "F19 renewal",
+        TYPICAL,
+        (
+            into(answer, DENIED),
+            out(renew, DEFAULT),
+            into(answer, ESTABLISHED),
+            into(stranger, DENIED),
+            out(renew, ESTABLISHED),
+            into(stranger, DENIED),
+        ),
+    )
+    yield Case(
+        "F19 renewal that no rule accepts",
+        CLOSED,
+        (out(renew, DENIED), into(answer, DENIED), into(stranger, DENIED)),
+    )
+    broken = OUT.wrap4(udp(68, 67, bootp(2)), UDP, remote=server)
+    yield Case(
+        "F20 invalid renewal in an open flow",
+        TYPICAL,
+        (
+            out(broken, dropped(Reason.DHCP_INVALID)),
+            into(answer, DENIED),
+            out(renew, DEFAULT),
+            out(broken, dropped(Reason.DHCP_INVALID)),
+            into(answer, ESTABLISHED),
+        ),
+    )
+    ask = Wire(Path.FROM_VM, remote_mac=BROADCAST_MAC).wrap4(
+        udp(68, 67, bootp()), UDP, remote="255.255.255.255"
+    )
+    yield Case(
+        "F19 a renewal does not lengthen the 60 s of a request",
+        TYPICAL,
+        (
+            out(ask, DHCP),
+            Wait(40),
+            out(renew, DEFAULT),
+            into(stranger, DHCP),
+            Wait(22),
+            into(stranger, DENIED),
+        ),
+    )
+    renew6 = OUT.wrap6(udp(546, 547), UDP)
+    answer6 = IN.wrap6(udp(547, 546), UDP)
+    stranger6 = IN.wrap6(udp(547, 546), UDP, remote=STRANGER6)
+    yield Case(
+        "F19 renewal by DHCPv6",
+        TYPICAL,
+        (out(renew6, DEFAULT), into(answer6, ESTABLISHED), into(stranger6, DENIED)),
+    )
+    yield Case(
+        "F19 renewal by DHCPv6 that no rule accepts",
+        CLOSED,
+        (out(renew6, DENIED), into(answer6, DENIED)),
+    )
 
 
 CASES: tuple[Case, ...] = (*_udp(), *_echo(), *_errors(), *_dhcp())

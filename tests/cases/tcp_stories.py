@@ -21,6 +21,12 @@ from tests.cases.table import (
 )
 from tests.frames import IN, OUT, TCP, VM6, tcp
 from vgw.abi import Reason
+from vgw.policy.flows import ESTABLISHED_SECONDS
+
+#: Idle times of an open connection at which it is just alive, and just not.
+ALIVE, GONE = ESTABLISHED_SECONDS - 2, ESTABLISHED_SECONDS + 2
+#: When Linux sends the first keepalive: two hours, and what its timers are late by.
+KEEPALIVE = 7200.01
 
 
 def sent(flags: str, seq: int = 1000, ack: int | None = None, payload: bytes = b"") -> bytes:
@@ -107,7 +113,7 @@ def _timeouts() -> Iterator[Case]:
     yield Case(
         "G16 half open is refreshed by SYN-ACK",
         TYPICAL,
-        (SYN, Wait(25), SYN_ACK, Wait(25), ACK, Wait(7000), DATA_IN),
+        (SYN, Wait(25), SYN_ACK, Wait(25), ACK, Wait(ALIVE), DATA_IN),
     )
     yield Case(
         "G16 half open dies 30 s after SYN-ACK",
@@ -115,9 +121,26 @@ def _timeouts() -> Iterator[Case]:
         (SYN, SYN_ACK, Wait(32), out(sent("A", 1001, 5001), NO_STATE)),
     )
     yield Case(
-        "G16 open lives two hours", TYPICAL, (*HANDSHAKE, Wait(7198), DATA_IN, Wait(7198), DATA_OUT)
+        "G16 open lives its whole timeout",
+        TYPICAL,
+        (*HANDSHAKE, Wait(ALIVE), DATA_IN, Wait(ALIVE), DATA_OUT),
     )
-    yield Case("G16 open dies after two hours", TYPICAL, (*HANDSHAKE, Wait(7202), LATE_IN))
+    yield Case("G16 open dies after its timeout", TYPICAL, (*HANDSHAKE, Wait(GONE), LATE_IN))
+    probe_out, probe_in = out(sent("A", 1000, 5001), ESTABLISHED), into(got("A", 5000), ESTABLISHED)
+    for name, probe, answer in (
+        ("the VM", probe_out, DATA_IN),
+        ("the peer", probe_in, DATA_OUT),
+    ):
+        yield Case(
+            f"G16 keepalives of {name} keep a flow",
+            TYPICAL,
+            (*HANDSHAKE, *(Wait(KEEPALIVE), probe, answer) * 2, Wait(KEEPALIVE), DATA_IN, DATA_OUT),
+        )
+    yield Case(
+        "G16 an unanswered keepalive keeps a flow",
+        TYPICAL,
+        (*HANDSHAKE, Wait(KEEPALIVE), probe_out, Wait(KEEPALIVE), probe_out, Wait(GONE), LATE_IN),
+    )
     yield Case(
         "G16 only the opener's ACK after an answer establishes",
         TYPICAL,
@@ -129,12 +152,12 @@ def _timeouts() -> Iterator[Case]:
         (SYN, SYN_ACK, into(got("A", 5001), ESTABLISHED), Wait(32), LATE_IN),
     )
     yield Case(
-        "G23 dead flow, SYN opens again", TYPICAL, (*HANDSHAKE, Wait(7202), LATE_IN, SYN, SYN_ACK)
+        "G23 dead flow, SYN opens again", TYPICAL, (*HANDSHAKE, Wait(GONE), LATE_IN, SYN, SYN_ACK)
     )
     yield Case(
         "G23 dead flow is not opened from the other side",
         TYPICAL,
-        (*HANDSHAKE, Wait(7202), into(got("S", ack=0), DENIED)),
+        (*HANDSHAKE, Wait(GONE), into(got("S", ack=0), DENIED)),
     )
 
 
@@ -186,7 +209,7 @@ def _closing() -> Iterator[Case]:
     yield Case(
         "G8 SYN inside an open flow does not refresh it",
         TYPICAL,
-        (*HANDSHAKE, Wait(7000), into(got("S", 9, 0), ESTABLISHED), Wait(300), LATE_IN),
+        (*HANDSHAKE, Wait(ALIVE), into(got("S", 9, 0), ESTABLISHED), Wait(GONE - ALIVE), LATE_IN),
     )
 
 
@@ -201,7 +224,7 @@ def _resets() -> Iterator[Case]:
     yield Case(
         "G7 forged resets do not refresh",
         TYPICAL,
-        (*HANDSHAKE, Wait(7000), into(got("R", 0, 0), ESTABLISHED), Wait(300), LATE_IN),
+        (*HANDSHAKE, Wait(ALIVE), into(got("R", 0, 0), ESTABLISHED), Wait(GONE - ALIVE), LATE_IN),
     )
     yield Case("G6 exact reset from outside", TYPICAL, (*HANDSHAKE, exact_in, Wait(12), LATE_IN))
     yield Case("G6 exact reset from the VM", TYPICAL, (*HANDSHAKE, exact_out, Wait(12), LATE_IN))
@@ -277,4 +300,143 @@ def _resets() -> Iterator[Case]:
     )
 
 
-CASES: tuple[Case, ...] = (*_opening(), *_timeouts(), *_closing(), *_resets())
+def _resets_of_openings() -> Iterator[Case]:
+    """The SYN has sequence 1000, so resets must acknowledge 1001 or, the opener's, carry it."""
+    unanswered = into(got("SA"), NO_STATE)
+    forged_in = {
+        "without ACK": got("R", 0, 0),
+        "without ACK at the acknowledged sequence": got("R", 5001, 0),
+        "without ACK at the SYN's sequence": got("R", 1001, 0),
+        "without ACK but with the number": got("R", 0, 1001),
+        "that acknowledges one less": got("RA", 0, 1000),
+        "that acknowledges one more": got("RA", 0, 1002),
+        "that acknowledges nothing": got("RA", 1001, 0),
+        "that acknowledges something far off": got("RA", 0, 2**31),
+    }
+    for name, frame in forged_in.items():
+        forged = into(frame, ESTABLISHED)
+        data = (Wait(60), DATA_IN, DATA_OUT, Wait(ALIVE), DATA_IN)
+        yield Case(f"G17 reset {name} against a SYN", TYPICAL, (SYN, forged, SYN_ACK, ACK, *data))
+        yield Case(
+            f"G17 reset {name} against a half-open flow",
+            TYPICAL,
+            (SYN, SYN_ACK, forged, Wait(12), ACK, *data),
+        )
+        yield Case(
+            f"G17 reset {name} does not refresh a SYN",
+            TYPICAL,
+            (SYN, Wait(20), forged, Wait(12), unanswered),
+        )
+    forged_out = {
+        "at the SYN's sequence": sent("R", 1000, 0),
+        "one too far": sent("R", 1002, 0),
+        "at 0": sent("R", 0, 0),
+        "at the peer's sequence": sent("R", 5001, 0),
+        "that acknowledges the number it should be at": sent("RA", 1000, 1001),
+    }
+    for name, frame in forged_out.items():
+        forged = out(frame, ESTABLISHED)
+        yield Case(
+            f"G17 the opener's reset {name}",
+            TYPICAL,
+            (SYN, forged, Wait(12), SYN_ACK, forged, Wait(12), ACK, Wait(ALIVE), DATA_IN),
+        )
+    refused = into(got("RA", 0, 1001), ESTABLISHED)
+    chosen = into(got("A", 9, 77), ESTABLISHED), into(got("RA", 0, 77), ESTABLISHED)
+    yield Case(
+        "G17 a forged ACK does not choose the reset's number",
+        TYPICAL,
+        (SYN, *chosen, Wait(12), SYN_ACK),
+    )
+    yield Case("G17 refused flow lives 10 s", TYPICAL, (SYN, refused, Wait(8), refused))
+    yield Case(
+        "G17 refused after all",
+        TYPICAL,
+        (SYN, SYN_ACK, refused, Wait(12), into(got("A"), NO_STATE)),
+    )
+    yield Case(
+        "G17 refused at the second SYN",
+        TYPICAL,
+        (SYN, Wait(20), out(sent("S"), ESTABLISHED), Wait(20), refused, Wait(12), unanswered),
+    )
+    yield Case(
+        "G17 refused at any sequence",
+        TYPICAL,
+        (SYN, into(got("RA", 77, 1001), ESTABLISHED), Wait(12), unanswered),
+    )
+    yield Case(
+        "G17 a forged reset does not move what the true one must acknowledge",
+        TYPICAL,
+        (
+            SYN,
+            into(got("RA", 0, 77), ESTABLISHED),
+            into(got("RA", 0, 77), ESTABLISHED),
+            out(sent("R", 77, 0), ESTABLISHED),
+            Wait(12),
+            refused,
+            Wait(12),
+            unanswered,
+        ),
+    )
+    for flags in ("R", "RA"):
+        aborted = out(sent(flags, 1001), ESTABLISHED)
+        yield Case(
+            f"G17 the opener gives up with {flags}", TYPICAL, (SYN, aborted, Wait(12), unanswered)
+        )
+        yield Case(
+            f"G17 the opener refuses the answer with {flags}",
+            TYPICAL,
+            (SYN, SYN_ACK, aborted, Wait(12), unanswered),
+        )
+    yield Case("G17 aborted flow lives 10 s", TYPICAL, (SYN, aborted, Wait(8), SYN_ACK))
+    again = (SYN, refused, out(sent("S", 9000), DEFAULT))
+    yield Case(
+        "G17 refused, tried again: the old answer does not close",
+        TYPICAL,
+        (*again, refused, Wait(12), into(got("SA", ack=9001), ESTABLISHED)),
+    )
+    yield Case(
+        "G17 refused, tried again, refused again",
+        TYPICAL,
+        (*again, into(got("RA", 0, 9001), ESTABLISHED), Wait(12), unanswered),
+    )
+    last = out(sent("S", 0xFFFFFFFF), DEFAULT)
+    for name, step in (
+        ("refused", into(got("RA", 0, 0), ESTABLISHED)),
+        ("aborted", out(sent("R", 0, 0), ESTABLISHED)),
+    ):
+        yield Case(f"G21 SYN at the wrap, {name}", TYPICAL, (last, step, Wait(12), unanswered))
+    yield Case(
+        "G21 SYN at the wrap, reset without ACK",
+        TYPICAL,
+        (last, into(got("R", 0, 0), ESTABLISHED), Wait(12), into(got("SA", ack=0), ESTABLISHED)),
+    )
+    yield from _resets_of_clients_outside()
+
+
+def _resets_of_clients_outside() -> Iterator[Case]:
+    syn = into(IN.wrap4(tcp(), TCP), by_rule("site"))
+    answer = out(OUT.wrap4(tcp(443, 40000, "SA", seq=5000, ack=1001), TCP), ESTABLISHED)
+    late = out(OUT.wrap4(tcp(443, 40000, "SA", seq=5000, ack=1001), TCP), NO_STATE)
+    confirm = into(IN.wrap4(tcp(flags="A", seq=1001, ack=5001), TCP), ESTABLISHED)
+    for name, flags, acknowledged in (("without ACK", "R", 0), ("off by one", "RA", 1000)):
+        forged = out(OUT.wrap4(tcp(443, 40000, flags, seq=0, ack=acknowledged), TCP), ESTABLISHED)
+        yield Case(
+            f"G17 client outside, reset {name}",
+            SERVER,
+            (syn, forged, Wait(12), answer, confirm, Wait(ALIVE), confirm),
+        )
+    refused = out(OUT.wrap4(tcp(443, 40000, "RA", seq=0, ack=1001), TCP), ESTABLISHED)
+    yield Case("G17 client outside, refused", SERVER, (syn, refused, Wait(12), late))
+    for name, seq, step in (("off by one", 1000, answer), ("exact", 1001, late)):
+        aborted = into(IN.wrap4(tcp(flags="R", seq=seq, ack=0), TCP), ESTABLISHED)
+        yield Case(f"G17 client outside, its reset {name}", SERVER, (syn, aborted, Wait(12), step))
+
+
+CASES: tuple[Case, ...] = (
+    *_opening(),
+    *_timeouts(),
+    *_closing(),
+    *_resets(),
+    *_resets_of_openings(),
+)

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from tests.cases.fixtures import CLOSED, OPEN, OTHER_PROTOCOLS, UNGUARDED_OPEN
 from tests.cases.table import (
     DEFAULT,
+    DENIED,
     NO_STATE,
     UNRELATED,
     Case,
@@ -19,11 +20,19 @@ from tests.cases.table import (
     dropped,
 )
 from tests.frames import (
+    ALL_HOSTS4,
+    ALL_NODES6,
     BROADCAST_MAC,
+    GATEWAY4,
+    GATEWAY6,
+    GATEWAY_MAC,
     ICMP,
     ICMPV6,
-    IGMP,
+    IGMP_ROUTER_ALERT,
+    IGMP_ROUTERS4,
     IN,
+    MLD_ROUTERS6,
+    OTHER_VM4,
     OTHER_VM_MAC,
     OUT,
     PEER4,
@@ -39,13 +48,14 @@ from tests.frames import (
     Wire,
     bootp,
     echo,
-    hop_by_hop,
     icmp,
     icmp_error,
     igmp,
+    igmp_frame,
     ipv4,
     ipv6,
     mld,
+    mld_frame,
     sctp,
     tcp,
     udp,
@@ -95,33 +105,41 @@ def _udp() -> Iterator[Case]:
 
 
 def _dhcp(message: bytes, source: str = UNSPECIFIED4, destination: str = BROADCAST4) -> bytes:
-    wire = Wire(Path.FROM_VM, remote_mac=BROADCAST_MAC)
+    remote_mac = BROADCAST_MAC if destination == BROADCAST4 else GATEWAY_MAC
+    wire = Wire(Path.FROM_VM, remote_mac=remote_mac)
     return wire.wrap4(udp(68, 67, message), UDP, local=source, remote=destination)
+
+
+def _bad_requests() -> Iterator[tuple[str, bytes]]:
+    """Yield BOOTP messages that no client may send, to whomever."""
+    for size in (0, 1, 43):
+        yield f"F20 message of {size} bytes", bootp()[:size]
+    yield "F18 reply", bootp(2)
+    yield "F18 hardware type", bootp(hardware_type=6)
+    yield "F18 hardware length", bootp(hardware_length=16)
+    yield "F18 relay", bootp(relay=IPv4Address(GATEWAY4))
+    yield "F18 another client", bootp(client_mac=OTHER_VM_MAC)
 
 
 def _dhcp_rows() -> Iterator[tuple[str, bytes, Expected]]:
     yield "F19 discover", _dhcp(bootp()), DHCP
-    yield "F19 renew", _dhcp(bootp(), VM4, "10.20.0.1"), DHCP
     yield "F19 rebind", _dhcp(bootp(), VM4), DHCP
     yield "F19 shortest", _dhcp(bootp()[:44]), DHCP
-    for size in (0, 1, 43):
-        yield f"F20 message of {size} bytes", _dhcp(bootp()[:size]), DHCP_INVALID
-    yield "F18 reply", _dhcp(bootp(2)), DHCP_INVALID
-    yield "F18 hardware type", _dhcp(bootp(hardware_type=6)), DHCP_INVALID
-    yield "F18 hardware length", _dhcp(bootp(hardware_length=16)), DHCP_INVALID
-    yield "F18 relay", _dhcp(bootp(relay=IPv4Address("10.20.0.1"))), DHCP_INVALID
-    yield "F18 another client", _dhcp(bootp(client_mac=OTHER_VM_MAC)), DHCP_INVALID
-    spoofed = _dhcp(bootp(), "10.20.0.12")
-    yield "F18 another source", spoofed, dropped(Reason.SPOOF_ADDRESS)
-    unicast = _dhcp(bootp(), UNSPECIFIED4, "10.20.0.1")
-    yield "F18 unspecified source to one server", unicast, dropped(Reason.SPOOF_ADDRESS)
+    for name, message in _bad_requests():
+        yield name, _dhcp(message), DHCP_INVALID
+        for destination in (GATEWAY4, STRANGER4):
+            yield f"{name}, to {destination}", _dhcp(message, VM4, destination), DHCP_INVALID
+    spoofed = dropped(Reason.SPOOF_ADDRESS)
+    yield "F18 another source", _dhcp(bootp(), OTHER_VM4), spoofed
+    yield "F18 another source to one server", _dhcp(bootp(), OTHER_VM4, GATEWAY4), spoofed
+    yield "F18 unspecified source to one server", _dhcp(bootp(), UNSPECIFIED4, GATEWAY4), spoofed
     wrong_mac = Wire(Path.FROM_VM, OTHER_VM_MAC)
     frame = wrong_mac.wrap4(udp(68, 67, bootp()), UDP, local=UNSPECIFIED4, remote=BROADCAST4)
     yield "F18 another source MAC", frame, dropped(Reason.SPOOF_MAC)
     frame = OUT.wrap6(udp(546, 547, bytes(4)), UDP, local=VM_LINK_LOCAL, remote=DHCPV6_SERVERS)
     yield "F19 DHCPv6 solicit", frame, DHCP
     frame = OUT.wrap6(udp(546, 547, bytes(4)), UDP, local="fe80::1", remote=DHCPV6_SERVERS)
-    yield "F18 DHCPv6 from a foreign source", frame, dropped(Reason.SPOOF_ADDRESS)
+    yield "F18 DHCPv6 from a foreign source", frame, spoofed
     frame = OUT.wrap4(udp(67, 68, bootp(2)), UDP)
     yield "F17 DHCP server", frame, dropped(Reason.DHCP_SERVER)
     frame = OUT.wrap6(udp(547, 546, bytes(4)), UDP)
@@ -135,67 +153,121 @@ def _dhcp_rows() -> Iterator[tuple[str, bytes, Expected]]:
     yield "F20 UDP length hides the client", lie, DHCP_INVALID
 
 
+def _to_one_server() -> Iterator[tuple[str, bytes]]:
+    """Yield well-formed requests to a host: only the policy says whether they may leave."""
+    subnet_broadcast = "10.20.0.255"
+    for destination in (GATEWAY4, STRANGER4, subnet_broadcast, ALL_HOSTS4):
+        yield f"F19 renew at {destination}", _dhcp(bootp(), VM4, destination)
+    yield "F19 shortest renew", _dhcp(bootp()[:44], VM4, GATEWAY4)
+    yield "F19 DHCPv6 to one server", OUT.wrap6(udp(546, 547), UDP)
+
+
 def _dhcp_cases() -> Iterator[Case]:
     for name, frame, expected in _dhcp_rows():
         yield ROWS.out(name, frame, expected)
         yield CLOSED_ROWS.out(f"{name}, no rule accepts", frame, expected)
+    for name, frame in _to_one_server():
+        yield ROWS.out(name, frame, DEFAULT)
+        yield CLOSED_ROWS.out(f"{name}, no rule accepts", frame, DENIED)
+    for name, message in _bad_requests():
+        frame = _dhcp(message, VM4, GATEWAY4)
+        yield UNGUARDED.out(f"{name}, to one server, guards off", frame, DHCP_INVALID)
     server4 = OUT.wrap4(udp(67, 68, bootp(2)), UDP)
     yield UNGUARDED.out("F17 DHCP server, guards off", server4, DEFAULT)
     client = _dhcp(bootp(client_mac=OTHER_VM_MAC))
     yield UNGUARDED.out("F18 another client, guards off", client, DHCP_INVALID)
-    unicast = OUT.wrap6(udp(546, 547), UDP)
-    yield ROWS.out("F19 DHCPv6 to one server", unicast, DEFAULT)
-    yield CLOSED_ROWS.out("F19 DHCPv6 to one server", unicast, dropped(Reason.DEFAULT))
+    unspecified = _dhcp(bootp(), UNSPECIFIED4, GATEWAY4)
+    yield UNGUARDED.out("F18 unspecified source to one server, guards off", unspecified, DEFAULT)
     for name, frame in (
         ("F21 DHCP answer not asked for", IN.wrap4(udp(67, 68, bootp(2)), UDP)),
         ("F21 DHCPv6 answer not asked for", IN.wrap6(udp(547, 546), UDP)),
         ("F21 DHCP request to the VM", IN.wrap4(udp(68, 67, bootp()), UDP)),
     ):
-        yield CLOSED_ROWS.into(name, frame, dropped(Reason.DEFAULT))
+        yield CLOSED_ROWS.into(name, frame, DENIED)
         yield ROWS.into(f"{name}, a rule accepts", frame, DEFAULT)
     short = IN.wrap4(udp(68, 67, bytes(43)), UDP)
     yield ROWS.into("F20 short request to the VM", short, DHCP_INVALID)
 
 
-def _membership() -> Iterator[Case]:
-    query, invalid = dropped(Reason.MEMBERSHIP_QUERY), dropped(Reason.MEMBERSHIP_INVALID)
-    kinds = {0x11: query, 0x12: MEMBERSHIP, 0x16: MEMBERSHIP, 0x17: MEMBERSHIP, 0x22: MEMBERSHIP}
-    for kind in (0x11, 0x12, 0x16, 0x17, 0x22, 0x00, 0x13, 0x14, 0x30, 0xFF):
-        sent = OUT.wrap4(igmp(kind), IGMP, remote="224.0.0.22", ttl=1)
-        yield CLOSED_ROWS.out(f"J2 IGMP {kind:02x}", sent, kinds.get(kind, invalid))
-        got = IN.wrap4(igmp(kind), IGMP, ttl=1)
-        expected = MEMBERSHIP if kind in kinds else invalid
-        yield CLOSED_ROWS.into(f"J2 IGMP {kind:02x}", got, expected)
+MEMBERSHIP_INVALID = dropped(Reason.MEMBERSHIP_INVALID)
+QUERY_REFUSED = dropped(Reason.MEMBERSHIP_QUERY)
+BOTH_ROWS = ((Path.FROM_VM, CLOSED_ROWS.out), (Path.TO_VM, CLOSED_ROWS.into))
+
+
+def _igmp() -> Iterator[Case]:
+    reports = {0x12, 0x16, 0x17, 0x22}
+    for kind in (0x11, *sorted(reports), 0x00, 0x13, 0x14, 0x30, 0xFF):
+        for path, row in BOTH_ROWS:
+            expected = MEMBERSHIP if kind in reports else MEMBERSHIP_INVALID
+            if kind == 0x11:
+                expected = QUERY_REFUSED if path is Path.FROM_VM else MEMBERSHIP
+            group = ALL_HOSTS4 if kind == 0x11 else IGMP_ROUTERS4
+            yield row(f"J2 IGMP {kind:02x}", igmp_frame(path, igmp(kind), group), expected)
+            host = PEER4 if path is Path.FROM_VM else VM4
+            frame = igmp_frame(path, igmp(kind), host)
+            yield row(f"J3 IGMP {kind:02x} to a host", frame, MEMBERSHIP_INVALID)
+    for path, row in BOTH_ROWS:
+        for group in ("224.0.0.0", "224.0.0.2", "239.1.2.3", "239.255.255.255"):
+            frame = igmp_frame(path, igmp(0x16), group, options=IGMP_ROUTER_ALERT)
+            yield row(f"J2 IGMP to {group}", frame, MEMBERSHIP)
+        for host in ("223.255.255.255", "240.0.0.0", BROADCAST4, UNSPECIFIED4, GATEWAY4):
+            frame = igmp_frame(path, igmp(0x16), host, options=IGMP_ROUTER_ALERT)
+            yield row(f"J3 IGMP to {host}", frame, MEMBERSHIP_INVALID)
+        host = PEER4 if path is Path.FROM_VM else VM4
+        cut = igmp_frame(path, igmp(0x16)[:7], host)
+        yield row("A5 IGMP to a host cut at 7", cut, dropped(Reason.TRUNCATED))
+        yield row("A10 IGMP to a host cut at 7, padded", cut + bytes(9), BAD_LENGTH)
+    for source in (UNSPECIFIED4, OTHER_VM4):
+        spoofed = igmp_frame(Path.FROM_VM, igmp(0x16), source=source)
+        yield ROWS.out(f"J2 IGMP from {source}", spoofed, dropped(Reason.SPOOF_ADDRESS))
+        spoofed = igmp_frame(Path.FROM_VM, igmp(0x16), PEER4, source=source)
+        yield ROWS.out(f"J3 IGMP from {source} to a host", spoofed, MEMBERSHIP_INVALID)
+    frame = igmp_frame(Path.FROM_VM, igmp(0x16), PEER4)
+    yield UNGUARDED.out("J3 IGMP to a host, guards off", frame, MEMBERSHIP_INVALID)
+
+
+def _mld() -> Iterator[Case]:
     for kind in (130, 131, 132, 143):
-        for source in (VM_LINK_LOCAL, "::"):
-            frame = OUT.wrap6(
-                mld(kind),
-                ICMPV6,
-                local=source,
-                remote="ff02::16",
-                headers=hop_by_hop(),
-                first=0,
-                hop_limit=1,
-            )
-            expected = query if kind == 130 else MEMBERSHIP
+        group = ALL_NODES6 if kind == 130 else MLD_ROUTERS6
+        message = mld(kind)
+        for source in (VM_LINK_LOCAL, VM6, "::"):
+            frame = mld_frame(Path.FROM_VM, message, group, source=source)
+            expected = QUERY_REFUSED if kind == 130 else MEMBERSHIP
             yield CLOSED_ROWS.out(f"J2 MLD {kind} from {source}", frame, expected)
-        foreign = OUT.wrap6(
-            mld(kind), ICMPV6, local="fe80::1", headers=hop_by_hop(), first=0, hop_limit=1
-        )
+        foreign = mld_frame(Path.FROM_VM, message, group, source="fe80::1")
         yield ROWS.out(f"J2 MLD {kind} spoofed", foreign, dropped(Reason.SPOOF_ADDRESS))
-        got = IN.wrap6(mld(kind), ICMPV6, headers=hop_by_hop(), first=0, hop_limit=1)
+        got = mld_frame(Path.TO_VM, message, group)
         yield CLOSED_ROWS.into(f"J2 MLD {kind}", got, MEMBERSHIP)
-        bare = OUT.wrap6(mld(kind), ICMPV6, hop_limit=1)
-        yield ROWS.out(f"J3 MLD {kind} without router alert", bare, invalid)
-        far = OUT.wrap6(mld(kind), ICMPV6, headers=hop_by_hop(), first=0, hop_limit=2)
-        yield ROWS.out(f"J3 MLD {kind} with hop limit 2", far, invalid)
+        bare = OUT.wrap6(message, ICMPV6, remote=group, hop_limit=1)
+        yield ROWS.out(f"J3 MLD {kind} without router alert", bare, MEMBERSHIP_INVALID)
+        far = mld_frame(Path.FROM_VM, message, group, hop_limit=2)
+        yield ROWS.out(f"J3 MLD {kind} with hop limit 2", far, MEMBERSHIP_INVALID)
         for size in range(8, 8 if kind == 143 else 24):
-            cut = OUT.wrap6(mld(kind)[:size], ICMPV6, headers=hop_by_hop(), first=0, hop_limit=1)
+            cut = mld_frame(Path.FROM_VM, message[:size], group)
             yield ROWS.out(f"A5 MLD {kind} cut at {size}", cut, dropped(Reason.TRUNCATED))
             padded = cut + bytes(24)
             yield ROWS.out(f"A10 MLD {kind} cut at {size}, padded", padded, BAD_LENGTH)
-    spoofed = OUT.wrap4(igmp(0x16), IGMP, local=UNSPECIFIED4)
-    yield ROWS.out("J2 IGMP from 0.0.0.0", spoofed, dropped(Reason.SPOOF_ADDRESS))
+        for path, row in BOTH_ROWS:
+            own = PEER6 if path is Path.FROM_VM else VM6
+            for host in (own, GATEWAY6, VM_LINK_LOCAL, "::", "feff::1"):
+                frame = mld_frame(path, message, host)
+                yield row(f"J3 MLD {kind} to {host}", frame, MEMBERSHIP_INVALID)
+            cut = mld_frame(path, message[:8], own)  # all there is to a report of version 2
+            yield row(f"J3 MLD {kind} to a host, cut at 8", cut, MEMBERSHIP_INVALID)
+        frame = mld_frame(Path.FROM_VM, message, PEER6)
+        yield UNGUARDED.out(f"J3 MLD {kind} to a host, guards off", frame, MEMBERSHIP_INVALID)
+    for path, row in BOTH_ROWS:
+        for group in ("ff00::", "ff05::16", "ff0e::1", "ff3e::8000:1", "ff02::1:ff00:11"):
+            yield row(f"J2 MLD to {group}", mld_frame(path, mld(131), group), MEMBERSHIP)
+    # As br_ip6_multicast_alloc_query() of Linux builds it, down to the two Pad1.
+    header = bytes.fromhex("3a00050200000000")
+    general = icmp(130, 0, 1000 << 16, bytes(16))
+    bridge = "fe80::fc54:ff:fe00:1"
+    query = mld_frame(Path.TO_VM, general, ALL_NODES6, source=bridge, headers=header)
+    yield CLOSED_ROWS.into("J2 general query of a Linux bridge", query, MEMBERSHIP)
+    yield UNGUARDED.into("J2 general query of a Linux bridge, guards off", query, MEMBERSHIP)
+    query = mld_frame(Path.FROM_VM, general, ALL_NODES6, headers=header)
+    yield ROWS.out("J2 general query of a bridge in the VM", query, QUERY_REFUSED)
 
 
 def _icmp() -> Iterator[Case]:
@@ -315,7 +387,8 @@ def _other_protocols() -> Iterator[Case]:
 CASES: tuple[Case, ...] = (
     *_udp(),
     *_dhcp_cases(),
-    *_membership(),
+    *_igmp(),
+    *_mld(),
     *_icmp(),
     *_errors(),
     *_other_protocols(),

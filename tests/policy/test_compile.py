@@ -34,6 +34,8 @@ from vgw.policy.model import (
 
 NETWORKS = [ip_network(text) for text in ("10.0.0.0/8", "10.20.0.0/16", "10.20.0.128/25", "::/0")]
 NETWORKS += [ip_network(text) for text in ("0.0.0.0/0", "2001:db8::/32", "2001:db8:1::5/128")]
+#: Rules of a block, which is what `pass` skips by.
+BLOCK = abi.IMAGE_BLOCK_WORDS * 64
 SERVICES = [
     ANY_SERVICE,
     Service(6, ports=(80, 80)),
@@ -67,9 +69,9 @@ class Interpreter:
 
     def judge(self, opening: Opening) -> tuple[Action, int]:
         """Return the action and the rule id for a packet, (default action, NO_RULE) without one."""
-        first = (1 + 2 * opening.path) * abi.IMAGE_BLOCK_WORDS
-        fields = self.words[first : first + 11]
-        blocks, rules, default = fields[8:11]
+        first = (1 + 3 * opening.path) * abi.IMAGE_BLOCK_WORDS
+        fields = self.words[first : first + 12]
+        blocks, rules, default, _ = fields[8:12]
         vectors = (
             self.address_vector(fields[0], fields[1], opening.remote),
             self.address_vector(fields[2], fields[3], opening.local),
@@ -77,9 +79,9 @@ class Interpreter:
             self.value_vector(fields[6], fields[7], source_of(opening)),
         )
         skipped = 0
-        for bit in range(blocks * 512):
+        for bit in range(blocks * BLOCK):
             word = self.words[rules + bit]
-            if bit // 512 < skipped or not all(self.bit(vector, bit) for vector in vectors):
+            if bit // BLOCK < skipped or not all(self.bit(vector, bit) for vector in vectors):
                 continue
             if word & 0xFF != Action.PASS:
                 return Action(word & 0xFF), word >> 32
@@ -91,7 +93,8 @@ class Interpreter:
 
     def address_vector(self, first: int, count: int, address: object) -> int:
         value = int.from_bytes(abi.address_bytes(address), "big")  # type: ignore[arg-type]
-        starts = [self.words[first + i] << 64 | self.words[first + count + i] for i in range(count)]
+        pairs = [self.words[first + 2 * i : first + 2 * i + 2] for i in range(count)]
+        starts = [high << 64 | low for high, low in pairs]
         assert starts == sorted(set(starts))
         assert starts[0] == 0
         index = max(i for i in range(count) if starts[i] <= value)
@@ -197,8 +200,8 @@ def test_compiling_is_deterministic() -> None:
 
 def test_tiers_share_no_block() -> None:
     """`pass` skips whole blocks, so a tier that needs a second block moves those behind it."""
-    rules = [rule(f"a{n}", tier=Tier.ADMIN, action=Action.PASS, peers=()) for n in range(600)]
-    rules[599] = replace(rules[599], peers=(ip_network("10.0.0.0/8"),))
+    rules = [rule(f"a{n}", tier=Tier.ADMIN, action=Action.PASS, peers=()) for n in range(300)]
+    rules[299] = replace(rules[299], peers=(ip_network("10.0.0.0/8"),))
     rules.append(rule("never", tier=Tier.ADMIN, action=Action.DROP))
     rules.append(rule("vm", tier=Tier.VM))
     policy = EffectivePolicy("vm", tuple(rules))
@@ -209,11 +212,11 @@ def test_tiers_share_no_block() -> None:
 
 
 def test_limits_hold_and_one_more_is_refused() -> None:
-    rules = tuple(rule(f"r{n}", peers=()) for n in range(6 * 512))
+    rules = tuple(rule(f"r{n}", peers=()) for n in range(8 * BLOCK))
     policy = EffectivePolicy("web01", rules)
     compile_policy(policy, ids(policy))
     policy = replace(policy, ingress=(*rules, rule("one-more")))
-    with pytest.raises(VgwError, match=r"VM web01, ingress: 3073 rules need 7 blocks"):
+    with pytest.raises(VgwError, match=r"VM web01, ingress: 2049 rules need 9 blocks"):
         compile_policy(policy, ids(policy))
 
 

@@ -12,6 +12,7 @@ from tests.cases.fixtures import GUARDED, NAMELESS
 from tests.frames import OTHER_VM_MAC, PAIR_MAC, VM_MAC
 from vgw.abi import MAX_ADDRESSES, MAX_VLANS, FlowState, Guard, Mode
 from vgw.errors import VgwError
+from vgw.policy.flows import ESTABLISHED_SECONDS
 from vgw.policy.guards import endpoint_facts, link_local_address, missing_guards
 from vgw.policy.model import AllowedPair, Guards, Interface
 
@@ -29,7 +30,8 @@ def test_facts_of_a_full_interface() -> None:
     assert facts.guards == ALL
     assert (ip_network("fe80::5054:ff:fe00:11"), None) in facts.owned
     assert (ip_network("10.20.0.100"), PAIR_MAC) in facts.owned
-    assert facts.timeouts_ns[FlowState.TCP_ESTABLISHED] == 7200 * 10**9
+    assert facts.timeouts_ns[FlowState.TCP_ESTABLISHED] == ESTABLISHED_SECONDS * 10**9
+    assert ESTABLISHED_SECONDS > 7200, "hosts send their first keepalive after two hours"
     assert set(facts.timeouts_ns) == set(FlowState)
     assert missing_guards(GUARDED) == {}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgw import abi
-from vgw.errors import VgwError
+from vgw.errors import ExitCode, VgwError
 from vgw.policy.model import (
     DIRECTION_OF_PATH,
     ECHO_REQUEST,
@@ -36,10 +36,10 @@ from vgw.policy.model import (
 _FORMAT: Final = 1
 _BLOCK_RULES: Final = abi.IMAGE_BLOCK_WORDS * 64
 _BLOCK_BYTES: Final = abi.IMAGE_BLOCK_WORDS * 8
-_FIELD_BLOCKS: Final = 2
-_MAX_BLOCKS: Final = 6
-_MAX_ADDRESS_RANGES: Final = 1 << 14
-_MAX_VALUE_RANGES: Final = 1 << 13
+_FIELD_BLOCKS: Final = 3
+_MAX_BLOCKS: Final = 8
+#: Ranges that a program finds in its steps of binary search, by field.
+_MAX_RANGES: Final = {"peer": 1 << 14, "local": 1 << 10, "service": 1 << 13, "source port": 1 << 10}
 #: Set in the service of ICMP over IPv6 and of ICMPv6 over IPv4, which are numbers like any other.
 _FOREIGN_ICMP: Final = 0x01000000
 _ADDRESS_SPACE: Final = (0, (1 << 128) - 1)
@@ -50,12 +50,17 @@ _MAPPED_IPV4: Final = 0xFFFF << 32
 Range = tuple[int, int]
 
 
+class PolicyTooLargeError(VgwError):
+    """A policy has more rules or ranges than a program looks at."""
+
+    exit_code = ExitCode.POLICY_INVALID
+
+
 def compile_policy(effective: EffectivePolicy, rule_ids: Mapping[str, int]) -> bytes:
     """Return the image of a policy, whole blocks of words in native byte order.
 
     `rule_ids` gives each rule of the policy, by its `key`, the number under which programs count
-    and log it. Raises VgwError, naming the VM, the direction and the limit, when the policy has
-    more rules or more ranges than a program looks at.
+    and log it. Raises PolicyTooLargeError, which names the VM, the direction and the limit.
     """
     image = _Image()
     for path in abi.Path:
@@ -78,7 +83,7 @@ class _Image:
         return index
 
     def set_fields(self, path: abi.Path, fields: Sequence[int]) -> None:
-        """Write the header fields of one path, in the order of `enum image_field`."""
+        """Write the fields of one path, in the order of bpf/policy.h's structures of them."""
         first = (1 + _FIELD_BLOCKS * path) * abi.IMAGE_BLOCK_WORDS
         self.words[first : first + len(fields)] = array.array("Q", fields)
 
@@ -117,7 +122,7 @@ def _compile_direction(
     where = f"VM {effective.vm}, {direction}"
     numbered = _number_rules(effective.rules(direction))
     if numbered.blocks > _MAX_BLOCKS:
-        raise VgwError(
+        raise PolicyTooLargeError(
             f"{where}: {len(numbered.rules)} rules need {numbered.blocks} blocks of "
             f"{_BLOCK_RULES}, the limit is {_MAX_BLOCKS}; use groups and services to say the same "
             "in fewer rules"
@@ -159,23 +164,23 @@ class _Tables:
 
     def add_addresses(self, field: str, sets: Sequence[tuple[tuple[Range, ...], int]]) -> Range:
         """Add a table of addresses; return the index of its first word and its length."""
-        ranges = self._ranges(field, sets, _ADDRESS_SPACE, _MAX_ADDRESS_RANGES)
-        words = [start >> 64 for start, _ in ranges]
-        words += [start & (1 << 64) - 1 for start, _ in ranges]
+        ranges = self._ranges(field, sets, _ADDRESS_SPACE)
+        words = [half for start, _ in ranges for half in (start >> 64, start & (1 << 64) - 1)]
         words += [vector for _, vector in ranges]
         return self._image.append(words), len(ranges)
 
     def add_values(self, field: str, sets: Sequence[tuple[tuple[Range, ...], int]]) -> Range:
         """Add a table of 32-bit values; return the index of its first word and its length."""
-        ranges = self._ranges(field, sets, _VALUE_SPACE, _MAX_VALUE_RANGES)
+        ranges = self._ranges(field, sets, _VALUE_SPACE)
         return self._image.append(start << 32 | vector for start, vector in ranges), len(ranges)
 
     def _ranges(
-        self, field: str, sets: Sequence[tuple[tuple[Range, ...], int]], space: Range, limit: int
+        self, field: str, sets: Sequence[tuple[tuple[Range, ...], int]], space: Range
     ) -> list[tuple[int, int]]:
+        limit = _MAX_RANGES[field]
         ranges = [(start, self._vector(bits)) for start, bits in _split(sets, space)]
         if len(ranges) > limit:
-            raise VgwError(
+            raise PolicyTooLargeError(
                 f"{self._where}: the rules tell {len(ranges)} ranges of {field} apart, the limit "
                 f"is {limit}; use larger networks or fewer groups"
             )

@@ -94,7 +94,8 @@ class Evaluator:
         self._policy = policy
         self._generation = 1
         self._flows = FlowTable(facts.timeouts_ns)
-        self._dhcp_asked_ns: int | None = None
+        #: IP version -> when the VM last asked all DHCP servers.
+        self._dhcp_asked_ns: dict[int, int] = {}
 
     def set_policy(self, policy: EffectivePolicy | None) -> None:
         """Put another policy in force; flows accepted before are judged again when used."""
@@ -104,7 +105,7 @@ class Evaluator:
     def reset(self) -> None:
         """Forget every flow and DHCP request."""
         self._flows.clear()
-        self._dhcp_asked_ns = None
+        self._dhcp_asked_ns.clear()
 
     def judge(  # noqa: PLR0913 (a frame and everything the kernel holds beside it)
         self,
@@ -138,10 +139,11 @@ class Evaluator:
     ) -> Decision:
         if packet.reason is not Reason.NONE:
             return Decision(Verdict.DROP, packet.reason)
-        answer = guard_answer(packet, path, self.facts, dhcp_awaited=self._dhcp_awaited(now_ns))
+        awaited = self._dhcp_awaited(packet, now_ns)
+        answer = guard_answer(packet, path, self.facts, dhcp_awaited=awaited)
         if answer is not None:
             if path is Path.FROM_VM and answer.reason is Reason.DHCP:
-                self._dhcp_asked_ns = now_ns
+                self._dhcp_asked_ns[_version(packet)] = now_ns
             return Decision(answer.verdict, answer.reason)
         if packet.quoted is not None:
             return self._judge_error(packet, path, now_ns)
@@ -149,8 +151,8 @@ class Evaluator:
             return self._judge_opening(_opening(packet, path))
         return self._judge_flow(packet, path, now_ns, conntrack_max)
 
-    def _dhcp_awaited(self, now_ns: int) -> bool:
-        asked_ns = self._dhcp_asked_ns
+    def _dhcp_awaited(self, packet: Packet, now_ns: int) -> bool:
+        asked_ns = self._dhcp_asked_ns.get(_version(packet))
         return asked_ns is not None and now_ns - asked_ns <= DHCP_ANSWER_NS
 
     def _judge_error(self, packet: Packet, path: Path, now_ns: int) -> Decision:
@@ -219,6 +221,11 @@ class Evaluator:
             return Decision(Verdict.DROP, Reason.PROTOCOL)
         action = self._policy.defaults.action(direction)
         return Decision(_VERDICT_OF_ACTION[action], Reason.DEFAULT)
+
+
+def _version(packet: Packet) -> int:
+    """Return the IP version of a packet, 0 for another protocol's."""
+    return 0 if packet.source is None else packet.source.version
 
 
 def _first_match(rules: tuple[EffectiveRule, ...], opening: Opening) -> EffectiveRule | None:

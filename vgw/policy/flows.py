@@ -16,10 +16,14 @@ from vgw.policy.packet_fields import ACK, FIN, RST, SYN, Packet, Quoted, Tcp
 
 SECOND_NS: Final = 1_000_000_000
 
+#: An open TCP connection may be idle for longer than the two hours after which hosts send their
+#: first keepalive; RFC 5382, REQ-5 asks for 2 h 4 min.
+ESTABLISHED_SECONDS: Final = 7440
+
 DEFAULT_TIMEOUTS_NS: Final[Mapping[FlowState, int]] = {
     FlowState.DEAD: 0,
     FlowState.TCP_SYN: 30 * SECOND_NS,
-    FlowState.TCP_ESTABLISHED: 7200 * SECOND_NS,
+    FlowState.TCP_ESTABLISHED: ESTABLISHED_SECONDS * SECOND_NS,
     FlowState.TCP_FIN: 30 * SECOND_NS,
     FlowState.TCP_CLOSED: 10 * SECOND_NS,
     FlowState.UDP_SINGLE: 30 * SECOND_NS,
@@ -157,6 +161,9 @@ def open_flow(
         state = FlowState.OTHER  # ICMP's number over the other family is a protocol like any
     flow = Flow(path, state, generation, rule, now_ns)
     flow.packets[path] = 1
+    if packet.tcp is not None:
+        # As if the other side had acknowledged the SYN: what a reset on either side must match.
+        flow.acked[other(path)] = (packet.tcp.sequence + 1) % (1 << 32)
     return flow
 
 
@@ -190,15 +197,14 @@ def _track_tcp(flow: Flow, tcp: Tcp, path: Path) -> bool:
     receiver knows better, but cannot shorten or lengthen the life of the flow.
     """
     if tcp.flags & RST:
-        expected = flow.acked[other(path)]
-        is_exact = expected != 0 and tcp.sequence == expected
-        if not is_exact and flow.state is not FlowState.TCP_SYN:
+        if not _reset_is_exact(flow, tcp, path):
             return False
         flow.state = FlowState.TCP_CLOSED
         return True
     if is_opening(tcp) and flow.state is FlowState.TCP_ESTABLISHED:
         return False
-    if tcp.flags & ACK:
+    is_answer_to_syn = flow.state is FlowState.TCP_SYN and path is not flow.opener
+    if tcp.flags & ACK and not is_answer_to_syn:  # forged, it would choose the next reset's number
         flow.acked[path] = tcp.acknowledgement
     answered = flow.packets[other(flow.opener)] > 0
     if (
@@ -213,3 +219,10 @@ def _track_tcp(flow: Flow, tcp: Tcp, path: Path) -> bool:
         if flow.fins == _BOTH_FINS and flow.state is not FlowState.TCP_CLOSED:
             flow.state = FlowState.TCP_FIN
     return True
+
+
+def _reset_is_exact(flow: Flow, tcp: Tcp, path: Path) -> bool:
+    """Tell whether a reset is one that its receiver heeds (RFC 5961; RFC 9293, 3.10.7.3)."""
+    if flow.state is FlowState.TCP_SYN and path is not flow.opener:
+        return bool(tcp.flags & ACK) and tcp.acknowledgement == flow.acked[path]
+    return tcp.sequence == flow.acked[other(path)]

@@ -50,6 +50,15 @@ ND_TYPES = range(133, 138)
 MAX_PAYLOAD = 1400
 
 
+class FieldError(VgwError):
+    """A packet description is wrong: `field` is at fault, `problem` says how."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"packet description, field {field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
 def build_frame(
     description: Mapping[str, object], *, source_mac: bytes, destination_mac: bytes
 ) -> bytes:
@@ -58,18 +67,18 @@ def build_frame(
     Keys: `src`, `dst` (addresses of one family), `proto` (tcp, udp, sctp, icmp, icmpv6 or a
     number), `sport`, `dport`, `flags` (TCP, letters of SFRPAU, default S), `icmp_type` (default
     echo request), `icmp_code`, `icmp_id`, `vlan` (one 802.1Q id), `length` (bytes of payload behind
-    the upper header). Checksums and lengths are right. Raises VgwError naming the field at fault.
+    the upper header). Checksums and lengths are right. Raises FieldError.
     """
     unknown = sorted(set(description) - KNOWN_FIELDS)
     if unknown:
-        raise _bad(unknown[0], f"unknown field; known are {', '.join(sorted(KNOWN_FIELDS))}")
+        raise FieldError(unknown[0], f"unknown field; known are {', '.join(sorted(KNOWN_FIELDS))}")
     source, destination = _addresses(description)
     protocol = _protocol(description)
     for name, protocols in FIELDS_OF_PROTOCOLS.items():
         if name in description and protocol not in protocols:
-            raise _bad(name, f"protocol {protocol} has no such field; leave it out")
+            raise FieldError(name, f"protocol {protocol} has no such field; leave it out")
     if protocol == (ICMPV6 if source.version == 4 else ICMP):
-        raise _bad("proto", f"protocol {protocol} does not go with IPv{source.version} addresses")
+        raise FieldError("proto", f"protocol {protocol} does not go with IPv{source.version} addresses")
     segment = seal(_segment(description, protocol), protocol, source, destination)
     hop_limit = 255 if protocol == ICMPV6 and segment[0] in ND_TYPES else 64
     packet = _ip_packet(segment, protocol, source, destination, hop_limit)
@@ -163,10 +172,10 @@ def _addresses(description: Mapping[str, object]) -> tuple[Address, Address]:
                 raise ValueError
             found.append(ip_address(value))
         except ValueError:
-            raise _bad(name, f"{value!r} is not an IP address") from None
+            raise FieldError(name, f"{value!r} is not an IP address") from None
     source, destination = found
     if source.version != destination.version:
-        raise _bad("dst", f"IPv{destination.version}, but src is IPv{source.version}")
+        raise FieldError("dst", f"IPv{destination.version}, but src is IPv{source.version}")
     return source, destination
 
 
@@ -187,7 +196,7 @@ def _icmp_type(description: Mapping[str, object], protocol: int) -> int:
 def _tcp_flags(description: Mapping[str, object]) -> int:
     letters = description.get("flags", "S")
     if not isinstance(letters, str) or not set(letters.upper()) <= set(TCP_FLAG_LETTERS):
-        raise _bad("flags", f"{letters!r} is not made of the letters S A F R P U")
+        raise FieldError("flags", f"{letters!r} is not made of the letters S A F R P U")
     flags = 0
     for letter in letters.upper():
         flags |= TCP_FLAG_LETTERS[letter]
@@ -203,9 +212,5 @@ def _integer(
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         problem = "is missing" if value is None else f"{value!r} is wrong"
         names = f"{', '.join(PROTOCOL_NUMBERS)} or " if name == "proto" else ""
-        raise _bad(name, f"{problem}; give {names}a number from {low} to {high}")
+        raise FieldError(name, f"{problem}; give {names}a number from {low} to {high}")
     return value
-
-
-def _bad(field: str, problem: str) -> VgwError:
-    return VgwError(f"packet description, field {field}: {problem}")

@@ -172,9 +172,11 @@ def _answer_request(packet: Packet, facts: EndpointFacts) -> Answer | None:
     """Answer what a VM with an honest source may ask for without a rule, or offer to nobody."""
     if Guard.DHCP_SERVER in facts.guards and _is_dhcp_answer(packet):
         return _drop(Reason.DHCP_SERVER)
-    if packet.bootp is not None:
-        return _accept(Reason.DHCP) if _bootp_is_own(packet) else _drop(Reason.DHCP_INVALID)
-    if _is_dhcpv6_request(packet):
+    if packet.bootp is not None and not _bootp_is_own(packet):
+        return _drop(Reason.DHCP_INVALID)
+    # To one host, as in a renewal, a request is traffic like any: else it would be a way out.
+    asks_all = packet.bootp is not None and packet.destination == BROADCAST_IPV4
+    if asks_all or _is_dhcpv6_request(packet):
         return _accept(Reason.DHCP)
     if packet.membership is Membership.QUERY:
         return _drop(Reason.MEMBERSHIP_QUERY)

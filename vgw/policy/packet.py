@@ -42,8 +42,10 @@ HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT, DESTINATION = 0, 43, 44, 59, 60
 MOBILITY, HIP, SHIM6 = 135, 139, 140
 #: Next headers that are extensions of IPv6 and not an upper protocol.
 EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT, DESTINATION, MOBILITY, HIP, SHIM6})
-#: Router alert for MLD with two bytes of padding, as PadN behind or before it.
-ROUTER_ALERT_OPTIONS = (bytes.fromhex("050200000100"), bytes.fromhex("010005020000"))
+#: Router alert for MLD with two bytes of padding, PadN or two Pad1, behind or before it.
+ROUTER_ALERT_OPTIONS = tuple(
+    bytes.fromhex(text) for text in ("050200000100", "010005020000", "050200000000", "000005020000")
+)
 IGMP_ROUTER_ALERT = bytes.fromhex("94040000")
 
 

@@ -127,7 +127,9 @@ def _link_layer_option(options: bytes, wanted: int) -> bytes | None:
 
 def _read_mld(reading: Reading, kind: int, payload: Span) -> None:
     packet = reading.packet
-    if not packet.router_alert or packet.hop_limit != MLD_HOP_LIMIT or packet.fragment_header:
+    is_link_local = packet.router_alert and packet.hop_limit == MLD_HOP_LIMIT
+    to_group = packet.destination is not None and packet.destination.is_multicast
+    if not is_link_local or packet.fragment_header or not to_group:
         raise UnreadableError(Reason.MEMBERSHIP_INVALID)
     payload.require(MLD_FIXED_PART[kind])
     membership = Membership.QUERY if kind == MLD_QUERY else Membership.REPORT

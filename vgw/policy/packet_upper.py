@@ -110,6 +110,9 @@ def _read_bootp(reading: Reading, message: bytes) -> None:
 
 def _read_igmp(reading: Reading, payload: Span) -> None:
     kind = payload.require(8)[0]
+    destination = reading.packet.destination
+    if destination is None or not destination.is_multicast:
+        raise UnreadableError(Reason.MEMBERSHIP_INVALID)
     if kind == IGMP_QUERY:
         membership = Membership.QUERY
     elif kind in IGMP_REPORTS:

@@ -65,7 +65,10 @@ def _read_file(draft: Draft, source: Source, text: str) -> None:
         if key.text == "schema" and not (isinstance(value, Scalar) and value.text == SCHEMA):
             # The keys of another schema are not judged by this one.
             given = show(value.text) if isinstance(value, Scalar) else "not a text"
-            message = f"the schema is {given}; this version of vgw reads only {SCHEMA}"
+            message = (
+                f"the schema is {given}; this version of vgw reads only {SCHEMA}, so the rest of "
+                "the file was not checked"
+            )
             draft.report.add(value, message)
             draft.report.unread_files = True
             return
