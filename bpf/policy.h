@@ -22,10 +22,10 @@
 #include "protocols.h"
 
 #define VGW_IMAGE_FORMAT 1
-#define VGW_REMOTE_STEPS 14   /* binary search among at most 2^14 ranges of remote addresses, */
-#define VGW_LOCAL_STEPS 10    /* 2^10 of local ones, */
-#define VGW_SERVICE_STEPS 13  /* 2^13 of services, */
-#define VGW_SOURCE_STEPS 10   /* and 2^10 of source ports */
+#define VGW_REMOTE_STEPS 13   /* binary search among at most 2^13 ranges of remote addresses, */
+#define VGW_LOCAL_STEPS 8     /* 2^8 of local ones, */
+#define VGW_SERVICE_STEPS 12  /* 2^12 of services, */
+#define VGW_SOURCE_STEPS 8    /* and 2^8 of source ports */
 #define VGW_VECTOR_BLOCKS 8   /* of 256 rules each */
 #define VGW_BLOCK_RULES (VGW_IMAGE_BLOCK_WORDS * 64)
 

@@ -18,8 +18,8 @@ import pytest
 
 from vgw import abi
 from vgw.abi import Action, Path
-from vgw.errors import VgwError
-from vgw.policy.compile import compile_policy
+from vgw.errors import ExitCode
+from vgw.policy.compile import PolicyTooLargeError, compile_policy
 from vgw.policy.evaluate import Opening, _first_match
 from vgw.policy.model import (
     ANY_SERVICE,
@@ -216,14 +216,18 @@ def test_limits_hold_and_one_more_is_refused() -> None:
     policy = EffectivePolicy("web01", rules)
     compile_policy(policy, ids(policy))
     policy = replace(policy, ingress=(*rules, rule("one-more")))
-    with pytest.raises(VgwError, match=r"VM web01, ingress: 2049 rules need 9 blocks"):
+    message = r"VM web01, ingress: 2049 rules need 9 blocks"
+    with pytest.raises(PolicyTooLargeError, match=message) as caught:
         compile_policy(policy, ids(policy))
+    assert caught.value.exit_code == ExitCode.POLICY_INVALID
 
 
 def test_too_many_ranges_are_refused() -> None:
-    peers = tuple(ip_network(f"10.{n >> 8}.{n & 255}.0/25") for n in range(8192))
+    peers = tuple(ip_network(f"10.{n >> 8}.{n & 255}.0/25") for n in range(4096))
     policy = EffectivePolicy("web01", (rule("r", peers=peers),))
-    with pytest.raises(VgwError, match=r"web01, ingress: .* 16385 ranges of peer .* 16384"):
+    with pytest.raises(
+        PolicyTooLargeError, match=r"web01, ingress: .* 8193 ranges of peer .* 8192"
+    ):
         compile_policy(policy, ids(policy))
     policy = EffectivePolicy("web01", (rule("r", peers=peers[:-1]),))
     compile_policy(policy, ids(policy))

@@ -39,7 +39,7 @@ _BLOCK_BYTES: Final = abi.IMAGE_BLOCK_WORDS * 8
 _FIELD_BLOCKS: Final = 3
 _MAX_BLOCKS: Final = 8
 #: Ranges that a program finds in its steps of binary search, by field.
-_MAX_RANGES: Final = {"peer": 1 << 14, "local": 1 << 10, "service": 1 << 13, "source port": 1 << 10}
+_MAX_RANGES: Final = {"peer": 1 << 13, "local": 1 << 8, "service": 1 << 12, "source port": 1 << 8}
 #: Set in the service of ICMP over IPv6 and of ICMPv6 over IPv4, which are numbers like any other.
 _FOREIGN_ICMP: Final = 0x01000000
 _ADDRESS_SPACE: Final = (0, (1 << 128) - 1)
