@@ -100,7 +100,7 @@ enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 #define VGW_RULE_LOG (1 << 0)
 
 #define VGW_NO_RULE 0xffffffff     /* a rule id that names no rule */
-#define VGW_MAX_ADDRESSES 32       /* owned addresses and allowed pairs of an interface */
+#define VGW_MAX_ADDRESSES 24       /* owned addresses and allowed pairs of an interface */
 #define VGW_MAX_VLANS 16           /* tags an interface may use */
 #define VGW_REASON_SLOTS 64        /* room for reasons in the stats map */
 #define VGW_QUEUE_BATCH 4          /* flow keys in one element of expiry_queue */

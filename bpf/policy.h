@@ -26,7 +26,7 @@
 #define VGW_LOCAL_STEPS 8     /* 2^8 of local ones, */
 #define VGW_SERVICE_STEPS 12  /* 2^12 of services, */
 #define VGW_SOURCE_STEPS 8    /* and 2^8 of source ports */
-#define VGW_VECTOR_BLOCKS 8   /* of 256 rules each */
+#define VGW_VECTOR_BLOCKS 7   /* of 256 rules each */
 #define VGW_BLOCK_RULES (VGW_IMAGE_BLOCK_WORDS * 64)
 
 /* Block 0 starts with the format; three blocks of fields for each path follow. */

@@ -17,7 +17,7 @@ from typing import Final
 
 ABI_VERSION: Final = 1
 NO_RULE: Final = 0xFFFFFFFF
-MAX_ADDRESSES: Final = 32
+MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
 REASON_SLOTS: Final = 64
 QUEUE_BATCH: Final = 4

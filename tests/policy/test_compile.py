@@ -212,11 +212,11 @@ def test_tiers_share_no_block() -> None:
 
 
 def test_limits_hold_and_one_more_is_refused() -> None:
-    rules = tuple(rule(f"r{n}", peers=()) for n in range(8 * BLOCK))
+    rules = tuple(rule(f"r{n}", peers=()) for n in range(7 * BLOCK))
     policy = EffectivePolicy("web01", rules)
     compile_policy(policy, ids(policy))
     policy = replace(policy, ingress=(*rules, rule("one-more")))
-    message = r"VM web01, ingress: 2049 rules need 9 blocks"
+    message = r"VM web01, ingress: 1793 rules need 8 blocks"
     with pytest.raises(PolicyTooLargeError, match=message) as caught:
         compile_policy(policy, ids(policy))
     assert caught.value.exit_code == ExitCode.POLICY_INVALID

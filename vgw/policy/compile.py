@@ -37,7 +37,7 @@ _FORMAT: Final = 1
 _BLOCK_RULES: Final = abi.IMAGE_BLOCK_WORDS * 64
 _BLOCK_BYTES: Final = abi.IMAGE_BLOCK_WORDS * 8
 _FIELD_BLOCKS: Final = 3
-_MAX_BLOCKS: Final = 8
+_MAX_BLOCKS: Final = 7
 #: Ranges that a program finds in its steps of binary search, by field.
 _MAX_RANGES: Final = {"peer": 1 << 13, "local": 1 << 8, "service": 1 << 12, "source port": 1 << 8}
 #: Set in the service of ICMP over IPv6 and of ICMPv6 over IPv4, which are numbers like any other.
