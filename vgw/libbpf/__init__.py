@@ -20,7 +20,6 @@ from vgw.libbpf.links import (
     pin,
     tcx_programs,
     xdp_link,
-    xdp_program,
 )
 from vgw.libbpf.maps import (
     MAPS_OF_MAPS,
@@ -51,6 +50,7 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
+from vgw.libbpf.xdp_query import xdp_program
 
 __all__ = [
     "LICENSE",

@@ -46,7 +46,6 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "bpf_link_detach": (c_int,),
     "bpf_link_get_next_id": (c_uint32, _COUNT),
     "bpf_link_get_fd_by_id": (c_uint32,),
-    "bpf_xdp_query": (c_int, c_int, c_void_p),
     "libbpf_num_possible_cpus": (),
     "perf_buffer__poll": (c_void_p, c_int),
     "perf_buffer__consume": (c_void_p,),

@@ -18,7 +18,6 @@ XDP_GENERIC: Final = 1 << 1
 XDP_NATIVE: Final = 1 << 2
 _BEFORE: Final = 1 << 3
 _MAX_PROGRAMS: Final = 64
-_ATTACHED_GENERIC: Final = 2
 
 
 class AttachType(enum.IntEnum):
@@ -67,18 +66,6 @@ class _LinkInfo(ctypes.Structure):
         ("ifindex", c_uint32),
         ("attach_type", c_uint32),
         ("rest", c_uint8 * 104),
-    ]
-
-
-class _XdpQueryOpts(ctypes.Structure):
-    _fields_ = [
-        ("sz", c_size_t),
-        ("prog_id", c_uint32),
-        ("drv_prog_id", c_uint32),
-        ("hw_prog_id", c_uint32),
-        ("skb_prog_id", c_uint32),
-        ("attach_mode", c_uint8),
-        ("pad", c_uint8 * 7),
     ]
 
 
@@ -148,21 +135,6 @@ def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
         return []
     check(result, f"list the programs of the interface with index {ifindex}")
     return list(ids[: count.value])
-
-
-def xdp_program(ifindex: int) -> tuple[int, str] | None:
-    """Return the id of the interface's XDP program and "native" or "generic", or None.
-
-    Raises KernelError.
-    """
-    opts = _XdpQueryOpts(ctypes.sizeof(_XdpQueryOpts))
-    result = library().bpf_xdp_query(ifindex, 0, ctypes.byref(opts))
-    check(result, f"read the XDP program of the interface with index {ifindex}")
-    if not opts.attach_mode:
-        return None
-    if opts.attach_mode == _ATTACHED_GENERIC:
-        return opts.skb_prog_id or opts.prog_id, "generic"
-    return opts.drv_prog_id or opts.hw_prog_id or opts.prog_id, "native"
 
 
 def pin(fd: int, path: str | os.PathLike[str]) -> None:
