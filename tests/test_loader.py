@@ -227,6 +227,8 @@ class TestCompile:
             ("__version__ = '0.1.10'\n", "is not BCC"),
             ("raise ModuleNotFoundError('No module named bcc')\n", "cannot be imported"),
             ("raise OSError('libbcc.so.0: cannot open')\n", "libbcc.so.0"),
+            ("raise RuntimeError('no kernel\\n\\nhave a nice day')\n", "no kernel"),
+            ("raise SystemExit(0)\n", "the compiler .* without the program .*is it BCC"),
         ],
     )
     def test_an_unusable_bcc_names_the_package(

@@ -79,9 +79,10 @@ def test_every_structure_of_a_map_has_the_abis_size() -> None:
     assert "values of 8 bytes" in text
 
 
-@pytest.mark.parametrize(("words", "blocks"), [(0, 0), (1, 1), (8, 1), (9, 2), (16, 2)])
-def test_a_policy_takes_whole_blocks(words: int, blocks: int) -> None:
-    assert policy_blocks(bytes(8 * words)) == blocks
+@pytest.mark.parametrize(("over", "blocks"), [(-3, 1), (0, 1), (1, 2), (abi.IMAGE_BLOCK_WORDS, 2)])
+def test_a_policy_takes_whole_blocks(over: int, blocks: int) -> None:
+    assert policy_blocks(bytes(8 * (abi.IMAGE_BLOCK_WORDS + over))) == blocks
+    assert policy_blocks(b"") == 0
 
 
 @pytest.mark.bpf

@@ -42,6 +42,7 @@ OPTIONS: Final = (
 _APT: Final = (
     "run `apt install python3-bpfcc`, and make virtual environments with --system-site-packages"
 )
+_OTHER_DIRECTORY: Final = "run vgw as root, or choose another directory by VGW_CACHE_DIR"
 _KEPT: Final = 4
 _STALE_SECONDS: Final = 3600
 _SHOWN_ERRORS: Final = 3
@@ -117,7 +118,9 @@ def _prepare(cache_dir: Path) -> None:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = cache_dir.stat()
     except OSError as error:
-        raise VgwError(f"cannot use the cache directory {cache_dir}: {error.strerror}") from None
+        raise VgwError(
+            f"cannot use the cache directory {cache_dir}: {error.strerror}; {_OTHER_DIRECTORY}"
+        ) from None
     if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise VgwError(
             f"the cache directory {cache_dir} is open to other users: run "
@@ -150,7 +153,9 @@ def _write(path: Path, artefact: Artefact) -> None:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise VgwError(f"cannot write to the cache {path.parent}: {error.strerror}") from None
+        raise VgwError(
+            f"cannot write to the cache {path.parent}: {error.strerror}; {_OTHER_DIRECTORY}"
+        ) from None
 
 
 def _prune(cache_dir: Path, program: str) -> None:
@@ -181,10 +186,20 @@ def _compile(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, Artefact]:
         for program, text in texts.items():
             (directory / f"{program}.c").write_text(text)
         _run_children(directory, {program: int(tree.programs[program]) for program in texts})
-        return {
-            program: Artefact.decode((directory / f"{program}.vgw").read_bytes())
-            for program in texts
-        }
+        return {program: _compiled(directory / f"{program}.vgw") for program in texts}
+
+
+def _compiled(path: Path) -> Artefact:
+    """Return what a compiling process wrote. Raises CompileError when it wrote nothing of use."""
+    try:
+        return Artefact.decode(path.read_bytes())
+    except (OSError, ValueError):
+        spec = importlib.util.find_spec("bcc")
+        compiler = "bcc" if spec is None else spec.origin
+        raise CompileError(
+            f"the compiler {compiler} ended without an error and without the program {path.stem}; "
+            f"is it BCC? {_APT}"
+        ) from None
 
 
 def _run_children(directory: Path, programs: Mapping[str, int]) -> None:

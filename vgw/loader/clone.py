@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Final
@@ -18,6 +20,9 @@ _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 _INSN_BYTES: Final = 8
 _IMMEDIATE: Final = struct.Struct("=i")
 _IMMEDIATE_OFFSET: Final = 4
+#: The verifier keeps a CPU busy; more programs at a time than CPUs would only delay the threads
+#: that wait for something else of the kernel.
+_VERIFYING: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 
 @dataclass(slots=True)
@@ -62,21 +67,33 @@ def instantiate(
     that was made is closed. Raises KernelError, VerifierError, and VgwError for an unknown
     program. May be called from several threads at once.
     """
+    unknown = [name for name in programs if name not in artefact.programs]
+    if unknown:
+        raise VgwError(f"there is no program {unknown[0]} among {', '.join(artefact.programs)}")
+    chosen = [artefact.programs[name] for name in programs]
     instance = Instance()
     try:
-        for name in programs:
-            program = artefact.programs.get(name)
-            if program is None:
-                raise VgwError(f"there is no program {name} among {', '.join(artefact.programs)}")
-            for _, map_name in program.relocations:
-                if map_name not in reuse and map_name not in instance.maps:
-                    instance.maps[map_name] = _create(artefact, map_name, max_entries)
-            fds = {**instance.maps, **reuse}
-            instance.programs[name] = prog_load(program.prog_type, name, _patch(program, fds))
+        for map_name in {name: None for program in chosen for _, name in program.relocations}:
+            if map_name not in reuse:
+                instance.maps[map_name] = _create(artefact, map_name, max_entries)
+        _load(chosen, {**instance.maps, **reuse}, instance.programs)
     except BaseException:
         instance.close()
         raise
     return instance
+
+
+def _load(programs: Sequence[ProgramSpec], fds: Mapping[str, int], loaded: dict[str, int]) -> None:
+    """Load programs side by side, for the verifier takes its time; fill in the fds by name."""
+
+    def load(program: ProgramSpec) -> None:
+        code = _patch(program, fds)
+        with _VERIFYING:
+            loaded[program.name] = prog_load(program.prog_type, program.name, code)
+
+    with ThreadPoolExecutor(len(programs) or 1, thread_name_prefix="vgw-load") as pool:
+        for future in [pool.submit(load, program) for program in programs]:
+            future.result()
 
 
 def new_inner(artefact: Artefact, outer_name: str, max_entries: int) -> int:

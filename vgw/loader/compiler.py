@@ -35,8 +35,8 @@ def import_bcc() -> Any:
     """Return the bcc module; exits with EXIT_NO_BCC when it is missing or another package."""
     try:
         import bcc  # noqa: PLC0415 (only here, and only in this process)
-    except (ImportError, OSError) as error:
-        print(f"Python's bcc module cannot be imported ({error})", file=sys.stderr)
+    except Exception as error:  # a module of that name that is not BCC may raise anything
+        print(f"Python's bcc module cannot be imported ({_one_line(error)})", file=sys.stderr)
         sys.exit(EXIT_NO_BCC)
     if not hasattr(bcc, "BPF"):
         print(f"the bcc module in {bcc.__file__} is not BCC (PyPI's is not)", file=sys.stderr)
@@ -116,6 +116,12 @@ def describe_map(name: str, fds: dict[str, int]) -> MapSpec:
     )
 
 
+def _one_line(error: Exception) -> str:
+    """Return the first line of an exception that says something, or else its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
 def main(arguments: list[str]) -> int:
     """Compile one program, `arguments` being directory, name and type; return the exit code."""
     directory, name, prog_type = Path(arguments[0]), arguments[1], int(arguments[2])
@@ -128,7 +134,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REJECTED
     except Exception as error:  # BCC raises nothing more special
-        print(error, file=sys.stderr)
+        print(_one_line(error), file=sys.stderr)
         return EXIT_REJECTED
     (directory / f"{name}.vgw").write_bytes(artefact.encode())
     return 0
