@@ -8,8 +8,9 @@ is a bug in vgw.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class ExitCode(enum.IntEnum):
@@ -60,14 +61,19 @@ class ControllerUnreachableError(VgwError):
 
 
 class PartlyAppliedError(VgwError):
-    """Some VMs were changed and some were not; `failures` says which and why."""
+    """Some VMs were changed and some were not.
+
+    `failures` says of which VM what failed, `done` has what became of the others: the fields of
+    reconcile.AttachResult of each.
+    """
 
     exit_code = ExitCode.PARTLY_APPLIED
 
-    def __init__(self, failures: dict[str, str]) -> None:
+    def __init__(self, failures: dict[str, str], done: Sequence[Mapping[str, Any]] = ()) -> None:
         lines = "; ".join(f"{vm}: {text}" for vm, text in sorted(failures.items()))
         super().__init__(f"not applied to {len(failures)} VM(s): {lines}")
         self.failures = failures
+        self.done = tuple(done)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -81,7 +87,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.path}: {self.message}"
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place}: {self.path}: {self.message}"
 
 
 class PolicyError(VgwError):

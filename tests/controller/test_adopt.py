@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.controller.conftest import run
 from tests.controller.observe import program_ids, received, row, send_to_vm, traces
 from tests.controller.policies import document, interface, to_vm
 from vgw import libbpf
+from vgw.abi import Mode
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
@@ -205,7 +207,8 @@ def test_a_conntrack_limit_takes_effect_with_the_next_endpoint(host: Host, tap: 
     host.attach(document(HTTP), "web01")
     smaller = document(HTTP, vms={"web01": interface("tap0", ", conntrack_max: 4096")})
 
-    host.apply(smaller)
+    (result,) = host.apply(smaller).vms
+    assert result.pending == [f"tap0: {row(host)['pending']}"]
     there = row(host)
     assert there["conntrack"]["max"] == 65536
     assert there["pending"].startswith("conntrack_max 4096 takes effect when")
@@ -237,6 +240,7 @@ def test_a_lost_manifest_does_not_open_anything(host: Host, paths: Paths, tap: T
     there = row(host)
     assert there["attached"]
     assert "lost or damaged" in there["reason"]
+    assert (there["rules"], there["guards_off"]) == (None, None)
     with pytest.raises(VgwError, match="lost or damaged; web01 stays protected"):
         host.rules("web01")
     result = host.apply(document(HTTP))
@@ -246,3 +250,48 @@ def test_a_lost_manifest_does_not_open_anything(host: Host, paths: Paths, tap: T
     send_to_vm("tap0", to_vm())
     assert received(vm, to_vm())
     assert host.rules("web01")["rules"][0]["packets"] == 1
+
+
+@pytest.mark.parametrize("ordered", [Mode.QUARANTINE, Mode.MONITOR])
+def test_a_mode_outlives_the_state_directory(
+    host: Host, paths: Paths, tap: Tap, ordered: Mode
+) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    host.set_mode("web01", ordered)
+    shutil.rmtree(paths.state_dir)
+    assert modes(host) == (ordered.name.lower(), None)
+
+    host.apply(document(HTTP))
+
+    assert modes(host) == (ordered.name.lower(), "enforce")
+    assert host.set_mode("web01", Mode.ENFORCE)
+    shutil.rmtree(paths.state_dir)
+    host.attach(document(HTTP), "web01")
+    host.apply(document(HTTP, vms={"web01": interface("tap0", vm="mode: monitor,")}))
+    assert modes(host) == ("monitor", "monitor")  # what the policy said was no order
+
+
+def test_mode_and_flush_need_no_manifest(host: Host, paths: Paths, veth: Veth) -> None:
+    veth("tap0")
+    host.attach(document(HTTP), "web01")
+    send_to_vm("tap0", to_vm())
+    shutil.rmtree(paths.state_dir)
+
+    assert host.flush("web01") == 1
+    assert host.set_mode("web01", Mode.QUARANTINE)
+    assert not host.set_mode("web01", Mode.QUARANTINE)
+
+    assert modes(host) == ("quarantine", None)
+    assert "lost or damaged" in row(host)["reason"]
+    run("ip", "link", "del", "tap0")
+    host.sweep()
+    veth("tap0")
+    host.attach(document(HTTP), "web01")
+    assert modes(host) == ("quarantine", "enforce")
+
+
+def modes(host: Host) -> tuple[str, str | None]:
+    """Return the mode that web01 runs and that of its policy."""
+    status = host.status("web01")["vms"][0]
+    return status["mode"], status["mode_policy"]

@@ -38,6 +38,7 @@ ERRORS: list[VgwError] = [
     KernelError("map create failed", 12),
     VerifierError("refused", 13, "last line of the log"),
     PartlyAppliedError({"web01": "too many rules", "db01": "no interface"}),
+    PartlyAppliedError({"web01": "too many rules"}, [{"vm": "db01", "interfaces": ["tap1"]}]),
     PolicyError([Problem("a.yaml", 3, 7, "vms.web01", "no"), Problem("b.yaml", 0, 0, "", "x")]),
 ]
 
@@ -68,6 +69,7 @@ def socket_path(tmp_path: Path, host: FakeHost) -> Iterator[Path]:
         host.take,
     )
     server = api.Server(tmp_path / "vgw.sock", verbs | {"text": lambda _: "text"})
+    server.start()
     try:
         yield tmp_path / "vgw.sock"
     finally:
@@ -252,6 +254,9 @@ def test_stale_socket_is_unreachable_and_replaced(tmp_path: Path) -> None:
 
     server = api.Server(path, {"ping": lambda _: {"pid": 1}})
     try:
+        with pytest.raises(ControllerUnreachableError, match="refused"):
+            api.Client(path).ping()  # whoever asks too early does the work itself
+        server.start()
         assert api.Client(path).ping() == {"pid": 1}
     finally:
         server.close()

@@ -105,10 +105,12 @@ def test_a_veth_gets_tc_and_a_hook_that_is_ordered_stays(host: Host, veth: Veth)
     veth("tap0")
     host.attach(document(HTTP), "web01")
     assert row(host)["from_vm"]["hook"] == "tc"
+    assert row(host)["guards_off"] == {}
     to_vm_program = program_ids(host)[1]
 
     host.attach(document(HTTP), "web01", hook=Hook.XDP)
     assert row(host)["from_vm"]["hook"] == "xdp"
+    assert "XDP does not see tags" in row(host)["guards_off"]["vlan"]
     assert not libbpf.tcx_programs(row(host)["ifindex"], libbpf.AttachType.TCX_INGRESS)
     host.apply(document(HTTPS))
     assert row(host)["from_vm"]["hook"] == "xdp"
@@ -183,6 +185,26 @@ def test_a_foreign_xdp_program_stops_an_attach_unless_forced(
     os.close(link)
     os.close(program)
     assert row(host)["attached"]
+
+
+def test_force_holds_for_a_move_to_another_hook_too(host: Host, veth: Veth) -> None:
+    veth("tap0")
+    host.attach(document(), "web01")
+    ifindex = socket.if_nametoindex("tap0")
+    code = bytes.fromhex("b700000002000000") + bytes.fromhex("9500000000000000")
+    program = libbpf.prog_load(libbpf.ProgType.XDP, "foreign", code)
+    link = libbpf.link_create(program, ifindex, libbpf.AttachType.XDP, libbpf.XDP_NATIVE)
+    assert "programs of others run before" in row(host)["reason"]
+
+    with pytest.raises(ForeignProgramError, match=r"keeps what it had.* --force"):
+        host.attach(document(), "web01", hook=Hook.XDP)
+    assert row(host)["from_vm"]["hook"] == "tc"
+    host.attach(document(), "web01", hook=Hook.XDP, force=True)
+
+    assert row(host)["from_vm"]["hook"] == "xdp"
+    assert row(host)["reason"] is None
+    os.close(link)
+    os.close(program)
 
 
 def test_without_links_the_same_holds(paths: Paths, veth: Veth) -> None:

@@ -18,6 +18,7 @@ from vgw import libbpf
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.loader import clone
+from vgw.loader.sources import PROGRAMS
 from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.bpf
@@ -93,7 +94,7 @@ def test_killed_in_an_attach(
     host: Host, paths: Paths, request: pytest.FixtureRequest, kind: str
 ) -> None:
     request.getfixturevalue(kind)("tap0")
-    host.artefact()
+    host.artefact(PROGRAMS)
     steps = 0
     finished = False
     while not finished:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -17,8 +18,10 @@ import pytest
 
 from tests import frames
 from tests.controller.process import PATIENCE, Controller
-from vgw.controller.daemon import LinkEvent, _net_changes, controller_lock, notify
+from vgw.controller.daemon import LinkEvent, _net_changes, notify, run
+from vgw.controller.event_reader import EventReader
 from vgw.controller.events import read_log
+from vgw.controller.lock import controller_lock
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import ControllerUnreachableError, PolicyError, VgwError
@@ -101,17 +104,43 @@ def test_starts_without_a_policy_and_stops(start: Start, paths: Paths) -> None:
     assert "what is in force stays in force" in controller.records("error")[0]["message"]
 
 
-def test_there_is_one_controller(start: Start, paths: Paths) -> None:
+def test_another_controller_that_cannot_start_takes_nothing(
+    start: Start, paths: Paths, tap: Callable[[str], int], tmp_path: Path
+) -> None:
+    vm = tap("tap0")
+    paths.policy.write_text(policy(("web01", "tap0")))
     controller = start()
-    with (
-        pytest.raises(VgwError, match=rf"already running \(pid {controller.process.pid}\)"),
-        controller_lock(paths.run_dir),
-    ):
-        pytest.fail("two controllers at once")
+    apart = dataclasses.replace(paths, run_dir=tmp_path / "run2", log_file=tmp_path / "log2")
 
+    with pytest.raises(VgwError, match=rf"already running \(pid {controller.process.pid}\)"):
+        run(apart, ("127.0.0.1", 0))
+
+    os.write(vm, dns_query())
+    eventually("still logged", lambda: controller.records("drop"))
     controller.end(signal.SIGKILL)
-    with controller_lock(paths.run_dir):
+    with controller_lock(paths):
         pass
+
+
+def test_does_not_start_where_it_could_do_nothing(paths: Paths, tmp_path: Path) -> None:
+    nowhere = dataclasses.replace(paths, bpffs=tmp_path / "plain" / "vgw")
+
+    with pytest.raises(VgwError, match=f"mount -t bpf bpf {tmp_path}/plain"):
+        run(nowhere, ("127.0.0.1", 0))
+
+
+def test_socket_that_cannot_be_had_ends_the_start(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EventReader, "start", lambda _: pytest.fail("began to read"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(VgwError, match="cannot serve metrics"):
+            run(paths, taken.getsockname())
+
+    assert not paths.socket.exists()
+    assert not paths.bpffs.exists()
 
 
 def test_protects_what_is_there_when_it_starts(
@@ -168,6 +197,25 @@ def test_interface_that_comes_goes_and_comes_again(
         assert controller.metric("vgw_attached{") == 0
 
     assert [found["interface"] for found in controller.records("detach")] == ["veth0", "veth0"]
+
+
+def test_interface_that_was_ordered_comes_goes_and_comes_again(
+    start: Start, paths: Paths, veth: Callable[[str], str]
+) -> None:
+    veth("veth0")
+    paths.policy.write_text(policy())
+    controller = start()
+    controller.client.attach("guest", interfaces=["veth0"])
+
+    for _ in range(2):
+        subprocess.run(["ip", "link", "delete", "veth0"], check=True)
+        eventually("gone", lambda: controller.attached() == {})
+        veth("veth0")
+        eventually("protected again", lambda: "guest" in controller.attached())
+    subprocess.run(["ip", "link", "delete", "veth0"], check=True)
+    eventually("gone", lambda: controller.attached() == {})
+    controller.client.detach("guest")
+    assert not paths.manifest("guest").exists()
 
 
 def test_interface_that_went_while_no_controller_ran(
@@ -240,7 +288,9 @@ def test_verbs(start: Start, tap: Callable[[str], int]) -> None:
     client.flush("web01")
     assert client.conntrack("web01")["flows"] == []
     assert client.apply(sources, dry_run=True)["vms"][0]["changed"] is False
-    client.set_mode("web01", "monitor")
+    for _ in range(2):
+        client.set_mode("web01", "monitor")
+    assert len(controller.records("mode")) == 1
     assert client.status("web01")["vms"][0]["mode"] == "monitor"
     with pytest.raises(VgwError, match="'off' in the request is none of enforce, monitor"):
         client.set_mode("web01", "off")

@@ -36,7 +36,8 @@ def test_what_is_wrong_comes_with_what_to_do(paths: Paths, tmp_path: Path) -> No
     rows = {row["check"]: row for row in examine(wrong)}
 
     assert not rows["bpffs"]["ok"]
-    assert rows["bpffs"]["fix"] == f"run `mount -t bpf bpf {tmp_path}/plain`"
+    own = tmp_path / "plain" / "vgw"
+    assert rows["bpffs"]["fix"] == f"run `mkdir -p {own} && mount -t bpf bpf {own}`"
     assert not rows["cache"]["ok"]
     assert "VGW_CACHE_DIR" in rows["cache"]["fix"]
 

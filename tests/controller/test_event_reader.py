@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vgw import abi
+from tests.controller.policies import document, from_vm
+from vgw import abi, libbpf
 from vgw.abi import Action
+from vgw.controller import event_reader
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader, Meter
-from vgw.controller.events import LogWriter, RuleName
+from vgw.controller.events import LogWriter, RuleName, read_log
 from vgw.controller.manifest import EndpointEntry, Manifest, save_manifest
 from vgw.controller.paths import Paths
+from vgw.controller.readings import read_meters
+from vgw.controller.reconcile import Host
 from vgw.policy.model import Direction, EffectiveRule, Interface, Tier
 
 
@@ -76,6 +82,39 @@ def test_what_is_no_event_of_this_abi_is_counted(tmp_path: Path) -> None:
     log.close()
 
     assert losses.totals()["malformed"] == 4
+
+
+def drops(paths: Paths) -> list[dict[str, Any]]:
+    return [found for found in read_log(paths.log_file) if found["event"] == "drop"]
+
+
+@pytest.mark.bpf
+def test_slots_that_another_reader_took_are_taken_back(
+    paths: Paths, host: Host, tap: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_reader, "REPORT_SECONDS", 0.1)
+    vm = tap("tap0")
+    logging = "[{name: dns, action: drop, services: [udp/53], log: true}]"
+    more = f"  - {{name: out, tier: vm, applies_to: {{all: true}}, egress: {logging}}}"
+    host.attach(document(extra=more), "web01")
+    log = LogWriter(paths.log_file)
+    losses = EventLosses(lambda: read_meters(host))
+    reader = EventReader(paths.events, EventNames(paths), log, losses)
+    reader.start()
+    reader.catch_up()
+    fd = libbpf.get_pinned(paths.events)
+    libbpf.PerfReader(fd, lambda *_: None, lambda *_: None).close()
+    os.close(fd)
+
+    deadline = time.monotonic() + 20
+    while not drops(paths) and time.monotonic() < deadline:
+        os.write(vm, from_vm(proto="udp", dport=53))
+        time.sleep(0.02)
+    reader.stop()
+    log.close()
+
+    assert drops(paths)
+    assert losses.totals()["buffer"] > 0
 
 
 RULE = EffectiveRule(Direction.INGRESS, Tier.VM, "web-tier", "site", Action.ACCEPT)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 
@@ -13,6 +13,7 @@ from tests.controller.policies import document, from_vm
 from vgw import abi, libbpf
 from vgw.controller.conntrack import list_flows
 from vgw.controller.reconcile import Host
+from vgw.loader import Artefact
 
 pytestmark = pytest.mark.bpf
 
@@ -76,8 +77,8 @@ def test_an_idle_table_needs_no_program(host: Host, tap: Tap) -> None:
     open_flows(vm, 2000, 5)
     unused = Host(host.paths)
 
-    def compile_nothing() -> None:
-        raise AssertionError("asked for the programs")
+    def compile_nothing(programs: Collection[str]) -> Artefact:
+        raise AssertionError(f"asked for {programs}")
 
-    unused.artefact = compile_nothing  # type: ignore[assignment]
+    unused.artefact = compile_nothing  # type: ignore[method-assign]
     assert unused.expire() == 0

@@ -338,6 +338,22 @@ def test_our_tcx_program_runs_before_foreign_ones_and_leaves_them_alone(
         os.close(fd)
 
 
+@pytest.mark.parametrize("prefer_link", [True, False])
+def test_a_foreign_xdp_program_runs_before_ours_at_tc(
+    endpoint: Endpoint, veth: Callable[[str], str], prefer_link: bool
+) -> None:
+    ifindex = index(veth("veth0"))
+    foreign = returning(libbpf.ProgType.XDP, 2)
+    netlink.set_xdp(ifindex, foreign, libbpf.XDP_NATIVE)
+
+    from_vm = endpoint.attach(ifindex, FROM_VM, Hook.TC, prefer_link=prefer_link)
+    to_vm = endpoint.attach(ifindex, TO_VM, Hook.TC, prefer_link=prefer_link)
+
+    assert from_vm.ahead == (libbpf.prog_info(foreign).id,)
+    assert to_vm.ahead == ()
+    os.close(foreign)
+
+
 def test_foreign_clsact_filters_and_their_qdisc_stay(
     endpoint: Endpoint, veth: Callable[[str], str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class FakeHost(Host):
         self.expired = 0
         self.expiry_error: VgwError | None = None
         self.protected: dict[str, int] = {}
+        self.ordered: dict[str, str] = {}
+
+    def ordered_interfaces(self) -> dict[str, str]:
+        return self.ordered
 
     def attached(self) -> list[str]:
         return sorted(self.protected)
@@ -90,7 +95,7 @@ class FakeHost(Host):
         if len(failed) == 1 and not results:
             raise VgwError(next(iter(failed.values())))
         if failed:
-            raise PartlyAppliedError(failed)
+            raise PartlyAppliedError(failed, [asdict(each) for each in results])
         return ApplyResult(results)
 
 
@@ -160,13 +165,15 @@ def test_failure_is_said_once_and_tried_again_until_it_works(bench: Bench) -> No
 
 
 def test_one_vm_that_fails_keeps_no_other_from_being_logged(bench: Bench) -> None:
-    bench.host.failures = {"web01": "no memory"}
     bench.host.protected = {"old": 1}
-    bench.paths.policy.write_text(policy("web01"))
-    bench.operations.reload()
+    bench.host.failures = {"old": "no memory"}
+    bench.reload(policy("web01"))
 
-    assert bench.host.asked == [["old", "web01"], ["old"]]
-    assert bench.records() == [{"event": "error", "vm": "web01", "message": "no memory"}]
+    assert bench.host.asked == [["old", "web01"]]
+    assert bench.records() == [
+        attached("web01"),
+        {"event": "error", "vm": "old", "message": "no memory"},
+    ]
 
 
 def test_bad_policy_keeps_the_good_one(bench: Bench) -> None:
@@ -215,11 +222,43 @@ def test_partly_applied_policy_is_the_current_one(bench: Bench) -> None:
     assert bench.records() == [{"event": "error", "vm": "old", "message": "does not fit"}]
 
 
+def test_what_a_verb_did_before_it_failed_is_logged(bench: Bench) -> None:
+    bench.host.failures = {"db01": "does not fit"}
+
+    with pytest.raises(PartlyAppliedError) as caught:
+        bench.ask("attach", vms=["db01", "web01"])
+
+    assert [each["vm"] for each in caught.value.done] == ["web01"]
+    assert bench.records() == [
+        attached("web01"),
+        {"event": "error", "vm": "db01", "message": "does not fit"},
+    ]
+
+
+def test_ordered_interface_that_comes_back_is_protected_with_or_without_a_policy(
+    bench: Bench,
+) -> None:
+    bench.host.ordered = {PRESENT: "guest"}
+    bench.operations.links_changed({PRESENT: 77}, ())
+    assert bench.host.asked == [["guest"]]
+
+    bench.operations.links_changed({PRESENT: 78}, ())
+    assert len(bench.host.asked) == 1  # no policy is no reason to change what is in force
+    bench.reload("schema: vgw/v1\n")
+    bench.operations.links_changed({PRESENT: 79}, ())
+    assert bench.host.asked == [["guest"]] * 3
+    bench.reload(policy("web01"))
+    assert bench.host.asked[-1] == ["guest", "web01"]
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_policy_that_was_not_applied_is_not_the_current_one(bench: Bench, dry_run: bool) -> None:
     bench.host.protected = {"old": 1}
     if dry_run:
-        bench.ask("apply", sources=[["p.yaml", policy("web01")]], dry_run=True)
+        bench.host.protected = {"old": 1, "web01": 1}
+        bench.host.failures = {"old": "does not fit"}
+        with pytest.raises(PartlyAppliedError):
+            bench.ask("apply", sources=[["p.yaml", policy("web01")]], dry_run=True)
     else:
         with pytest.raises(PolicyError):
             bench.ask("apply", sources=[["p.yaml", "schema: vgw/v9"]])

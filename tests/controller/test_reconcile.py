@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import socket
 from collections.abc import Callable
@@ -19,11 +18,12 @@ from vgw import libbpf
 from vgw.abi import Mode, Reason, Verdict
 from vgw.abi import Path as PacketPath
 from vgw.controller.inventory import endpoint_names
-from vgw.controller.lock import WriterLock
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import PartlyAppliedError, VgwError
+from vgw.loader.sources import PROGRAMS
+from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.bpf
 
@@ -81,6 +81,8 @@ def test_what_fails_for_one_vm_does_not_keep_the_others_back(host: Host, tap: Ta
         host.apply(document(HTTPS, vms=vms, extra=too_many))
 
     assert set(caught.value.failures) == {"db01"}
+    (done,) = caught.value.done
+    assert (done["vm"], done["generation"], done["changed"]) == ("web01", 2, True)
     generations = {vm["vm"]: vm["generation"] for vm in host.status()["vms"]}
     assert generations == {"web01": 2, "db01": 1}
     assert row(host, "db01")["attached"]
@@ -101,6 +103,16 @@ def test_apply_follows_interfaces_that_the_policy_adds_and_removes(host: Host, t
     assert result.waiting == {"web01": ["tap2"]}
 
 
+def test_a_vm_that_lost_its_last_interface_says_so(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(), "web01")
+
+    (result,) = host.apply(document(vms={"web01": interface("tap9")})).vms
+
+    assert (result.interfaces, result.changed) == ([], True)
+    assert host.attached() == []
+
+
 def test_a_vm_that_the_policy_no_longer_names_stays_protected(host: Host, tap: Tap) -> None:
     tap("tap0")
     extra = """  - name: web
@@ -110,8 +122,9 @@ def test_a_vm_that_the_policy_no_longer_names_stays_protected(host: Host, tap: T
     host.attach(document(HTTP, extra=extra), "web01")
     assert row(host)["rules"]["ingress"] == 2
 
-    host.apply(document(HTTP, vms={}))
+    (result,) = host.apply(document(HTTP, vms={})).vms
 
+    assert result.named is False
     there = row(host)
     assert there["attached"]
     assert there["rules"]["ingress"] == 1
@@ -192,11 +205,13 @@ def test_a_mode_that_is_ordered_holds_until_it_is_ordered_back(host: Host, tap: 
     vm = tap("tap0")
     host.attach(document(HTTP), "web01")
 
-    host.set_mode("web01", Mode.QUARANTINE)
+    assert host.set_mode("web01", Mode.QUARANTINE)
+    assert not host.set_mode("web01", Mode.QUARANTINE)
     send_to_vm("tap0", to_vm())
     assert not received(vm, to_vm())
     host.apply(document(HTTPS))
-    assert host.status()["vms"][0]["mode"] == "quarantine"
+    status = host.status()["vms"][0]
+    assert (status["mode"], status["mode_policy"]) == ("quarantine", "enforce")
     host.set_mode("web01", Mode.MONITOR)
     send_to_vm("tap0", to_vm(dport=81))
     assert received(vm, to_vm(dport=81))
@@ -225,6 +240,44 @@ def test_a_quarantine_outlives_the_interface(host: Host, veth: Veth) -> None:
     assert host.status()["vms"][0]["mode"] == "enforce"
 
 
+def test_an_ordered_interface_is_protected_again_until_detach(host: Host, veth: Veth) -> None:
+    unnamed = document(HTTP, vms={"web01": interface("tap1")})
+    for name in ("tap0", "tap1", "tap2"):
+        veth(name)
+    host.attach(unnamed, "guest", interfaces=["tap0"], hook=Hook.XDP)
+    host.attach(unnamed, "web01", interfaces=["tap2"])
+    for name in ("tap0", "tap2"):
+        run("ip", "link", "del", name)
+    assert host.sweep() == [("guest", "tap0"), ("web01", "tap2")]
+    assert host.attached() == ["web01"]
+    assert host.ordered_interfaces() == {"tap0": "guest", "tap2": "web01"}
+    assert host.attach(unnamed, "web01").interfaces == ["tap1"]
+
+    for name in ("tap0", "tap2"):
+        veth(name)
+    result = host.attach_many(unnamed, ["guest", "web01"])
+
+    assert [each.interfaces for each in result.vms] == [["tap0"], ["tap1", "tap2"]]
+    assert row(host, "guest")["from_vm"]["hook"] == "xdp"
+    run("ip", "link", "del", "tap0")
+    host.sweep()
+    host.detach("guest")
+    assert host.ordered_interfaces() == {"tap2": "web01"}
+
+
+def test_an_ordered_interface_that_became_another_vms_is_let_go(host: Host, veth: Veth) -> None:
+    for name in ("tap0", "tap1"):
+        veth(name)
+    host.attach(None, "guest", interfaces=["tap0", "tap1"])
+    run("ip", "link", "del", "tap0")
+    host.sweep()
+    veth("tap0")
+    host.attach(document(), "web01")
+
+    assert host.attach(None, "guest").interfaces == ["tap1"]
+    assert host.ordered_interfaces() == {"tap1": "guest"}
+
+
 def test_flush_forgets_connections(host: Host, tap: Tap) -> None:
     vm = tap("tap0")
     host.attach(document(HTTP), "web01")
@@ -242,7 +295,7 @@ def test_flush_forgets_connections(host: Host, tap: Tap) -> None:
     assert host.status()["vms"][0]["generation"] == 1
 
 
-# --- fitness and the lock -------------------------------------------------------------------
+# --- fitness and what it takes ----------------------------------------------------------------
 
 
 def test_without_a_bpffs_nothing_is_done(paths: Paths, tmp_path: Path, tap: Tap) -> None:
@@ -255,24 +308,9 @@ def test_without_a_bpffs_nothing_is_done(paths: Paths, tmp_path: Path, tap: Tap)
     assert libbpf.xdp_program(socket.if_nametoindex("tap0")) is None
 
 
-def test_a_second_writer_waits_and_then_names_the_first(paths: Paths) -> None:
-    lock = WriterLock(paths.lock, wait_seconds=0.1)
-    paths.run_dir.mkdir()
-    with paths.lock.open("w") as other:
-        other.write("4711\n")
-        other.flush()
-        fcntl.flock(other, fcntl.LOCK_EX)
-
-        with pytest.raises(VgwError, match="process 4711 is changing vgw's"), lock.held():
-            pass
-
-    with lock.held(), lock.held():
-        assert paths.lock.read_text() == f"{os.getpid()}\n"
-
-
 def test_no_descriptors_are_left_open(host: Host, tap: Tap) -> None:
     tap("tap0")
-    host.artefact()
+    host.artefact(PROGRAMS)
     before = len(list(Path("/proc/self/fd").iterdir()))
 
     host.attach(document(HTTP), "web01")

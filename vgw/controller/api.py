@@ -62,6 +62,7 @@ def error_document(error: VgwError) -> dict[str, Any]:
         document["problems"] = [astuple(problem) for problem in error.problems]
     if isinstance(error, PartlyAppliedError):
         document["failures"] = error.failures
+        document["done"] = list(error.done)
     if isinstance(error, KernelError):
         document["errno"] = error.errno
     if isinstance(error, VerifierError):
@@ -76,7 +77,7 @@ def error_from_document(document: Mapping[str, Any]) -> VgwError:
     if "problems" in document:
         return PolicyError([Problem(*fields) for fields in document["problems"]])
     if "failures" in document:
-        return PartlyAppliedError(dict(document["failures"]))
+        return PartlyAppliedError(dict(document["failures"]), document.get("done", ()))
     if "log" in document:
         return VerifierError(message, document["errno"], document["log"])
     if "errno" in document:
@@ -88,10 +89,10 @@ def error_from_document(document: Mapping[str, Any]) -> VgwError:
 
 
 class Server:
-    """Serves verbs on a unix socket, a thread for each request, until closed."""
+    """Serves verbs on a unix socket, a thread for each request, once started until closed."""
 
     def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
-        """Bind and start to serve.
+        """Bind the socket; until `start` it answers nobody.
 
         The caller holds the controller's lock, so a socket that is already at `path` belongs to a
         dead controller and is replaced. Raises VgwError when the socket cannot be made.
@@ -105,6 +106,11 @@ class Server:
                 "directory by VGW_RUN_DIR"
             ) from error
         self._path = path
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._server.server_activate()
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="api", daemon=True
         )
@@ -112,8 +118,9 @@ class Server:
 
     def close(self) -> None:
         """Stop accepting requests and remove the socket."""
-        self._server.shutdown()
-        self._thread.join()
+        if self._thread is not None:
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
         self._path.unlink(missing_ok=True)
 
@@ -127,7 +134,12 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
         self.verbs = verbs
         self.users = {0, os.geteuid()}
-        super().__init__(path, _RequestHandler)
+        super().__init__(path, _RequestHandler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except BaseException:
+            self.server_close()
+            raise
 
     def server_bind(self) -> None:
         # The inode takes its mode from the socket's: there is no moment at which it is wider.

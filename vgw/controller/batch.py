@@ -23,7 +23,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class AttachResult:
-    """What became of one VM. `compiled`: the programs had to be compiled for it."""
+    """What became of one VM.
+
+    No `interfaces` at all: nothing of it is protected. `compiled`: the programs had to be compiled
+    for it. `named`: the policy has the VM, others get its defaults. `pending` says what the policy
+    asks for and does not take effect yet.
+    """
 
     vm: str
     interfaces: list[str]
@@ -31,6 +36,8 @@ class AttachResult:
     changed: bool
     compiled: bool
     seconds: float
+    named: bool = True
+    pending: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,14 @@ def run_changes(
                 changed[vm] = change
             seconds = time.monotonic() - started
             outcomes[vm] = AttachResult(
-                vm, change.interfaces, change.generation, outcome, compiled(), seconds
+                vm,
+                change.interfaces,
+                change.generation,
+                outcome,
+                compiled(),
+                seconds,
+                change.named,
+                change.pending(),
             )
         if changed and not dry_run:
             libbpf.wait_for_programs()

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,14 +38,20 @@ from vgw.policy.compile import compile_policy
 from vgw.policy.model import Hook
 
 _DIGEST_CHARACTERS: Final = 32
+#: Modes from that which lets most through to that which lets nothing through.
+_STRICTNESS: Final = (abi.Mode.MONITOR, abi.Mode.ENFORCE, abi.Mode.QUARANTINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What changes are made with; `artefact` and `events_fd` are asked for when needed."""
+    """What changes are made with.
+
+    `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
+    for only when needed.
+    """
 
     paths: Paths
-    artefact: Callable[[], Artefact]
+    artefact: Callable[[Collection[str]], Artefact]
     events_fd: Callable[[], int]
     prefer_link: bool = True
 
@@ -70,6 +76,7 @@ class Change:
         self._directory = tools.paths.vm_dir(desired.vm)
         self._file = tools.paths.manifest(desired.vm)
         self._open = contextlib.ExitStack()
+        self._opened: list[OpenEndpoint] = []
         self._kept: dict[str, _Kept] = {}
         self._new: dict[str, InterfaceFacts] = {}
         self._dropped: list[str] = []
@@ -95,12 +102,25 @@ class Change:
         """The interfaces that are protected after the change."""
         return sorted([*self._kept, *self._new])
 
+    @property
+    def named(self) -> bool:
+        """Whether the policy has the VM."""
+        return self._desired.named
+
+    def pending(self) -> list[str]:
+        """Return what the policy asks for that endpoints get only when they are made anew."""
+        notes = {
+            name: endpoints.pending_note(kept.endpoint, self._desired.interfaces[name])
+            for name, kept in self._kept.items()
+        }
+        return [f"{name}: {note}" for name, note in notes.items() if note is not None]
+
     def prepare(self) -> bool:
         """Compare, compile, and return whether anything has to change. Raises VgwError."""
         self._old = load_manifest(self._file)
         settle(self._directory)
         self._sort_endpoints()
-        base = self._base_manifest()
+        base = self._manifest = self._base_manifest()
         effective = self._desired.effective
         numbered = base.with_rules((*effective.ingress, *effective.egress))
         self._image = compile_policy(effective, numbered.rule_ids())
@@ -110,7 +130,8 @@ class Change:
         self._manifest = dataclasses.replace(
             numbered,
             generation=generation,
-            endpoints={name: self._entry(name, digest) for name in self.interfaces},
+            endpoints=self._absent()
+            | {name: self._entry(name, digest) for name in self.interfaces},
         )
         moved = any(kept.hook is not kept.wanted_hook for kept in self._kept.values())
         return bool(self._restage or self._new or self._dropped or moved)
@@ -179,6 +200,7 @@ class Change:
         except BrokenEndpointError:
             return None
         self._open.callback(endpoint.close)
+        self._opened.append(endpoint)
         from_vm = endpoint.attachment(facts.ifindex, abi.Path.FROM_VM)
         to_vm = endpoint.attachment(facts.ifindex, abi.Path.TO_VM)
         if from_vm is None or to_vm is None:
@@ -200,9 +222,13 @@ class Change:
 
     def _base_manifest(self) -> Manifest:
         """Return the manifest to go on from: ids of rules live as long as an endpoint does."""
-        old = self._old or Manifest(self._desired.vm)
+        old = self._old or recovered(self._desired.vm, self._opened)
+        override = old.mode_override
+        if self._opened and not old.endpoints and override is self._desired.mode:
+            override = None  # it was read from the kernel, and needs no order
         base = dataclasses.replace(
             old,
+            mode_override=override,
             mode=self._desired.mode,
             policy=self._desired.policy,
             named=self._desired.named,
@@ -211,12 +237,7 @@ class Change:
         if not self._kept:
             return dataclasses.replace(base, rules={}, next_rule_id=0, carried={})
         generation = max(kept.config.generation for kept in self._kept.values())
-        base = dataclasses.replace(base, generation=max(base.generation, generation))
-        if self._old is None:
-            # What the ids in use stand for is lost: begin behind all of them.
-            capacity = max(kept.endpoint.maps.rule_capacity() for kept in self._kept.values())
-            return dataclasses.replace(base, next_rule_id=capacity)
-        return base
+        return dataclasses.replace(base, generation=max(base.generation, generation))
 
     def _differs(self, name: str, image: str) -> bool:
         """Tell whether an endpoint needs another policy or configuration."""
@@ -232,15 +253,19 @@ class Change:
     def _config(self, name: str, generation: int) -> abi.EndpointConfig:
         """Return the configuration that an endpoint shall have."""
         kept = self._kept.get(name)
-        override = self._old.mode_override if self._old is not None else None
-        mode = self._desired.mode if override is None else override
         return endpoints.build_config(
             self._desired.interfaces[name],
-            mode,
+            self._manifest.effective_mode,
             generation,
             self._manifest.endpoints[name].endpoint if kept is None else kept.config.endpoint,
             0 if kept is None else kept.config.flow_epoch,
         )
+
+    def _absent(self) -> dict[str, EndpointEntry]:
+        """Return what is remembered of interfaces that were ordered and do not exist now."""
+        known = {} if self._old is None else self._old.endpoints
+        absent = set(self._desired.extra).intersection(self._desired.missing, known)
+        return {name: known[name] for name in sorted(absent)}
 
     def _entry(self, name: str, image: str) -> EndpointEntry:
         kept = self._kept.get(name)
@@ -250,7 +275,7 @@ class Change:
 
     def _stage(self, undo: contextlib.ExitStack) -> None:
         """Write policy and configuration beside those in force, and make room for new rules."""
-        artefact = self._tools.artefact()
+        artefact = self._tools.artefact(endpoints.TABLES)
         for name, kept in self._kept.items():
             if self._manifest.next_rule_id > kept.endpoint.maps.rule_capacity():
                 self._grow_counters(kept.endpoint, artefact)
@@ -284,7 +309,8 @@ class Change:
             prefer_link=self._tools.prefer_link,
             replaces=self._former(facts.ifindex),
         )
-        endpoints.create(self._tools.artefact(), directory, self._tools.events_fd(), plan)
+        artefact = self._tools.artefact(endpoints.programs_of(plan.hook).values())
+        endpoints.create(artefact, directory, self._tools.events_fd(), plan)
         undo.callback(quietly, endpoints.destroy, directory, facts.ifindex)
 
     def _former(self, ifindex: int) -> pathlib.Path | None:
@@ -296,8 +322,10 @@ class Change:
         return None
 
     def _move(self, kept: _Kept, hook: Hook) -> None:
-        artefact, events_fd = self._tools.artefact(), self._tools.events_fd()
-        endpoints.move_hook(artefact, kept.endpoint, events_fd, kept.facts.ifindex, hook)
+        artefact = self._tools.artefact((endpoints.FROM_VM_PROGRAM[hook],))
+        events_fd = self._tools.events_fd()
+        ifindex, force = kept.facts.ifindex, self._desired.force
+        endpoints.move_hook(artefact, kept.endpoint, events_fd, ifindex, hook, force=force)
 
     def _restore_manifest(self) -> None:
         if self._old is None:
@@ -306,10 +334,28 @@ class Change:
             save_manifest(self._file, self._old)
 
 
+def recovered(vm: str, opened: Sequence[OpenEndpoint]) -> Manifest:
+    """Return what the kernel knows of a VM whose manifest is lost.
+
+    The mode that it runs counts as ordered. What the ids of rules stand for is lost: new ones
+    begin behind all of them.
+    """
+    if not opened:
+        return Manifest(vm)
+    configs = [endpoint.maps.config() for endpoint in opened]
+    return Manifest(
+        vm,
+        generation=max(config.generation for config in configs),
+        mode_override=max((abi.Mode(config.mode) for config in configs), key=_STRICTNESS.index),
+        next_rule_id=max(endpoint.maps.rule_capacity() for endpoint in opened),
+    )
+
+
 def forget(paths: Paths, manifest: Manifest) -> None:
-    """Remove what is remembered of a VM without endpoints, but for a mode that the user ordered."""
+    """Remove what is remembered of a VM without endpoints, but for what the user ordered."""
     remove_state(paths.policy_record(manifest.vm))
-    if manifest.mode_override is None:
+    left = manifest.only(manifest.extra)
+    if left.mode_override is None and not left.extra:
         remove_state(paths.manifest(manifest.vm))
     else:
-        save_manifest(paths.manifest(manifest.vm), dataclasses.replace(manifest, endpoints={}))
+        save_manifest(paths.manifest(manifest.vm), left)

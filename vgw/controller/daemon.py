@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import queue
@@ -20,20 +19,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from vgw.controller import api, links
+from vgw.controller import api, fitness, links
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.lock import controller_lock
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
-from vgw.errors import VgwError
 
 #: Seconds without a message after which the controller tidies up and tries again what failed.
 IDLE_SECONDS: Final = 10.0
-_LOCK_NAME: Final = "controller.lock"
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
 _logger = logging.getLogger(__name__)
@@ -63,24 +61,26 @@ def run(
 
     `listen` is the address and port of the metrics, `log_file` overrides that of `paths`,
     `rule_metrics` adds a series for every rule. What is attached stays attached at the end. To be
-    called in the main thread. Raises VgwError when another controller runs, or when a file or
-    socket cannot be opened.
+    called in the main thread. Raises VgwError when this process may not load programs, when there
+    is no bpffs, when another controller runs, or when a file or socket cannot be opened.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    fitness.require_capabilities()
+    fitness.require_bpffs(paths.bpffs)
     if log_file is not None:
         paths = dataclasses.replace(paths, log_file=log_file)
     messages: Messages = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(messages))
-        stack.enter_context(controller_lock(paths.run_dir))
+        stack.enter_context(controller_lock(paths))
         log = LogWriter(paths.log_file)
         stack.callback(log.close)
         host, applies = Host(paths), ApplyTimes()
         operations = Operations(host, log, applies)
         losses = EventLosses(lambda: read_meters(host))
-        reader = EventReader(paths.events, EventNames(paths), log, losses)
-        reader.start()
-        stack.callback(reader.stop)
+        # Whatever can fail comes before the reader, which takes the events from any other.
+        server = api.Server(paths.socket, operations.verbs())
+        stack.callback(server.close)
         metrics = MetricsServer(
             listen,
             HostCollector(
@@ -91,12 +91,15 @@ def run(
             ),
         )
         stack.callback(metrics.close)
+        reader = EventReader(paths.events, EventNames(paths), log, losses)
+        reader.start()
+        stack.callback(reader.stop)
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
         operations.reload()
+        reader.catch_up()
         stack.enter_context(_link_watcher(messages))
-        server = api.Server(paths.socket, operations.verbs())
-        stack.callback(server.close)
+        server.start()
         stack.callback(operations.finish)
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
@@ -186,33 +189,6 @@ def _link_watcher(messages: Messages) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-@contextlib.contextmanager
-def controller_lock(run_dir: Path) -> Iterator[None]:
-    """Be the host's one controller for a block. Raises VgwError when another one is."""
-    path = run_dir / _LOCK_NAME
-    try:
-        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise VgwError(
-            f"cannot open {path}: {error.strerror}; run as root, or choose another directory by "
-            "VGW_RUN_DIR"
-        ) from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            raise VgwError(
-                f"a controller is already running (pid {holder}); stop it first"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
 
 
 def notify(state: str) -> None:

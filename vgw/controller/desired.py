@@ -29,8 +29,8 @@ class Desired:
     """What one VM shall have.
 
     `interfaces` are those to protect, which exist; `missing` are names of others. `extra` are
-    names of interfaces that the policy does not list; `hooks` are orders of the user for some
-    (AUTO: as the policy says). `named`: the policy has the VM.
+    names, among both, of interfaces that the policy does not list; `hooks` are orders of the user
+    for some (AUTO: as the policy says). `named`: the policy has the VM.
     """
 
     vm: str
@@ -88,17 +88,27 @@ def desired_interfaces(
     extra = set(order.interfaces)
     if known is None:
         extra |= attached
-    elif old is not None:
-        extra |= attached.intersection(old.extra)
+    if old is not None:
+        extra |= {
+            name
+            for name in old.extra
+            if name in attached or not _is_of_another(paths, document, vm, name)
+        }
     extra -= set(listed)
     remembered = {} if old is None else old.endpoints
     added = {
-        name: remembered[name].interface
-        if name in remembered and name in attached
-        else Interface(name)
+        name: remembered[name].interface if name in remembered else Interface(name)
         for name in sorted(extra)
     }
     return listed | added, tuple(added)
+
+
+def _is_of_another(paths: Paths, document: PolicyDocument, vm: str, interface: str) -> bool:
+    """Tell whether an interface that was away has become another VM's."""
+    others = (other for name, other in document.vms.items() if name != vm)
+    if any(each.name == interface for other in others for each in other.interfaces):
+        return True
+    return any(owner != vm for owner in pinned.owners(paths).get(interface, ()))
 
 
 def _refuse_renamed(paths: Paths, vm: str, missing: Sequence[str]) -> None:

@@ -33,6 +33,9 @@ _HEADERS: Final = Path("/usr/include/linux/types.h")
 #: No interface has this index.
 _NO_INTERFACE: Final = 0x7FFFFFFF
 
+#: What to do where an error gives no advice of its own.
+_OTHERWISE: Final = "put right what it names, then run `vgw doctor` again"
+
 Row = dict[str, Any]
 #: Returns what was found; raises _UnfitError when that will not do.
 _Check = Callable[[Paths], str]
@@ -60,10 +63,21 @@ def _row(name: str, check: _Check, paths: Paths) -> Row:
     except _UnfitError as error:
         return {"check": name, "ok": False, "detail": str(error), "fix": error.fix}
     except VgwError as error:
-        detail, _, fix = str(error).splitlines()[0].rpartition(": ")
-        return {"check": name, "ok": False, "detail": detail or fix, "fix": fix}
+        detail, fix = _advice_of(str(error).splitlines()[0])
+        return {"check": name, "ok": False, "detail": detail, "fix": fix}
     except OSError as error:
-        return {"check": name, "ok": False, "detail": str(error), "fix": "run vgw as root"}
+        detail = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fix = "run vgw as root" if isinstance(error, PermissionError) else _OTHERWISE
+        return {"check": name, "ok": False, "detail": detail, "fix": fix}
+
+
+def _advice_of(message: str) -> tuple[str, str]:
+    """Split an error into what is wrong and what to do: `what: why; advice`, `what: run this`."""
+    detail, semicolon, fix = message.partition("; ")
+    if semicolon:
+        return detail, fix
+    detail, _, fix = message.rpartition(": ")
+    return (detail, fix) if fix.startswith("run ") else (message, _OTHERWISE)
 
 
 def _kernel(_: Paths) -> str:

@@ -14,6 +14,7 @@ import pathlib
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +35,8 @@ PINNED_MAPS: Final = tuple(
 )
 FROM_VM_PROGRAM: Final = {Hook.XDP: "xdp_from_vm", Hook.TC: "tc_from_vm"}
 TO_VM_PROGRAM: Final = "tc_to_vm"
+#: A program that uses every table; enough to make one of its maps.
+TABLES: Final = (TO_VM_PROGRAM,)
 LOG_PER_SECOND: Final = 1000
 
 
@@ -105,20 +108,20 @@ def build_config(
         config.timeout_ns[state] = timeout
     for index, vlan in enumerate(facts.vlans):
         config.vlans[index] = vlan
-    if facts.mac is not None:
-        config.mac[:6] = facts.mac
+    config.mac = abi.mac_field(facts.mac)
     for index, (network, mac) in enumerate(facts.owned):
-        entry = config.addresses[index]
-        entry.network = abi.pack_address(network.network_address)
-        entry.mask = abi.pack_mask(network)
-        if mac is not None:
-            entry.mac[:6] = mac
+        abi.fill_owned(config.addresses[index], network, mac or facts.mac)
     return config
 
 
 def new_endpoint_id() -> int:
     """Return an identity that no other endpoint has or had."""
     return secrets.randbits(62) + 1
+
+
+def programs_of(hook: Hook) -> dict[abi.Path, str]:
+    """Return the programs of an endpoint on a hook, in the order in which they are attached."""
+    return {abi.Path.TO_VM: TO_VM_PROGRAM, abi.Path.FROM_VM: FROM_VM_PROGRAM[hook]}
 
 
 def rule_capacity(rules: int) -> int:
@@ -193,10 +196,7 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
         try:
             aside = _move_aside(directory, plan.interface.ifindex, undo) or plan.replaces
             step = "loading the programs"
-            names = {
-                abi.Path.TO_VM: TO_VM_PROGRAM,
-                abi.Path.FROM_VM: FROM_VM_PROGRAM[plan.hook],
-            }
+            names = programs_of(plan.hook)
             instance = _instantiate(artefact, tuple(names.values()), events_fd, plan)
             undo.callback(instance.close)
             step = "writing the policy"
@@ -261,11 +261,17 @@ def _fill(artefact: Artefact, instance: Instance, plan: Blueprint) -> None:
     maps = EndpointMaps(instance.maps)
     counters = loader.new_inner(artefact, "rule_counters", rule_capacity(plan.rules))
     try:
-        maps.set_rule_counters(counters)
+        # Each waits for a grace period of the kernel; side by side they wait for the same one.
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="vgw-fill") as pool,
+            policy_map(artefact, plan.image) as policy,
+        ):
+            counting = pool.submit(maps.set_rule_counters, counters)
+            slot = maps.stage(plan.config, policy)
+            counting.result()
     finally:
         os.close(counters)
-    with policy_map(artefact, plan.image) as policy:
-        maps.switch(maps.stage(plan.config, policy))
+    maps.switch(slot)
 
 
 def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:
@@ -294,12 +300,19 @@ def _attach(
     links.attach(prog_fd, ifindex, path, hook, pin, force=plan.force, prefer_link=plan.prefer_link)
 
 
-def move_hook(
-    artefact: Artefact, endpoint: OpenEndpoint, events_fd: int, ifindex: int, hook: Hook
+def move_hook(  # noqa: PLR0913
+    artefact: Artefact,
+    endpoint: OpenEndpoint,
+    events_fd: int,
+    ifindex: int,
+    hook: Hook,
+    *,
+    force: bool = False,
 ) -> None:
     """Attach the from_vm program at another hook with the same maps, then remove the old one.
 
-    For a moment both judge every packet. On failure the old one stays, alone.
+    For a moment both judge every packet. On failure the old one stays, alone; ForeignProgramError
+    when somebody else's program is in the way and not `force`.
     """
     directory = endpoint.directory
     fresh = directory / f"{ASIDE}next"
@@ -312,7 +325,7 @@ def move_hook(
         try:
             program = instance.programs[name]
             libbpf.pin(program, links.program_pin(fresh, path))
-            links.attach(program, ifindex, path, hook, links.link_pin(fresh, path))
+            links.attach(program, ifindex, path, hook, links.link_pin(fresh, path), force=force)
         except BaseException:
             quietly(destroy, fresh, ifindex)
             raise
@@ -346,6 +359,16 @@ def restage(endpoint: OpenEndpoint, config: abi.EndpointConfig) -> int:
         return endpoint.maps.stage(config, policy)
     finally:
         os.close(policy)
+
+
+def pending_note(endpoint: OpenEndpoint, interface: Interface) -> str | None:
+    """Return what is asked for that an endpoint gets only when it is made anew; None: nothing."""
+    if endpoint.maps.conntrack_max() == interface.conntrack_max:
+        return None
+    return (
+        f"conntrack_max {interface.conntrack_max} takes effect when the VM is detached and "
+        "attached again"
+    )
 
 
 def inner_map(outer_fd: int, index: int) -> int:

@@ -25,6 +25,8 @@ from vgw.controller.events import LogWriter, Names, Record, control_record, even
 from vgw.errors import VgwError
 
 TICK_MS: Final = 100
+#: The longest that catch_up() waits.
+CATCH_UP_SECONDS: Final = 2.0
 WAKEUP_EVENTS: Final = 64
 REPORT_SECONDS: Final = 5.0
 CAUSES: Final = ("suppressed", "buffer", "reader", "malformed")
@@ -117,12 +119,27 @@ class EventReader:
         self._pin_inode: int | None = None
         self._events: list[abi.Event] = []
         self._failed_writes = 0
+        #: Whether a record came since the last report, and what the programs had lost by then.
+        self._heard = False
+        self._buffer_losses: int | None = None
         self._stop = threading.Event()
+        self._looks = 0
+        self._looked = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
         """Begin to read."""
         self._thread.start()
+
+    def catch_up(self) -> None:
+        """Wait until what is pinned now is being read, for a bounded time if it cannot be.
+
+        Events before that are counted as lost, since nobody reads them.
+        """
+        with self._looked:
+            # The look under way may have been too early; the next one is not.
+            target = self._looks + 2
+            self._looked.wait_for(lambda: self._looks >= target, CATCH_UP_SECONDS)
 
     def stop(self) -> None:
         """Write what is in the buffers and end the thread."""
@@ -151,6 +168,9 @@ class EventReader:
         """Take what is in the buffers, after a wait of at most one tick."""
         try:
             self._follow_pin()
+            with self._looked:
+                self._looks += 1
+                self._looked.notify_all()
             if self._reader is None:
                 self._stop.wait(TICK_MS / 1000)
                 return
@@ -190,6 +210,7 @@ class EventReader:
             reader.close()
 
     def _take(self, _cpu: int, data: bytes) -> None:
+        self._heard = True
         if 0 <= len(data) - _EVENT_BYTES <= _LONGEST_PADDING:
             event = abi.Event.from_buffer_copy(data)
             if event.abi == abi.ABI_VERSION:
@@ -218,3 +239,15 @@ class EventReader:
         self._failed_writes = failed
         for record in self._losses.records():
             self._log.add(record)
+        self._keep_slots()
+
+    def _keep_slots(self) -> None:
+        """Open the map again when programs lose records and none comes.
+
+        Whoever else opens it to read takes its slots, and leaves them empty when it ends.
+        """
+        before, losses = self._buffer_losses, self._losses.totals()["buffer"]
+        if before is not None and losses > before and not self._heard:
+            self._pin_inode = None
+        self._buffer_losses = losses
+        self._heard = False

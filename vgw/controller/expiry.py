@@ -8,7 +8,7 @@ in the kernel, with the same code and claims as in the packet path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from vgw import abi, libbpf, loader
@@ -20,7 +20,9 @@ _PROGRAM: Final = "conntrack_reap"
 _FRAME: Final = bytes(64)
 
 
-def expire_idle(artefact: Callable[[], Artefact], endpoints: Sequence[OpenEndpoint]) -> int:
+def expire_idle(
+    artefact: Callable[[Collection[str]], Artefact], endpoints: Sequence[OpenEndpoint]
+) -> int:
     """Look once at every flow in the queues of endpoints; return how many flows were deleted.
 
     Endpoints whose queue is no longer than what always stays in it are left alone. `artefact` is
@@ -31,7 +33,7 @@ def expire_idle(artefact: Callable[[], Artefact], endpoints: Sequence[OpenEndpoi
         before = endpoint.maps.meta()
         batches = before.tail - before.head - abi.EXPIRY_MARGIN
         if batches > 0:
-            _run(artefact(), endpoint, batches)
+            _run(artefact((_PROGRAM,)), endpoint, batches)
             deleted += max(before.entries - endpoint.maps.meta().entries, 0)
     return deleted
 

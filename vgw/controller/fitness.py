@@ -43,9 +43,13 @@ def require_bpffs(directory: Path) -> None:
     while not existing.exists():
         existing = existing.parent
     if filesystem_type(existing) != "bpf":
-        inside = directory.is_relative_to(DEFAULT_BPFFS)
-        mount = DEFAULT_BPFFS if inside else directory.parent
-        raise VgwError(f"{directory} is not in a bpffs: run `mount -t bpf bpf {mount}`")
+        # Elsewhere a mount hides what a directory holds, so it must be one of vgw's own.
+        command = (
+            f"mount -t bpf bpf {DEFAULT_BPFFS}"
+            if directory.is_relative_to(DEFAULT_BPFFS)
+            else f"mkdir -p {directory} && mount -t bpf bpf {directory}"
+        )
+        raise VgwError(f"{directory} is not in a bpffs: run `{command}`")
 
 
 def filesystem_type(path: Path) -> str:

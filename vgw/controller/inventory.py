@@ -28,13 +28,14 @@ def read_sources(path: Path) -> list[tuple[str, str]]:
     Raises VgwError when it cannot be read or is no policy by its size or encoding.
     """
     try:
-        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        files = _yaml_files(path) if path.is_dir() else [path]
         if not files:
             raise VgwError(f"policy {path} has no *.yaml files; write one or name another path")
         return [(str(file), _read_text(file)) for file in files]
     except OSError as error:
+        advice = "run vgw as root" if isinstance(error, PermissionError) else "write it"
         raise VgwError(
-            f"policy {error.filename or path} cannot be read: {error.strerror}; write it, or name "
+            f"policy {error.filename or path} cannot be read: {error.strerror}; {advice}, or name "
             "another path by --policy or VGW_POLICY"
         ) from error
 
@@ -47,6 +48,11 @@ def read_policy(path: Path) -> PolicyDocument:
     from vgw.policy.parse import parse_sources  # noqa: PLC0415 - pydantic takes long to load
 
     return parse_sources(read_sources(path))
+
+
+def _yaml_files(directory: Path) -> list[Path]:
+    # glob() takes a directory that it may not read for an empty one.
+    return sorted(file for file in directory.iterdir() if file.suffix == ".yaml")
 
 
 def _read_text(file: Path) -> str:

@@ -65,7 +65,7 @@ _MADE_CLSACT: Final = "made_clsact"
 class Attachment:
     """A program on an interface, as the kernel says it is.
 
-    `ahead` are ids of programs of others at the same hook that run before it.
+    `ahead` are ids of programs of others on the same path that run before it.
     """
 
     hook: HookName
@@ -194,11 +194,18 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
         return Attachment("xdp", _mode(there[1]), linked, program.id)
     programs = libbpf.tcx_programs(ifindex, _TCX_TYPE[path])
     if program.id in programs:
-        ahead = tuple(programs[: programs.index(program.id)])
+        ahead = (*_xdp_ahead(ifindex, path), *programs[: programs.index(program.id)])
         return Attachment("tc", "tcx", linked, program.id, ahead)
     if not pin.exists() and _has_filter(ifindex, path, program.id):
-        return Attachment("tc", "clsact", False, program.id, tuple(programs))
+        ahead = (*_xdp_ahead(ifindex, path), *programs)
+        return Attachment("tc", "clsact", False, program.id, ahead)
     return None
+
+
+def _xdp_ahead(ifindex: int, path: Path) -> tuple[int, ...]:
+    """Return the XDP program that sees packets of a path before tc does, and may redirect them."""
+    there = libbpf.xdp_program(ifindex) if path is Path.FROM_VM else None
+    return () if there is None else (there[0],)
 
 
 def _pinned_program(pin_dir: pathlib.Path, path: Path) -> libbpf.ProgInfo | None:

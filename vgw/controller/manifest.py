@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +58,8 @@ class EndpointEntry:
 class Manifest:
     """Everything remembered of a VM. `mode` is what the policy says, `mode_override` the user.
 
-    `extra` names interfaces that were attached by name, without the policy listing them.
+    `extra` names interfaces that were attached by name, without the policy listing them; they are
+    protected again when they come back. Without `endpoints` the rest is unknown: it was lost.
     `carried` holds final counts of rules from counters that are gone: id -> packets, bytes, last.
     """
 
@@ -78,6 +79,11 @@ class Manifest:
     def effective_mode(self) -> Mode:
         """What the endpoints do: what the user ordered, else what the policy says."""
         return self.mode if self.mode_override is None else self.mode_override
+
+    def only(self, names: Collection[str]) -> Manifest:
+        """Return a manifest that has only the endpoints of some interfaces."""
+        left = {name: entry for name, entry in self.endpoints.items() if name in names}
+        return dataclasses.replace(self, endpoints=left)
 
     def rule_ids(self) -> dict[str, int]:
         """Return key -> id of every rule that has one."""

@@ -112,23 +112,25 @@ class Operations:
             self._finished = True
 
     def _owners(self) -> dict[str, str]:
-        """Return which VM each interface of the current policy belongs to."""
+        """Return which VM each interface belongs to, by the current policy or by an order."""
         vms = self._document.vms.values() if self._document is not None else ()
-        return {interface.name: vm.name for vm in vms for interface in vm.interfaces}
+        listed = {interface.name: vm.name for vm in vms for interface in vm.interfaces}
+        return self._host.ordered_interfaces() | listed
 
     def _present_vms(self) -> set[str]:
-        """Return the VMs of the current policy that have an interface on this host now."""
+        """Return the VMs that have an interface on this host now."""
         present = {name for _, name in socket.if_nameindex()}
         return {vm for name, vm in self._owners().items() if name in present}
 
     def _protect(self, names: Iterable[str]) -> None:
         """Attach VMs, or bring them up to date; failures are logged and remembered."""
-        vms = sorted(names)
-        if not vms or self._document is None:
-            return
         before = set(self._host.attached())
+        # Without a policy what is in force stays; where nothing is, the defaults protect.
+        vms = sorted(names if self._document is not None else set(names).difference(before))
+        if not vms:
+            return
         started = time.monotonic()
-        results, failures = self._attach_all(self._document, vms)
+        results, failures = self._attach_all(self._document or PolicyDocument(), vms)
         self._applies.record(time.monotonic() - started, len(failures))
         for result in results:
             if result.vm not in before:
@@ -149,12 +151,9 @@ class Operations:
         try:
             return self._host.attach_many(document, vms).vms, {}
         except PartlyAppliedError as error:
-            failures = error.failures
+            return _results(error), error.failures
         except VgwError as error:
             return (), dict.fromkeys(vms, str(error))
-        # The others have been changed already; asking for them again only tells how they are.
-        results, late = self._attach_all(document, [vm for vm in vms if vm not in failures])
-        return results, failures | late
 
     def _sweep(self) -> None:
         """Forget endpoints whose interface is gone."""
@@ -186,9 +185,10 @@ class Operations:
         with self._changing(), self._timed():
             document = document or self._document
             if vms is not None:
-                many = self._host.attach_many(
-                    document or PolicyDocument(), vms, force=parameters.flag("force")
-                )
+                with self._taking_part("attach"):
+                    many = self._host.attach_many(
+                        document or PolicyDocument(), vms, force=parameters.flag("force")
+                    )
                 self._take("attach", many.vms)
                 return dataclasses.asdict(many)
             one = self._host.attach(
@@ -208,17 +208,17 @@ class Operations:
         dry_run = parameters.flag("dry_run")
         with self._changing(), self._timed():
             document = parse_sources(sources)
-            try:
-                result = self._host.apply(document, parameters.texts("vms"), dry_run=dry_run)
-            except PartlyAppliedError as error:
-                # Some VMs have it now, so it is the policy of this host.
-                self._document = document
-                for vm, text in error.failures.items():
-                    self._complain(text, vm)
-                raise
-            if not dry_run:
-                self._document = document
-                self._take("apply", result.vms)
+            names = parameters.texts("vms")
+            if dry_run:
+                return dataclasses.asdict(self._host.apply(document, names, dry_run=True))
+            with self._taking_part("apply"):
+                try:
+                    result = self._host.apply(document, names)
+                except PartlyAppliedError:
+                    self._document = document  # some VMs have it now, so it is this host's
+                    raise
+            self._document = document
+            self._take("apply", result.vms)
         return dataclasses.asdict(result)
 
     def _detach(self, parameters: Parameters) -> dict[str, object]:
@@ -246,8 +246,8 @@ class Operations:
         if mode is None:
             raise VgwError("the request has no mode")
         with self._changing():
-            self._host.set_mode(vm, mode)
-            self._log.add(control_record("mode", vm=vm, mode=mode.name.lower()))
+            if self._host.set_mode(vm, mode):
+                self._log.add(control_record("mode", vm=vm, mode=mode.name.lower()))
         return {"vm": vm, "mode": mode.name.lower()}
 
     # --- what all have in common ----------------------------------------------------------
@@ -276,6 +276,17 @@ class Operations:
         finally:
             self._applies.record(time.monotonic() - started, failures)
 
+    @contextlib.contextmanager
+    def _taking_part(self, event: str) -> Iterator[None]:
+        """Remember what a verb did for some VMs when it fails for others."""
+        try:
+            yield
+        except PartlyAppliedError as error:
+            self._take(event, _results(error))
+            for vm, text in error.failures.items():
+                self._complain(text, vm)
+            raise
+
     def _take(self, event: str, results: Iterable[AttachResult]) -> None:
         """Remember what a verb did for VMs."""
         for result in results:
@@ -299,3 +310,8 @@ class Operations:
         """Say what went wrong where there is nobody to raise it to."""
         _logger.error("%s%s", "" if vm is None else f"{vm}: ", message)
         self._log.add(control_record("error", vm=vm, message=message))
+
+
+def _results(error: PartlyAppliedError) -> list[AttachResult]:
+    """Return what became of the VMs that did not fail."""
+    return [AttachResult(**fields) for fields in error.done]

@@ -51,8 +51,8 @@ def pin_name(name: str) -> str:
     if not pinned or len(pinned) > _LONGEST_NAME:
         shown = f"{name[:32]}..." if len(name) > 32 else name
         raise VgwError(
-            f"{shown!r} is no name for a VM or interface: use 1 to {_LONGEST_NAME} letters, "
-            "digits, '_' or '-' (any other byte counts as three)"
+            f"{shown!r} is no name for a VM or interface: use 1 to 63 letters, digits, '.', '_' "
+            "or '-'"
         )
     return pinned
 
@@ -96,11 +96,6 @@ class Paths:
     def socket(self) -> Path:
         """The controller's unix socket."""
         return self.run_dir / "vgw.sock"
-
-    @property
-    def lock(self) -> Path:
-        """The file whose lock the one writer holds."""
-        return self.run_dir / "lock"
 
     @property
     def pins(self) -> Path:

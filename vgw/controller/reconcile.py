@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from vgw import abi, libbpf
@@ -20,17 +20,17 @@ from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
-from vgw.controller.change import Tools, forget
+from vgw.controller.change import Tools, forget, recovered
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
 from vgw.controller.expiry import expire_idle
-from vgw.controller.lock import WriterLock
+from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.pins import remove_tree, settle
 from vgw.controller.state_file import remove_state
 from vgw.errors import KernelError, PartlyAppliedError, VgwError
-from vgw.loader import load_artefact
+from vgw.loader import Artefact, load_artefact
 from vgw.policy.model import Hook, PolicyDocument
 
 __all__ = ["ApplyResult", "AttachResult", "Host"]
@@ -51,11 +51,21 @@ class Host:
         """Work under `paths`; `progress` is told what takes long, such as compiling."""
         self.paths = paths
         self._progress = progress
-        self._lock = WriterLock(paths.lock)
-        #: The compiled programs; calling it compiles them if the cache lacks them.
-        self.artefact = _Once(lambda: load_artefact(paths.cache_dir, self._report))
+        self._lock = WriterLock(paths.bpffs)
+        self._artefacts: dict[frozenset[str], Artefact] = {}
+        self._artefacts_lock = threading.Lock()
         self._compiled = False
         self._prefer_link = prefer_link
+
+    def artefact(self, programs: Collection[str]) -> Artefact:
+        """Return some of the packet programs, compiling those that the cache lacks."""
+        wanted = frozenset(programs)
+        with self._artefacts_lock:
+            if wanted not in self._artefacts:
+                self._artefacts[wanted] = load_artefact(
+                    self.paths.cache_dir, self._report, programs=wanted
+                )
+            return self._artefacts[wanted]
 
     # --- changes ------------------------------------------------------------------------
 
@@ -78,7 +88,9 @@ class Host:
             order = Order(interfaces, hook, force)
             owners = pinned.owners(self.paths)
             desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
-            if desired.missing or not desired.interfaces:
+            # Interfaces of earlier orders may be away, any other has to be there.
+            away = set(desired.extra).difference(interfaces)
+            if not desired.interfaces or not away.issuperset(desired.missing):
                 raise nothing_to_attach(desired)
             outcome = self._run(tools, [desired])[vm]
         if isinstance(outcome, VgwError):
@@ -115,7 +127,7 @@ class Host:
         """Stop protecting a VM and remove every trace of it. Raises VgwError if it is unknown."""
         with self._changing():
             if vm not in pinned.known_vms(self.paths):
-                raise VgwError(_not_attached(vm))
+                raise VgwError(f"VM {vm} is not attached, so there is nothing to detach")
             self._detach(vm)
             self._remove_empty()
 
@@ -132,7 +144,7 @@ class Host:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
 
         An interface that was renamed or moved is not gone: its programs still protect it. A VM
-        left without endpoints is forgotten, but for the mode that the user ordered for it.
+        left without endpoints is forgotten, but for the mode and interfaces that the user ordered.
         """
         removed: list[tuple[str, str]] = []
         with self._changing():
@@ -148,20 +160,29 @@ class Host:
             self._remove_empty()
         return removed
 
-    def set_mode(self, vm: str, mode: abi.Mode) -> None:
-        """Order a mode for a VM; ordering what its policy says lifts the order."""
-        with self._changing():
-            manifest = self.manifest(vm)
-            override = None if mode is manifest.mode else mode
-            save_manifest(
-                self.paths.manifest(vm), dataclasses.replace(manifest, mode_override=override)
-            )
-            self._reconfigure(vm, lambda config: setattr(config, "mode", mode))
+    def set_mode(self, vm: str, mode: abi.Mode) -> bool:
+        """Order a mode for a VM, and return whether it had another one, or another order.
+
+        Ordering what its policy says lifts the order.
+        """
+        with self._changing(), contextlib.ExitStack() as stack:
+            self._require_attached(vm)
+            opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
+            old = load_manifest(self.paths.manifest(vm))
+            manifest = old or recovered(vm, opened)
+            override = None if manifest.endpoints and mode is manifest.mode else mode
+            ordered = dataclasses.replace(manifest, mode_override=override)
+            if ordered != old:
+                save_manifest(self.paths.manifest(vm), ordered)
+            running = {endpoint.maps.config().mode for endpoint in opened}
+            if running != {mode}:
+                self._reconfigure(vm, lambda config: setattr(config, "mode", mode))
+        return ordered != manifest or running != {mode}
 
     def flush(self, vm: str) -> int:
         """Forget every flow of a VM; return how many entries its tables had."""
         with self._changing():
-            self.manifest(vm)
+            self._require_attached(vm)
             entries = 0
 
             def next_epoch(config: abi.EndpointConfig) -> None:
@@ -207,10 +228,9 @@ class Host:
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         """Return what is attached, read back from the kernel, as JSON. Raises VgwError."""
-        attached = self.attached()
-        if vm is not None and vm not in attached:
-            raise VgwError(_not_attached(vm))
-        names = attached if vm is None else [vm]
+        if vm is not None:
+            self._require_attached(vm)
+        names = self.attached() if vm is None else [vm]
         rows = [reports.vm_status(self.paths, name) for name in names]
         return {"schema": reports.SCHEMA, "vms": rows}
 
@@ -223,17 +243,28 @@ class Host:
 
     def manifest(self, vm: str) -> Manifest:
         """Return what is remembered of an attached VM; raises VgwError."""
-        if not pinned.interfaces_of(self.paths, vm):
-            raise VgwError(_not_attached(vm))
+        self._require_attached(vm)
         manifest = load_manifest(self.paths.manifest(vm))
-        if manifest is None:
+        if manifest is None or not manifest.endpoints:
             raise VgwError(
                 f"{self.paths.manifest(vm)} is lost or damaged; {vm} stays protected, apply its "
                 "policy to write it anew"
             )
         return manifest
 
+    def ordered_interfaces(self) -> dict[str, str]:
+        """Return the VM of each interface that was attached by name, whether it is there or not."""
+        found: dict[str, str] = {}
+        for vm in pinned.known_vms(self.paths):
+            manifest = load_manifest(self.paths.manifest(vm))
+            found |= {} if manifest is None else dict.fromkeys(manifest.extra, vm)
+        return found
+
     # --- how ----------------------------------------------------------------------------
+
+    def _require_attached(self, vm: str) -> None:
+        if not pinned.interfaces_of(self.paths, vm):
+            raise VgwError(_not_attached(vm))
 
     def _report(self, text: str) -> None:
         self._compiled = True
@@ -297,7 +328,8 @@ class Host:
         if len(failures) == 1 and not done:
             raise next(iter(failures.values()))
         if failures:
-            raise PartlyAppliedError({vm: str(error) for vm, error in failures.items()})
+            texts = {vm: str(error) for vm, error in failures.items()}
+            raise PartlyAppliedError(texts, [dataclasses.asdict(each) for each in done])
         waiting = {desired.vm: list(desired.missing) for desired in wanted if desired.missing}
         return ApplyResult(done, waiting, time.monotonic() - started)
 
@@ -325,13 +357,12 @@ class Host:
         self.paths.events.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.paths.pins.rmdir()
-            self.paths.bpffs.rmdir()
+        remove_stale(self.paths.bpffs)
 
     def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
-        left = {name: entry for name, entry in manifest.endpoints.items() if name not in gone}
-        if left:
-            changed = dataclasses.replace(manifest, endpoints=left)
-            save_manifest(self.paths.manifest(manifest.vm), changed)
+        left = manifest.only({*manifest.endpoints}.difference(gone).union(manifest.extra))
+        if pinned.interfaces_of(self.paths, manifest.vm):
+            save_manifest(self.paths.manifest(manifest.vm), left)
         else:
             forget(self.paths, manifest)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,7 @@ from vgw.errors import KernelError, VgwError
 from vgw.maps import EndpointMaps
 from vgw.policy.compile import compile_policy
 from vgw.policy.evaluate import Decision, Evaluator
-from vgw.policy.frame import build_frame
+from vgw.policy.frame import FieldError, build_frame
 from vgw.policy.guards import EndpointFacts, endpoint_facts
 from vgw.policy.model import (
     PATH_OF_DIRECTION,
@@ -50,7 +51,21 @@ _PEER_MAC: Final = bytes.fromhex("020000000002")
 #: What the programs return when they let a packet pass.
 _PASSES: Final = {Hook.XDP: 2, Hook.TC: 0xFFFFFFFF}
 
+#: Longest frame that a test run gives to an XDP program in one piece: a page less 256 bytes of
+#: headroom and struct skb_shared_info. Of a longer one the program sees only the beginning, which
+#: is not what happens to a packet of an interface.
+_LONGEST_XDP_FRAME: Final = 4096 - 256 - 320
+
 Row = dict[str, Any]
+
+
+class PacketError(VgwError):
+    """A packet cannot be simulated: `index` counts from 0, `problem` says why."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"packet {index}: {problem}")
+        self.index = index
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each thing a user may choose
     VM has to be attached. `hook` chooses the program for packets from the VM, `interface` the
     endpoint of a VM that has several. `model` is null when the policy in force is not remembered,
     `verdict` when the kernel cannot run a frame of that size; `error` says so then.
-    Raises VgwError, naming the packet if one is at fault.
+    Raises VgwError, PacketError if a packet is at fault.
     """
     fitness.require_capabilities()
     with contextlib.ExitStack() as stack:
@@ -99,8 +114,8 @@ def simulate(  # noqa: PLR0913 - one parameter for each thing a user may choose
                 bench.forget()
             try:
                 path, frame = _frame(packet, direction, bench.facts)
-            except VgwError as error:
-                raise VgwError(f"packet {index}: {error}") from error
+            except FieldError as error:
+                raise PacketError(index, str(error)) from error
             yield {"index": index, **bench.judge(path, frame)}
 
 
@@ -131,7 +146,8 @@ def _planned_subject(
 ) -> _Subject:
     """Return what a VM would be under a document."""
     known = document.vms.get(vm)
-    order = Order(() if interface is None else (interface,))
+    listed = known is not None and known.interfaces
+    order = Order(() if interface is None or listed else (interface,))
     wanted, _ = desired_interfaces(host.paths, document, vm, order)
     name = _choose(vm, interface, wanted)
     effective = effective_policy(document, vm)
@@ -159,8 +175,11 @@ def _choose(vm: str, interface: str | None, there: Mapping[str, object]) -> str:
         return str(interface)
     if not names:
         raise VgwError(f"VM {vm} has no interfaces; name one by --interface")
-    which = "which one" if interface is None else f"not {interface}"
-    raise VgwError(f"VM {vm} has the interfaces {', '.join(names)}: say {which} by --interface")
+    if interface is None:
+        raise VgwError(f"VM {vm} has the interfaces {', '.join(names)}: say which by --interface")
+    raise VgwError(
+        f"VM {vm} has no interface {interface}: name {' or '.join(names)} by --interface"
+    )
 
 
 def _frame(
@@ -172,7 +191,7 @@ def _frame(
     description = dict(packet)
     text = description.pop("direction", direction)
     if text not in tuple(Direction):
-        raise VgwError(f"direction: {text!r} is neither ingress nor egress")
+        raise FieldError("direction", f"{text!r} is neither ingress nor egress")
     path = PATH_OF_DIRECTION[Direction(text)]
     own = facts.mac or _UNKNOWN_MAC
     source, destination = (own, _PEER_MAC) if path is abi.Path.FROM_VM else (_PEER_MAC, own)
@@ -185,11 +204,8 @@ class _Bench:
     def __init__(self, host: Host, subject: _Subject, shared: Mapping[str, int]) -> None:
         self.facts = endpoint_facts(subject.interface, subject.mode)
         self._subject = subject
-        self._names = {
-            abi.Path.FROM_VM: endpoints.FROM_VM_PROGRAM[subject.hook],
-            abi.Path.TO_VM: endpoints.TO_VM_PROGRAM,
-        }
-        artefact = host.artefact()
+        self._names = endpoints.programs_of(subject.hook)
+        artefact = host.artefact(self._names.values())
         self._instance = loader.instantiate(
             artefact,
             tuple(self._names.values()),
@@ -267,9 +283,11 @@ class _Bench:
         before, rules_before = self._maps.stats(), self._rule_packets()
         program = self._instance.programs[self._names[path]]
         try:
+            if hook is Hook.XDP and len(frame) > _LONGEST_XDP_FRAME:
+                raise KernelError("it would be in pieces", errno.EINVAL)
             run = libbpf.prog_test_run(program, frame)
         except KernelError as error:
-            text = f"the kernel does not run programs on a frame of {len(frame)} bytes: {error}"
+            text = f"the kernel cannot test-run programs on a frame of {len(frame)} bytes: {error}"
             return _program_row(hook, None, None) | {"error": text}
         moved = [
             label

@@ -4,15 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vgw.abi import ABI_VERSION
 from vgw.errors import VgwError
+
+#: What may help besides another directory, by error number.
+_ADVICE: Final = {
+    errno.ENOSPC: "make room there, or ",
+    errno.EDQUOT: "make room there, or ",
+    errno.EACCES: "run vgw as root, or ",
+    errno.EPERM: "run vgw as root, or ",
+}
 
 
 def read_state(path: Path, schema: str) -> dict[str, Any] | None:
@@ -48,8 +57,8 @@ def write_state(path: Path, schema: str, body: Mapping[str, Any]) -> None:
         _sync_directory(path.parent)
     except OSError as error:
         raise VgwError(
-            f"cannot write {path}: {error.strerror}; make room there or choose another directory "
-            "by VGW_STATE_DIR"
+            f"cannot write {path}: {error.strerror}; {_ADVICE.get(error.errno or 0, '')}choose "
+            "another directory by VGW_STATE_DIR"
         ) from error
 
 

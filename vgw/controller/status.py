@@ -11,12 +11,17 @@ from typing import Any, Final
 from vgw import abi
 from vgw.controller import links, pinned
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
-from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint, open_endpoint
+from vgw.controller.endpoint import (
+    BrokenEndpointError,
+    OpenEndpoint,
+    open_endpoint,
+    pending_note,
+)
 from vgw.controller.links import Attachment
-from vgw.controller.manifest import EndpointEntry, Manifest, RuleEntry, load_manifest
+from vgw.controller.manifest import Manifest, RuleEntry, load_manifest
 from vgw.controller.paths import Paths
 from vgw.policy.guards import missing_guards
-from vgw.policy.model import Direction, Interface
+from vgw.policy.model import Direction, Hook, Interface
 
 SCHEMA: Final = "vgw/v1"
 
@@ -26,6 +31,8 @@ Row = dict[str, Any]
 def vm_status(paths: Paths, vm: str) -> Row:
     """Return the status of one VM. What is broken is said, and does not raise."""
     manifest = load_manifest(paths.manifest(vm))
+    if manifest is not None and not manifest.endpoints:
+        manifest = None
     names = pinned.interfaces_of(paths, vm)
     rows = [_interface_status(paths, vm, name, manifest) for name in names]
     configs = [config for _, config in rows if config is not None]
@@ -36,6 +43,7 @@ def vm_status(paths: Paths, vm: str) -> Row:
     return {
         "vm": vm,
         "mode": mode,
+        "mode_policy": None if manifest is None else manifest.mode.name.lower(),
         "generation": generation,
         "policy": None if manifest is None else manifest.policy or None,
         "named": None if manifest is None else manifest.named,
@@ -59,19 +67,22 @@ def _interface_status(
         "drops": 0,
         "reason": None,
         "pending": None,
-        "guards_off": {} if entry is None else _guards_off(entry.interface),
+        "guards_off": None if entry is None else _guards_off(entry.interface),
     }
     try:
         with open_endpoint(vm, name, paths.endpoint_dir(vm, name)) as endpoint:
             config = endpoint.maps.config()
             row["reason"] = _read_attachments(row, endpoint, ifindex)
             row["attached"] = row["from_vm"] is not None and row["to_vm"] is not None
+            if entry is not None and _is_blind_to_tags(name, row):
+                row["guards_off"] |= {"vlan": "XDP does not see tags held beside a frame; use tc"}
             row["conntrack"] = {
                 "entries": endpoint.maps.meta().entries,
                 "max": endpoint.maps.conntrack_max(),
             }
             row["drops"] = drops(endpoint)
-            row["pending"] = _pending(row, entry)
+            if entry is not None:
+                row["pending"] = pending_note(endpoint, entry.interface)
     except BrokenEndpointError as error:
         row["reason"] = str(error)
         return row, None
@@ -80,14 +91,6 @@ def _interface_status(
             f"{paths.manifest(vm)} is lost or damaged; apply the policy to write it anew"
         )
     return row, config
-
-
-def _pending(row: Row, entry: EndpointEntry | None) -> str | None:
-    """Return what the policy asks for that an endpoint gets only when it is made anew."""
-    if entry is None or entry.interface.conntrack_max == row["conntrack"]["max"]:
-        return None
-    wanted = entry.interface.conntrack_max
-    return f"conntrack_max {wanted} takes effect when the VM is detached and attached again"
 
 
 def _read_attachments(row: Row, endpoint: OpenEndpoint, ifindex: int | None) -> str | None:
@@ -125,11 +128,19 @@ def _attachment_row(attachment: Attachment) -> Row:
     return row
 
 
-def _rule_counts(manifest: Manifest | None) -> dict[str, int]:
-    counts = Counter(
-        rule.direction for rule in (manifest.rules.values() if manifest else ()) if rule.current
-    )
+def _rule_counts(manifest: Manifest | None) -> dict[str, int] | None:
+    """Return how many rules a VM has in each direction; None when that is lost."""
+    if manifest is None:
+        return None
+    counts = Counter(rule.direction for rule in manifest.rules.values() if rule.current)
     return {str(direction): counts[str(direction)] for direction in Direction}
+
+
+def _is_blind_to_tags(interface: str, row: Row) -> bool:
+    """Tell whether the VM can use a VLAN unseen: only a TAP has every tag in the frame."""
+    if row["from_vm"] is None or row["from_vm"]["hook"] != Hook.XDP:
+        return False
+    return links.find_interface(interface).kind != "tun"
 
 
 def _guards_off(interface: Interface) -> dict[str, str]:
