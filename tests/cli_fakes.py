@@ -51,15 +51,16 @@ policies:
 """
 
 STATUS: dict[str, Any] = json.loads("""
-{"schema": "vgw/v1", "vms": [{"vm": "web01", "mode": "enforce", "generation": 3, "interfaces": [
+{"schema": "vgw/v1", "vms": [{"vm": "web01", "mode": "enforce", "mode_policy": "enforce",
+ "generation": 3, "interfaces": [
   {"name": "tap-web01", "ifindex": 7, "attached": true,
    "from_vm": {"hook": "xdp", "mode": "native", "link": true, "prog_id": 12},
    "to_vm": {"hook": "tc", "mode": "tcx", "link": true, "prog_id": 13},
    "rules": {"ingress": 3, "egress": 1}, "conntrack": {"entries": 4, "max": 65536},
-   "drops": 99, "reason": null, "guards_off": {}},
+   "drops": 99, "reason": null, "pending": null, "guards_off": {}},
   {"name": "tap-web01b", "ifindex": null, "attached": false, "from_vm": null, "to_vm": null,
    "rules": {"ingress": 3, "egress": 1}, "conntrack": {"entries": 0, "max": 65536},
-   "drops": 0, "reason": "interface tap-web01b does not exist",
+   "drops": 0, "reason": "interface tap-web01b does not exist", "pending": null,
    "guards_off": {"address": "no addresses", "arp": "no addresses"}}
 ]}]}
 """)
@@ -130,8 +131,8 @@ class FakeTarget:
         self.asked.append(("mode", (vm, mode)))
 
 
-def result(vm: str, *, changed: bool = True) -> dict[str, Any]:
-    """Return an AttachResult as JSON."""
+def result(vm: str, *, changed: bool = True, **fields: Any) -> dict[str, Any]:
+    """Return an AttachResult as JSON; `fields` replace those of a VM with nothing special."""
     return {
         "vm": vm,
         "interfaces": [f"tap-{vm}"],
@@ -139,4 +140,7 @@ def result(vm: str, *, changed: bool = True) -> dict[str, Any]:
         "changed": changed,
         "compiled": False,
         "seconds": 0.01,
+        "named": True,
+        "pending": [],
+        **fields,
     }

@@ -92,6 +92,7 @@ def test_version() -> None:
         ("--nope status", "No such option"),
         ("attach", "give either --vm NAME, once or more, or --all (see 'vgw attach --help')"),
         ("attach --all --vm web01", "give either --vm"),
+        ("attach --vm ../x", "'--vm': '../x' is not a name; names are 1 to 63 of A-Z a-z 0-9"),
         ("attach --all --interface tap0", "--interface goes with a single --vm"),
         ("attach --vm a --vm b --interface tap0", "--interface goes with a single --vm"),
         ("attach --vm a --hook ebpf", "'ebpf' is not one of"),

@@ -183,6 +183,11 @@ def test_a_dry_run_says_what_apply_then_does(vgw: Vgw) -> None:
     [row] = vgw.json(f"apply {new}")["vms"]
     assert (row["changed"], row["generation"]) == (True, 2)
     assert vgw.ok(f"apply {new} --dry-run") == "web01: nothing would change\n"
+    new.write_text("schema: vgw/v1\n")
+    for arguments in (f"apply {new} --dry-run", f"apply {new}"):
+        done = vgw.run(arguments)
+        assert done.returncode == 0
+        assert "web01: not named by this policy: it gets the defaults" in done.stderr
 
 
 def test_a_policy_with_a_mistake_changes_nothing(vgw: Vgw) -> None:
@@ -216,6 +221,7 @@ def test_an_unknown_vm(vgw: Vgw) -> None:
     for verb in ("detach", "status", "rules", "conntrack list", "conntrack flush"):
         assert_refused(vgw, vgw.run(f"{verb} --vm web02"), "VM web02 is not attached")
     assert_refused(vgw, vgw.run("mode --vm web02 monitor"), "VM web02 is not attached")
+    assert "vgw attach" not in vgw.run("detach --vm web02").stderr
 
 
 def test_a_missing_interface(vgw: Vgw) -> None:
@@ -227,20 +233,56 @@ def test_one_missing_interface_among_many_vms_is_partly_applied(vgw: Vgw) -> Non
     done = vgw.run("attach --all")
     assert done.returncode == 5
     assert "away: interface nosuch0" in done.stderr
+    assert done.stdout.splitlines()[1].startswith("web01  protected")
     assert [vm["vm"] for vm in vgw.json("status")["vms"]] == ["web01"]
 
 
 def test_no_rights(vgw: Vgw) -> None:
     assert_refused(vgw, vgw.run("attach --vm web01", prefix=NO_RIGHTS), "run vgw as root")
-    done = vgw.run("doctor", prefix=NO_RIGHTS)
+    done = vgw.run("doctor -o json", prefix=NO_RIGHTS)
     assert done.returncode == 1
-    assert "missing CAP_NET_ADMIN" in done.stdout
+    failed = {row["check"]: row for row in json.loads(done.stdout)["checks"] if not row["ok"]}
+    assert failed["capabilities"]["detail"].startswith("missing CAP_NET_ADMIN")
+    assert failed["bpf"]["detail"].endswith("Operation not permitted")
+    assert all(row["fix"].startswith("run vgw as root") for row in failed.values())
+
+
+def test_a_policy_that_may_not_be_read(vgw: Vgw) -> None:
+    policy = vgw.root / "policy.yaml"
+    directory = vgw.root / "policy.d"
+    directory.mkdir()
+    for path in (policy, directory):
+        path.chmod(0)
+        done = vgw.run(f"check {path}", prefix=NO_RIGHTS)
+        assert_refused(vgw, done, f"policy {path} cannot be read: Permission denied; run vgw as ro")
+
+
+def test_a_state_directory_that_cannot_be(vgw: Vgw) -> None:
+    (vgw.root / "file").write_text("")
+    done = vgw.run("attach --vm web01", VGW_STATE_DIR=str(vgw.root / "file" / "state"))
+    assert_refused(vgw, done, "Not a directory; choose another directory by VGW_STATE_DIR")
+
+
+def test_a_policy_that_does_not_fit_is_invalid_for_every_verb(vgw: Vgw) -> None:
+    vgw.ok("attach --vm web01")
+    before = vgw.json("status")
+    rules = "".join(f"      - {{name: r{n}, action: drop}}\n" for n in range(5000))
+    large = vgw.root / "large.yaml"
+    large.write_text(POLICY.partition("  away:")[0] + "policies:" + POLICY.split("policies:")[1])
+    large.write_text(large.read_text() + rules)
+    packet = f"simulate --vm web01 --direction ingress {PACKET} --policy"
+    for verb in ("check", "apply", "apply --dry-run", "attach --vm web01 --policy", packet):
+        done = vgw.run(f"{verb} {large}")
+        assert done.returncode == 3, (verb, done.stderr)
+        assert "VM web01, ingress: 5001 rules" in done.stderr
+    assert vgw.json("status") == before
 
 
 def test_no_bpffs(vgw: Vgw) -> None:
     plain = vgw.root / "plain" / "vgw"
     done = vgw.run("attach --vm web01", VGW_BPFFS=str(plain))
-    assert_refused(vgw, done, f"{plain} is not in a bpffs: run `mount -t bpf")
+    advice = f"run `mkdir -p {plain} && mount -t bpf bpf {plain}`"
+    assert_refused(vgw, done, f"{plain} is not in a bpffs: {advice}")
     assert not plain.exists()
 
 

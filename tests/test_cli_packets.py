@@ -117,7 +117,7 @@ def test_what_may_be_chosen_is_passed_on(fake: FakeSimulation, tmp_path: Path) -
         (ACCEPT | {"model": "drop"}, "BUT the model says drop, reason RULE", 1),
         (ACCEPT | {"model_reason": "DEFAULT"}, "BUT the model says accept, reason DEFAULT", 1),
         (ACCEPT | {"model": None, "model_reason": None}, "no answer of the model", 0),
-        (DROP | {"verdict": None, "reason": None, "error": "too long"}, "no answer: too long", 0),
+        (DROP | {"verdict": None, "reason": None, "error": "too long"}, "no answer: too long", 1),
     ],
 )
 def test_disagreement_is_a_failure(
@@ -148,6 +148,50 @@ def test_a_file_of_packets_is_answered_by_rows(fake: FakeSimulation, tmp_path: P
         "direction": "ingress",
         "results": fake.rows,
     }
+
+
+def test_a_packet_without_an_answer_is_said_in_its_row(
+    fake: FakeSimulation, tmp_path: Path
+) -> None:
+    file = tmp_path / "packets.jsonl"
+    file.write_text(f"{json.dumps(DESCRIPTION)}\n")
+    fake.rows = [ACCEPT, DROP | {"verdict": None, "reason": None, "error": "too long"}]
+    outcome = simulate(f"--packets {file}")
+    assert outcome.exit_code == 1
+    assert outcome.stdout.splitlines()[2].endswith("  drop    no answer: too long")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--proto tcp --src 10.0.0.1 --dst 10.0.0.2 --dport 70000", "--dport: 70000 is wrong"),
+        ("--proto tcp --src 10.0.0.1 --dst 10.0.0.2", "--dport: it is missing"),
+        ("--proto tcp --src nowhere --dst 10.0.0.2 --dport 1", "--src: 'nowhere' is not an IP"),
+        ("--proto icmp --src 10.0.0.1 --dst 10.0.0.2 --icmp-type x", "--icmp-type: 'x' is wrong"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(fake: FakeSimulation, options: str, said: str) -> None:
+    outcome = simulate(options)
+    assert outcome.exit_code == 2
+    assert outcome.stderr.startswith(f"vgw: {said}")
+    assert fake.asked == {}
+
+
+def test_a_wrong_packet_of_a_file_is_named_by_its_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(*arguments: Any, **_: object) -> Iterator[Mapping[str, Any]]:
+        for index, _packet in enumerate(arguments[3]):
+            if index:
+                raise simulation.PacketError(index, "field dport: 70000 is wrong")
+            yield ACCEPT
+
+    monkeypatch.setattr(simulation, "simulate", run)
+    file = tmp_path / "packets.jsonl"
+    file.write_text("{}\n\n{}\n{}\n")
+    outcome = simulate(f"--packets {file} -o jsonl")
+    assert outcome.exit_code == 1
+    assert outcome.stderr == f"vgw: {file}:3: field dport: 70000 is wrong\n"
 
 
 @pytest.mark.parametrize(
@@ -243,6 +287,19 @@ def test_following_begins_with_the_last_and_goes_on(log: Path) -> None:
     with log.open("a") as file:
         file.write(json.dumps({"event": "detach", "vm": "web01"}) + "\n")
     assert list(itertools.islice(records, 1)) == [{"event": "detach", "vm": "web01"}]
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize(("vm", "known"), [("web01", True), ("web02", False)])
+def test_logs_of_a_vm_that_nobody_knows_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vm: str, known: bool
+) -> None:
+    monkeypatch.setenv("VGW_BPFFS", str(tmp_path))
+    outcome = CliRunner().invoke(cli, ["logs", "--vm", vm])
+    assert outcome.exit_code == 0
+    assert bool(outcome.stdout) is known
+    said = "" if known else f"warning: VM {vm} is neither in the log nor attached"
+    assert outcome.stderr.partition(";")[0].strip() == said
 
 
 def test_without_a_log_it_is_said_who_writes_it(tmp_path: Path) -> None:

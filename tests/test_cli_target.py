@@ -43,7 +43,9 @@ def serve(paths: Paths) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     def start(answers: dict[str, Any]) -> None:
         verbs = {verb: lambda _, answer=answer: answer for verb, answer in answers.items()}
-        servers.append(api.Server(paths.socket, verbs))
+        server = api.Server(paths.socket, verbs)
+        servers.append(server)
+        server.start()
 
     yield start
     for server in servers:
@@ -185,6 +187,7 @@ def test_what_fails_for_one_vm_keeps_no_other_back() -> None:
     with pytest.raises(PartlyAppliedError) as caught:
         local(host).attach(AttachOrder(["a", "bad", "c"], SOURCES, hook="tc"))
     assert caught.value.failures == {"bad": "program 7 is there"}
+    assert [row["vm"] for row in caught.value.done] == ["a", "c"]
     assert [vm for vm, *_ in host.asked] == ["a", "bad", "c"]
 
 

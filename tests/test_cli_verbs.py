@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, FakeTarget
+from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, FakeTarget, result
 from vgw import cli_options
 from vgw.cli import cli
 from vgw.cli_target import AttachOrder
-from vgw.errors import VgwError
+from vgw.errors import PartlyAppliedError
+from vgw.policy.compile import PolicyTooLargeError
 from vgw.policy.model import EffectivePolicy
 
 
@@ -166,14 +168,14 @@ def test_check_fails_for_vms_whose_rules_do_not_fit(
 ) -> None:
     def refuse(effective: EffectivePolicy, _: object) -> bytes:
         if effective.vm == "db01":
-            raise VgwError("VM db01, ingress: too many rules")
+            raise PolicyTooLargeError("VM db01, ingress: too many rules")
         return b""
 
     monkeypatch.setattr("vgw.policy.compile.compile_policy", refuse)
     outcome = vgw("check")
     assert outcome.exit_code == 3
     assert outcome.stderr == (
-        f"{policy}:0:0: vms.db01: VM db01, ingress: too many rules\n"
+        f"{policy}: vms.db01: VM db01, ingress: too many rules\n"
         "vgw: 1 problem in the policy, nothing was changed\n"
     )
 
@@ -228,6 +230,49 @@ def test_apply_says_what_became_of_each_vm(target: FakeTarget, policy: Path) -> 
     assert document(vgw("apply -o json"))["waiting"] == {"web01": ["tap-new"]}
 
 
+@pytest.mark.usefixtures("policy")
+@pytest.mark.parametrize("verb", ["attach --all", "apply"])
+def test_what_was_done_is_shown_although_some_failed(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def fail(_: object) -> dict[str, Any]:
+        raise PartlyAppliedError({"db01": "no room"}, [result("web01")])
+
+    monkeypatch.setattr(target, verb.split(maxsplit=1)[0], fail)
+    outcome = vgw(verb)
+    assert outcome.exit_code == 5
+    assert outcome.stdout.splitlines()[1].split() == ["web01", "protected", "tap-web01", "2"]
+    assert outcome.stderr == "vgw: not applied to 1 VM(s): db01: no room\n"
+    outcome = vgw(f"{verb} -o json")
+    assert outcome.exit_code == 5
+    found = json.loads(outcome.stdout)
+    assert (found["vms"], found["failures"]) == ([result("web01")], {"db01": "no room"})
+
+
+@pytest.mark.usefixtures("policy")
+@pytest.mark.parametrize("verb", ["attach --all", "apply"])
+def test_what_a_vm_lacks_is_said(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    answer = {
+        "vms": [
+            result("web01", interfaces=[]),
+            result("old", named=False, pending=["conntrack_max 9 takes effect later"]),
+        ],
+        "waiting": {"web01": ["tap-web01"], "old": ["tap-x"]},
+    }
+    monkeypatch.setattr(target, verb.split(maxsplit=1)[0], lambda _: answer)
+    outcome = vgw(verb)
+    assert outcome.stdout.splitlines()[1].split() == ["web01", "NOT", "protected", "-", "2"]
+    absent = "does not exist (yet) and is not protected"
+    assert outcome.stderr.splitlines() == [
+        "warning: old: not named by this policy: it gets the defaults",
+        "warning: old: conntrack_max 9 takes effect later",
+        f"warning: web01: tap-web01 {absent}; a running controller protects it when it appears",
+        f"warning: old: tap-x {absent}; attach the VM again when it does",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "asked", "said"),
     [
@@ -264,6 +309,27 @@ def test_status_is_a_line_for_each_interface() -> None:
     assert second.endswith("address,arp")
     assert max(map(len, outcome.stdout.splitlines())) <= 100
     assert outcome.stderr == "warning: web01 tap-web01b: interface tap-web01b does not exist\n"
+
+
+def test_status_says_what_is_not_as_it_should_be(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = copy.deepcopy(STATUS["vms"][0]) | {"mode": "monitor"}
+    del vm["interfaces"][1]
+    [interface] = vm["interfaces"]
+    interface |= {"pending": "conntrack_max 9 takes effect later", "rules": None}
+    interface["to_vm"]["ahead"] = [70, 71]
+    interface["guards_off"] = None
+    monkeypatch.setattr(target, "status", lambda _: {"vms": [vm]})
+    outcome = vgw("status")
+    _, line = outcome.stdout.splitlines()
+    assert "  monitor (policy: enforce)  " in line
+    assert line.split()[-4:] == ["-", "4/65536", "99", "unknown"]
+    assert [text.split("; ")[0] for text in outcome.stderr.splitlines()] == [
+        "warning: web01 tap-web01: program 70 runs ahead of its to_vm program",
+        "warning: web01 tap-web01: program 71 runs ahead of its to_vm program",
+        "warning: web01 tap-web01: conntrack_max 9 takes effect later",
+    ]
 
 
 def test_rules_with_their_counters(target: FakeTarget) -> None:

@@ -18,10 +18,11 @@ Row = dict[str, Any]
 def plan(host: Host, document: PolicyDocument) -> Row:
     """Return what applying `document` would change, without changing anything.
 
-    {"vms": [{"vm", "changed", "generation", "added", "removed", "modified", "reordered",
-    "defaults"}], "waiting"}: rules are named by direction/tier/policy/rule, `generation` is the one
-    that the VM would run, `defaults` tells whether they differ. The rule lists are null when the
-    policy in force is not remembered. Raises what Host.apply raises.
+    {"vms": [{"vm", "changed", "generation", "named", "pending", "added", "removed", "modified",
+    "reordered", "defaults"}], "waiting"}: rules are named by direction/tier/policy/rule,
+    `generation` is the one that the VM would run, `defaults` tells whether they differ; `named` and
+    `pending` are those of AttachResult. The rule lists are null when the policy in force is not
+    remembered. Raises what Host.apply raises.
     """
     from vgw.controller.policy_store import load_policy
     from vgw.policy.resolve import effective_policy
@@ -35,6 +36,8 @@ def plan(host: Host, document: PolicyDocument) -> Row:
                 "vm": result.vm,
                 "changed": result.changed,
                 "generation": result.generation,
+                "named": result.named,
+                "pending": result.pending,
                 **compare(now, effective_policy(document, result.vm)),
             }
         )

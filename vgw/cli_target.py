@@ -243,5 +243,5 @@ def each_vm(vms: Sequence[str], protect: Callable[[str], Answer]) -> Answer:
                 raise
             failures[vm] = str(error)
     if failures:
-        raise PartlyAppliedError(failures)
+        raise PartlyAppliedError(failures, done)
     return {"vms": done, "waiting": {}}

@@ -73,13 +73,15 @@ def check(session: Session, path: Path | None, output: Output) -> int:
 
 def _compile_all(document: PolicyDocument, source: Path) -> None:
     """Make the tables of every VM; raises PolicyError for those whose rules do not fit."""
+    from vgw.policy.compile import PolicyTooLargeError
+
     problems = []
     with Progress() as progress:
         for number, name in enumerate(document.vms, start=1):
             progress.say(f"compiling {name} ({number} of {len(document.vms)})")
             try:
                 _compiled(document, name)
-            except VgwError as error:
+            except PolicyTooLargeError as error:
                 problems.append(Problem(str(source), 0, 0, f"vms.{name}", str(error)))
     if problems:
         raise PolicyError(problems)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,34 @@ from vgw.cli_options import (
 from vgw.cli_output import Output, Progress, Table, print_rows, warn
 from vgw.cli_target import AttachOrder, Sources
 from vgw.cli_text import counted
+from vgw.errors import PartlyAppliedError
 
 Row = Mapping[str, Any]
 
+_NOTHING_TO_CHANGE = "no VM is attached, so there is nothing to change"
+
+
+def _checked_names(
+    _context: click.Context, _parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return names that a policy can give to VMs, each once."""
+    from vgw.policy import values
+
+    try:
+        return tuple(dict.fromkeys(values.name(name) for name in names))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
 
 @click.command(epilog=example("vgw attach --vm web01"))
-@click.option("--vm", "vms", multiple=True, metavar="NAME", help="The VM; may be repeated.")
+@click.option(
+    "--vm",
+    "vms",
+    multiple=True,
+    metavar="NAME",
+    callback=_checked_names,
+    help="The VM; may be repeated.",
+)
 @click.option("--all", "every", is_flag=True, help="Every VM that the policy names.")
 @click.option(
     "--policy",
@@ -72,11 +94,12 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         raise click.UsageError("--interface goes with a single --vm")
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
-        names = _all_vms(sources) if every else list(dict.fromkeys(vms))
+        names = _all_vms(sources) if every else list(vms)
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
-        answer = target.attach(AttachOrder(names, sources, interfaces, hook, force))
-    _print_results(answer, output, empty="the policy names no VM")
+        order = AttachOrder(names, sources, interfaces, hook, force)
+        answer, failure = _attempt(lambda: target.attach(order))
+    _print_results(answer, output, failure, empty="the policy names no VM")
 
 
 def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sources | None:
@@ -100,24 +123,50 @@ def _all_vms(sources: Sources | None) -> list[str]:
     return list(parse_sources(sources or ()).vms)
 
 
-def _print_results(answer: Row, output: Output, *, empty: str) -> None:
-    """Print what became of VMs: a line each, and what could not be protected yet."""
+def _attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:
+    """Make a change; return what became of VMs, and the error when some failed."""
+    try:
+        return change(), None
+    except PartlyAppliedError as error:
+        return {"vms": error.done, "waiting": {}, "failures": error.failures}, error
+
+
+def _print_results(
+    answer: Row, output: Output, failure: PartlyAppliedError | None, *, empty: str
+) -> None:
+    """Print what became of VMs, a line each, and what to know of them; then raise `failure`."""
     table = Table("VM", "RESULT", "INTERFACES", "GEN", right=("GEN",))
     for row in answer["vms"]:
-        result = "protected" if row["changed"] else "unchanged"
-        if row["compiled"]:
-            result += ", programs compiled"
-        table.add(row["vm"], result, ",".join(row["interfaces"]) or None, row["generation"])
-    print_rows(output, answer, "vms", table, empty=empty)
-    _warn_of_waiting(answer)
+        interfaces = ",".join(row["interfaces"]) or None
+        table.add(row["vm"], _result_text(row), interfaces, row["generation"])
+    print_rows(output, answer, "vms", table, empty="nothing was changed" if failure else empty)
+    _warn_of(answer)
+    if failure is not None:
+        raise failure
 
 
-def _warn_of_waiting(answer: Row) -> None:
+def _result_text(row: Row) -> str:
+    if not row["interfaces"]:
+        return "NOT protected"
+    result = "protected" if row["changed"] else "unchanged"
+    return f"{result}, programs compiled" if row["compiled"] else result
+
+
+def _warn_of(answer: Row) -> None:
+    """Warn of what VMs do not have, or not yet."""
+    strangers = {row["vm"] for row in answer["vms"] if not row["named"]}
+    for row in answer["vms"]:
+        if row["vm"] in strangers:
+            warn(f"{row['vm']}: not named by this policy: it gets the defaults")
+        for note in row["pending"]:
+            warn(f"{row['vm']}: {note}")
     for vm, interfaces in answer["waiting"].items():
-        warn(
-            f"{vm}: {', '.join(interfaces)} does not exist (yet) and is not protected; a running "
-            "controller protects it when it appears"
+        then = (
+            "attach the VM again when it does"
+            if vm in strangers
+            else "a running controller protects it when it appears"
         )
+        warn(f"{vm}: {', '.join(interfaces)} does not exist (yet) and is not protected; {then}")
 
 
 @click.command(epilog=example("vgw detach --vm web01"))
@@ -155,15 +204,17 @@ def apply(session: Session, path: Path | None, dry_run: bool, output: Output) ->
     """
     with Progress() as progress:
         sources = _read_sources(session, path, needed=True) or ()
+        failure = None
         if dry_run:
             answer = _dry_run(session, sources, progress)
         else:
             progress.say("applying the policy")
-            answer = session.target(progress.say).apply(sources)
+            target = session.target(progress.say)
+            answer, failure = _attempt(lambda: target.apply(sources))
     if dry_run:
         _print_plan(answer, output)
     else:
-        _print_results(answer, output, empty="no VM is attached, so there is nothing to change")
+        _print_results(answer, output, failure, empty=_NOTHING_TO_CHANGE)
 
 
 def _dry_run(session: Session, sources: Sources, progress: Progress) -> Row:
@@ -185,8 +236,8 @@ def _print_plan(answer: Row, output: Output) -> None:
             for rule in row[key] or ():
                 click.echo(f"  {mark} {rule}")
     if not answer["vms"]:
-        click.echo("no VM is attached, so there is nothing to change")
-    _warn_of_waiting(answer)
+        click.echo(_NOTHING_TO_CHANGE)
+    _warn_of(answer)
 
 
 def _plan_summary(row: Row) -> str:
@@ -215,7 +266,8 @@ def mode(session: Session, vm: str, name: str, output: Output) -> None:
     """Switch a VM between enforce, monitor and quarantine.
 
     enforce drops what the policy denies, monitor only counts what it would drop, quarantine drops
-    everything. The order holds over policy changes; ordering what the policy says lifts it.
+    everything. The order holds over policy changes. To lift it, order the mode that the policy
+    gives to the VM, which `vgw status` shows beside the ordered one.
     """
     with Progress() as progress:
         session.target(progress.say).set_mode(vm, name)

@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vgw.cli_options import Session, example, output_option, pass_session, vm_option
 from vgw.cli_output import Output, Table, print_json, print_json_line, print_rows, warn
 from vgw.cli_text import ago, packet_text, rule_text, side_text, size, span
+
+if TYPE_CHECKING:
+    from vgw.controller.paths import Paths
 
 Row = Mapping[str, Any]
 
@@ -40,26 +41,52 @@ def status(session: Session, vm: str | None, output: Output) -> None:
     if output is Output.TABLE:
         for row in document["vms"]:
             for interface in row["interfaces"]:
-                if interface["reason"]:
-                    warn(f"{row['vm']} {interface['name']}: {interface['reason']}")
+                for text in _shortcomings(interface):
+                    warn(f"{row['vm']} {interface['name']}: {text}")
+
+
+def _shortcomings(interface: Row) -> Iterator[str]:
+    """Yield what is not as it should be with an interface."""
+    if interface["reason"]:
+        yield interface["reason"]
+    for path in ("from_vm", "to_vm"):
+        for program in (interface[path] or {}).get("ahead", ()):
+            yield (
+                f"program {program} runs ahead of its {path} program; `bpftool prog show id "
+                f"{program}` says what it is"
+            )
+    if interface["pending"]:
+        yield interface["pending"]
 
 
 def _status_cells(vm: Row, interface: Row) -> tuple[object, ...]:
-    from vgw.abi import Guard
-
     rule_counts, connections = interface["rules"], interface["conntrack"]
-    off = interface["guards_off"]
     return (
         vm["vm"],
         interface["name"],
         _hook_text(interface),
-        vm["mode"],
+        _mode_text(vm),
         vm["generation"],
-        f"{rule_counts['ingress']}/{rule_counts['egress']}",
+        None if rule_counts is None else f"{rule_counts['ingress']}/{rule_counts['egress']}",
         f"{connections['entries']}/{connections['max']}",
         interface["drops"],
-        "all" if len(off) == len(Guard) else ",".join(off) or None,
+        _guards_text(interface["guards_off"]),
     )
+
+
+def _mode_text(vm: Row) -> str | None:
+    """Return the mode, and that of the policy where another one was ordered."""
+    mode, by_policy = vm["mode"], vm["mode_policy"]
+    return mode if by_policy in (None, mode) else f"{mode} (policy: {by_policy})"
+
+
+def _guards_text(off: Row | None) -> str | None:
+    """Return which guards are off; `off` None: that is lost."""
+    from vgw.abi import Guard
+
+    if off is None:
+        return "unknown"
+    return "all" if len(off) == len(Guard) else ",".join(off) or None
 
 
 def _hook_text(interface: Row) -> str:
@@ -115,7 +142,10 @@ def logs(session: Session, vm: str | None, follow: bool, lines: int | None, outp
     """
     if follow and output is Output.JSON:
         raise click.UsageError("a JSON document has an end: use -o jsonl with --follow")
-    records = last_records(session.paths().log_file, vm, follow, lines)
+    paths = session.paths()
+    if vm is not None and not is_known(paths, vm):
+        warn(f"VM {vm} is neither in the log nor attached; `vgw status` shows which are")
+    records = last_records(paths.log_file, vm, follow, lines)
     if output is Output.JSON:
         print_json({"records": list(records)})
         return
@@ -130,11 +160,20 @@ def last_records(log: Path, vm: str | None, follow: bool, lines: int | None) -> 
     """Return the last records of a log, all without `lines`, and with `follow` those to come."""
     from vgw.controller.events import read_log
 
-    if not follow:
-        return read_log(log, vm) if lines is None else deque(read_log(log, vm), maxlen=lines)
-    shown = FOLLOW_LINES if lines is None else lines
-    written = sum(1 for _ in read_log(log, vm)) if log.exists() else 0
-    return itertools.islice(read_log(log, vm, follow=True), max(0, written - shown), None)
+    return read_log(log, vm, follow, FOLLOW_LINES if follow and lines is None else lines)
+
+
+def is_known(paths: Paths, vm: str) -> bool:
+    """Tell whether a VM is attached or has left a record; True when that cannot be found out."""
+    from vgw.controller.events import read_log
+    from vgw.controller.pinned import interfaces_of
+
+    try:
+        if interfaces_of(paths, vm) or not paths.log_file.exists():
+            return True
+    except OSError:
+        return True
+    return any(record.get("vm") == vm for record in read_log(paths.log_file, vm))
 
 
 def record_text(record: Row) -> str:

@@ -76,13 +76,15 @@ def simulate(
     """Ask what would happen to a packet, without sending it.
 
     The packet runs through the program that protects the VM, on scratch copies of its state, and
-    through the reference model; both answers are shown. Exit code 1 when they differ.
+    through the reference model; both answers are shown. Exit code 1 when they differ, or when the
+    kernel cannot tell.
 
     A line of --packets is {"src": "10.0.0.1", "dst": "10.20.0.11", "proto": "tcp",
     "sport": 40000, "dport": 443, "flags": "S"}, or has icmp_type and icmp_code.
     """
     from vgw.controller.inventory import read_policy
     from vgw.controller.reconcile import Host
+    from vgw.controller.simulate import PacketError
     from vgw.controller.simulate import simulate as run
     from vgw.policy.model import Direction, Hook
 
@@ -98,7 +100,12 @@ def simulate(
         interface=interface,
         document=None if policy is None else read_policy(policy),
     )
-    agreed = _print_results(results, output, vm, direction, description)
+    try:
+        agreed = _print_results(results, output, vm, direction, description)
+    except PacketError as error:
+        if not isinstance(inputs, PacketFile):
+            raise
+        raise VgwError(f"{inputs.path}:{inputs.line}: {error.problem}") from error
     return ExitCode.OK if agreed else ExitCode.FAILED
 
 
@@ -109,7 +116,7 @@ def _inputs(
     if sum((bool(description), packets is not None, pcap is not None)) != 1:
         raise click.UsageError("give a packet (--proto, --src, --dst), or --packets, or --pcap")
     if packets is not None:
-        return _read_packets(packets)
+        return PacketFile(packets)
     if pcap is not None:
         from vgw.controller.pcap import read_pcap
 
@@ -117,32 +124,55 @@ def _inputs(
     missing = [f"--{name}" for name in ("proto", "src", "dst") if name not in description]
     if missing:
         raise click.UsageError(f"a packet needs {', '.join(missing)} too")
+    _check_options(description)
     return [description]
 
 
-def _read_packets(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the packet descriptions of a file of JSON lines; blank lines are passed over."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                description = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise VgwError(f"{path}:{number}: not a line of JSON: {error}") from error
-            if not isinstance(description, dict):
-                raise VgwError(f"{path}:{number}: not a JSON object that describes a packet")
-            yield description
+def _check_options(description: Mapping[str, Any]) -> None:
+    """Raise a usage error that names the option with a wrong value."""
+    from vgw.policy.frame import FieldError, build_frame
+
+    try:
+        build_frame(description, source_mac=bytes(6), destination_mac=bytes(6))
+    except FieldError as error:
+        raise click.UsageError(f"--{error.field.replace('_', '-')}: {error.problem}") from error
+
+
+class PacketFile:
+    """The packet descriptions of a file of JSON lines; blank lines are passed over.
+
+    `line` is the number of the line that was read last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = 0
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        with self.path.open("rb") as file:
+            for self.line, text in enumerate(file, start=1):
+                if text.strip():
+                    yield self._description(text)
+
+    def _description(self, text: bytes) -> Mapping[str, Any]:
+        where = f"{self.path}:{self.line}"
+        try:
+            description = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise VgwError(f"{where}: not a line of JSON: {error}") from error
+        if not isinstance(description, dict):
+            raise VgwError(f"{where}: not a JSON object that describes a packet")
+        return description
 
 
 def _print_results(
     results: Iterable[Row], output: Output, vm: str, direction: str, description: Row
 ) -> bool:
-    """Print the results and return whether program and model agreed on each."""
+    """Print the results; return whether the program answered each as the model does."""
     agreed = True
     rows = []
     for row in results:
-        agreed &= not _differs(row)
+        agreed &= row["verdict"] is not None and not _differs(row)
         if output is Output.JSONL:
             print_json_line(row)
         else:
@@ -180,8 +210,12 @@ def _sentence(row: Row) -> str:
 
 
 def _table(rows: Iterable[Row]) -> Table:
-    table = Table("INDEX", "VERDICT", "REASON", "RULE", "MODEL", right=("INDEX",))
+    table = Table("INDEX", "VERDICT", "REASON", "RULE", "MODEL", "", right=("INDEX",))
     for row in rows:
-        model = f"{row['model']} {row['model_reason']} DIFFERS" if _differs(row) else row["model"]
-        table.add(row["index"], row["verdict"], row["reason"], rule_text(row), model)
+        model, note = row["model"], ""
+        if row["verdict"] is None:
+            note = f"no answer: {row['error']}"
+        elif _differs(row):
+            model, note = f"{row['model']} {row['model_reason']}", "DIFFERS"
+        table.add(row["index"], row["verdict"], row["reason"], rule_text(row), model, note)
     return table
