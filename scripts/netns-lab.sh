@@ -230,6 +230,7 @@ execute() {
 }
 
 shell() {
+  need_root shell "${1:-}"
   need_node "${1:-}"
   printf 'You are in %s; leave with exit.\n' "$1"
   PS1="[$lab $1] \\w \\$ " execute "$1" bash --norc -i

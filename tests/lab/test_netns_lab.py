@@ -96,3 +96,15 @@ def test_the_demo_shows_what_the_policy_says(name: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert "rows are as the policy says" in run.stdout
     assert "WRONG" not in run.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "shell host", "exec host true"])
+def test_every_command_says_that_it_needs_root(command: str) -> None:
+    reading = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    nobody = ("setpriv", "--reuid=65534", "--clear-groups", *reading)
+    script = Path(__file__).parents[2] / "scripts" / "netns-lab.sh"
+    done = subprocess.run(
+        [*nobody, script, *command.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "network namespaces need root" in done.stderr
