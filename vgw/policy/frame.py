@@ -78,7 +78,8 @@ def build_frame(
         if name in description and protocol not in protocols:
             raise FieldError(name, f"protocol {protocol} has no such field; leave it out")
     if protocol == (ICMPV6 if source.version == 4 else ICMP):
-        raise FieldError("proto", f"protocol {protocol} does not go with IPv{source.version} addresses")
+        problem = f"protocol {protocol} does not go with IPv{source.version} addresses"
+        raise FieldError("proto", problem)
     segment = seal(_segment(description, protocol), protocol, source, destination)
     hop_limit = 255 if protocol == ICMPV6 and segment[0] in ND_TYPES else 64
     packet = _ip_packet(segment, protocol, source, destination, hop_limit)
@@ -210,7 +211,7 @@ def _integer(
     if isinstance(value, str) and value.isascii() and value.isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        problem = "is missing" if value is None else f"{value!r} is wrong"
+        problem = "it is missing" if value is None else f"{value!r} is wrong"
         names = f"{', '.join(PROTOCOL_NUMBERS)} or " if name == "proto" else ""
         raise FieldError(name, f"{problem}; give {names}a number from {low} to {high}")
     return value
