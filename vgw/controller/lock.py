@@ -37,9 +37,9 @@ class DirectoryLock:
         while True:
             try:
                 fd = self._open()
-            except FileNotFoundError:
-                continue  # its holder removed it at this moment
             except OSError as error:
+                if self._was_removed(error):
+                    continue
                 raise VgwError(
                     f"cannot lock {self.path}: {error.strerror}; run vgw as root, or choose other "
                     "directories by VGW_BPFFS and VGW_RUN_DIR"
@@ -71,6 +71,13 @@ class DirectoryLock:
             if fields[1] == "FLOCK" and fields[5] == place:
                 return int(fields[4])
         return None
+
+    def _was_removed(self, error: OSError) -> bool:
+        """Tell whether an error only means that the holder removed the directory meanwhile."""
+        if isinstance(error, FileNotFoundError):
+            return True
+        # mkdir() met the directory, and it was gone when mkdir() looked what it had met.
+        return isinstance(error, FileExistsError) and not self.path.is_file()
 
     def _open(self) -> int:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
