@@ -23,7 +23,7 @@
 BPF_ARRAY(active, struct active_slot, 1);
 BPF_ARRAY(configs, struct endpoint_config, VGW_CONFIG_SLOTS);
 
-/* policy.h: the compiled policy, an image of 64-byte blocks, and its rules' counters. */
+/* policy.h: the compiled policy, an image of small blocks, and its rules' counters. */
 BPF_F_TABLE("array", u32, struct image_block, policies_inner, 1, VGW_INNER_MAP);
 BPF_ARRAY_OF_MAPS(policies, "policies_inner", VGW_CONFIG_SLOTS);
 BPF_F_TABLE("array", u32, struct rule_counter, rule_counters_inner, 64, VGW_INNER_MAP);
