@@ -10,18 +10,13 @@ int conntrack_reap(struct __sk_buff *skb)
 {
 	struct endpoint_config *config;
 	struct conntrack_meta *meta;
-	struct active_slot *chosen;
 	struct scratch *work;
 	u32 zero = 0, slot;
 
-	chosen = active.lookup(&zero);
+	config = config_in_force(&slot);
 	meta = conntrack_meta.lookup(&zero);
 	work = scratch.lookup(&zero);
-	if (!chosen || !meta || !work)
-		return 0;
-	slot = chosen->slot;
-	config = configs.lookup(&slot);
-	if (!config)
+	if (!config || !meta || !work)
 		return 0;
 	return expire_batch(config, meta, &work->batch);
 }

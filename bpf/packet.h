@@ -45,7 +45,6 @@ struct quoted_packet {
 	u8 protocol;
 	bool echo;
 	bool echo_reply;
-	u8 pad;
 };
 
 struct packet {
@@ -93,7 +92,6 @@ struct policy_query {
 	u32 source;      /* protocol << 16 | source port */
 	u8 path;         /* enum vgw_path of the opener */
 	bool ordinary;   /* `any` and the default speak of it */
-	u8 pad[6];
 };
 
 /* The verdict on a packet, with what led to it. */

@@ -243,21 +243,29 @@ static __always_inline bool finish(void *ctx, const struct endpoint_config *conf
 	       decision->verdict == VGW_VERDICT_WOULD_DROP;
 }
 
+/* The configuration in force and its slot, read once for a packet; NULL: there is none. */
+static __always_inline struct endpoint_config *config_in_force(u32 *slot)
+{
+	struct active_slot *chosen;
+	u32 zero = 0;
+
+	chosen = active.lookup(&zero);
+	if (!chosen)
+		return NULL;
+	*slot = chosen->slot;
+	return configs.lookup(slot);
+}
+
 /* Judges a frame on its path. Returns whether it passes; without configuration nothing does. */
 static __always_inline bool process_packet(void *ctx, const struct frame *frame, u32 path)
 {
 	struct endpoint_config *config;
-	struct active_slot *chosen;
 	struct scratch *work;
 	u32 zero = 0, slot;
 
-	chosen = active.lookup(&zero);
+	config = config_in_force(&slot);
 	work = scratch.lookup(&zero);
-	if (!chosen || !work)
-		return false;
-	slot = chosen->slot;
-	config = configs.lookup(&slot);
-	if (!config)
+	if (!config || !work)
 		return false;
 	__builtin_memset(&work->packet, 0, sizeof(work->packet));
 	work->packet.wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
