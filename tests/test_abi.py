@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import ipaddress
+import itertools
 import shutil
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def test_macs_are_padded() -> None:
 
 
 def test_stats_slots_hold_every_reason() -> None:
+    for labels in itertools.product(abi.Path, abi.Verdict, abi.Reason):
+        assert abi.stats_labels(abi.stats_index(*labels)) == labels
     indices = {abi.stats_index(p, v, r) for p in abi.Path for v in abi.Verdict for r in abi.Reason}
     assert len(indices) == len(abi.Path) * len(abi.Verdict) * len(abi.Reason)
     assert max(indices) < len(abi.Path) * len(abi.Verdict) * abi.REASON_SLOTS

@@ -373,11 +373,6 @@ def mac_field(mac: bytes | None) -> ctypes.Array[c_uint8]:
     return (c_uint8 * 8).from_buffer_copy((mac or b"").ljust(8, b"\0"))
 
 
-def unpack_mac(mac: ctypes.Array[c_uint8]) -> str:
-    """Return a MAC address as aa:bb:cc:dd:ee:ff."""
-    return ":".join(f"{byte:02x}" for byte in mac)
-
-
 def queue_batches(conntrack_max: int) -> int:
     """Return the entries of `expiry_queue` that a limit of flows needs: each has its key in one."""
     return -(-conntrack_max // QUEUE_BATCH)
@@ -386,3 +381,10 @@ def queue_batches(conntrack_max: int) -> int:
 def stats_index(path: Path, verdict: Verdict, reason: Reason) -> int:
     """Return the index of a packet counter in the `stats` map."""
     return (path * len(Verdict) + verdict) * REASON_SLOTS + reason
+
+
+def stats_labels(index: int) -> tuple[Path, Verdict, Reason]:
+    """Return what the packet counter at an index of the `stats` map counts."""
+    place, reason = divmod(index, REASON_SLOTS)
+    path, verdict = divmod(place, len(Verdict))
+    return Path(path), Verdict(verdict), Reason(reason)

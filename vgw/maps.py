@@ -133,10 +133,7 @@ class EndpointMaps:
             if value == nothing:
                 continue
             numbers = layout.unpack(value)
-            place, reason = divmod(_number(key), abi.REASON_SLOTS)
-            path, verdict = divmod(place, len(abi.Verdict))
-            labels = abi.Path(path), abi.Verdict(verdict), abi.Reason(reason)
-            found[labels] = Counter(sum(numbers[0::2]), sum(numbers[1::2]))
+            found[abi.stats_labels(_number(key))] = Counter(sum(numbers[0::2]), sum(numbers[1::2]))
         return found
 
     def meta(self) -> abi.ConntrackMeta:
