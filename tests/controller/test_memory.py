@@ -13,7 +13,8 @@ import pytest
 
 from tests.controller.policies import document
 from vgw.abi import Action, Mode, RuleCounter
-from vgw.controller.inventory import EndpointNames, read_policy, read_sources
+from vgw.controller.event_names import EventNames
+from vgw.controller.inventory import read_policy, read_sources
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import load_policy, save_policy
@@ -178,13 +179,10 @@ def places(tmp_path: Path) -> Paths:
 
 
 def test_names_are_looked_up_again_when_one_is_unknown(places: Paths) -> None:
-    now = 0.0
-    names = EndpointNames(places, lambda: now)
+    names = EventNames(places)
     assert names.endpoint(1 << 61) is None
 
     save_manifest(places.manifest("web01"), full_manifest())
-    assert names.endpoint(1 << 61) is None  # looked a moment ago
-    now = 2.0
 
     assert names.endpoint(1 << 61) == ("web01", "tap0")
     assert names.rule(1 << 61, 1) == ("base", "vm", "b")
@@ -195,7 +193,7 @@ def test_names_survive_a_damaged_neighbour(places: Paths) -> None:
     save_manifest(places.manifest("web01"), full_manifest())
     places.manifest("web02").write_text(json.dumps({"schema": "other"}))
 
-    assert EndpointNames(places).endpoint(1 << 61) == ("web01", "tap0")
+    assert EventNames(places).endpoint(1 << 61) == ("web01", "tap0")
 
 
 def test_a_policy_directory_is_read_in_order_of_names(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.controller.policies import document, from_vm, interface, to_vm
 from vgw import libbpf
 from vgw.abi import Mode, Reason, Verdict
 from vgw.abi import Path as PacketPath
-from vgw.controller.inventory import endpoint_names
+from vgw.controller.event_names import EventNames
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
@@ -165,7 +165,7 @@ def test_events_have_names_for_rules_that_are_gone(host: Host, paths: Paths, tap
 
     host.apply(document(HTTPS))
 
-    names = endpoint_names(paths)
+    names = EventNames(paths)
     assert names.endpoint(identity) == ("web01", "tap0")
     assert names.rule(identity, 0) == ("base", "vm", "http")
     assert names.rule(identity, 1) == ("base", "vm", "https")

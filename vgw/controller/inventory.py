@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to know by name: the policy on disk, and what the ids in events stand for."""
+"""The policy on disk: a file, or a directory of files that are read as one."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from vgw.controller.events import RuleName
-from vgw.controller.manifest import Manifest, load_manifest
-from vgw.controller.paths import Paths
 from vgw.errors import VgwError
 from vgw.policy.model import PolicyDocument
+from vgw.policy.parse import parse_sources
 
 #: Larger files are no policies: what is read into memory has to have a bound.
 MAX_POLICY_BYTES: Final = 64 << 20
-
-#: Seconds between two looks at the manifests for an id that nobody knows.
-_REFRESH_SECONDS: Final = 1.0
 
 
 def read_sources(path: Path) -> list[tuple[str, str]]:
@@ -45,8 +37,6 @@ def read_policy(path: Path) -> PolicyDocument:
 
     Raises VgwError when it cannot be read and PolicyError when it is invalid.
     """
-    from vgw.policy.parse import parse_sources  # noqa: PLC0415 - pydantic takes long to load
-
     return parse_sources(read_sources(path))
 
 
@@ -65,59 +55,3 @@ def _read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise VgwError(f"policy {file} line {line} is not UTF-8 text; save it as UTF-8") from None
-
-
-def manifests(paths: Paths) -> list[Manifest]:
-    """Return what is remembered of every VM; damaged files are left out."""
-    found = (load_manifest(file) for file in sorted(paths.manifests.glob("*.json")))
-    return [manifest for manifest in found if manifest is not None]
-
-
-class EndpointNames:
-    """What endpoint identities and rule ids in events stand for; answers events.Names.
-
-    Reads the manifests when it does not know one, at most once a second. Safe to use from several
-    threads.
-    """
-
-    def __init__(self, paths: Paths, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the manifests under `paths`; `clock` gives seconds."""
-        self._paths = paths
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._read()
-
-    def endpoint(self, endpoint: int) -> tuple[str, str] | None:
-        """Return the VM and the interface of an endpoint's identity."""
-        with self._lock:
-            if endpoint not in self._endpoints:
-                self._refresh()
-            return self._endpoints.get(endpoint)
-
-    def rule(self, endpoint: int, rule: int) -> RuleName | None:
-        """Return the name of a rule id of an endpoint."""
-        with self._lock:
-            if (endpoint, rule) not in self._rules:
-                self._refresh()
-            return self._rules.get((endpoint, rule))
-
-    def _refresh(self) -> None:
-        if self._clock() - self._read_at >= _REFRESH_SECONDS:
-            self._read()
-
-    def _read(self) -> None:
-        self._read_at = self._clock()
-        endpoints: dict[int, tuple[str, str]] = {}
-        rules: dict[tuple[int, int], RuleName] = {}
-        for manifest in manifests(self._paths):
-            for name, entry in manifest.endpoints.items():
-                endpoints[entry.endpoint] = manifest.vm, name
-                for rule in manifest.rules.values():
-                    names = RuleName(rule.policy, rule.tier, rule.name)
-                    rules[entry.endpoint, rule.id] = names
-        self._endpoints, self._rules = endpoints, rules
-
-
-def endpoint_names(paths: Paths) -> EndpointNames:
-    """Return what the ids in events of this host stand for."""
-    return EndpointNames(paths)

@@ -89,10 +89,6 @@ class Manifest:
         """Return key -> id of every rule that has one."""
         return {key: entry.id for key, entry in self.rules.items()}
 
-    def rule_of_id(self, rule_id: int) -> RuleEntry | None:
-        """Return the rule that an id stands for, None when it is not known (any more)."""
-        return next((entry for entry in self.rules.values() if entry.id == rule_id), None)
-
     def with_rules(self, rules: Iterable[EffectiveRule]) -> Manifest:
         """Return a manifest in which each of these rules has an id: its old one, or a new one."""
         entries: dict[str, RuleEntry] = {}
