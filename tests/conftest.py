@@ -9,7 +9,12 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# An example that takes long on a busy host is no mistake.
+hypothesis.settings.register_profile("vgw", deadline=None)
+hypothesis.settings.load_profile("vgw")
 
 #: Tests with these markers need more than Python, so they are the ones that get skipped unnoticed.
 GUARDED_MARKERS = ("bpf", "lab")

@@ -2,12 +2,15 @@
 """What a policy means for one VM: order of rules, groups as addresses, services spelt out."""
 
 import time
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.policy.texts import parse, whole
 from vgw.abi import Action
+from vgw.policy.groups import collapse
 from vgw.policy.model import (
     ANY_SERVICE,
     ANYWHERE,
@@ -174,6 +177,26 @@ def test_a_long_chain_of_groups() -> None:
     document = parse(whole(f"groups:\n{chain}\n  g{count}: {{cidrs: [10.0.0.0/8]}}"))
     assert group_networks(document, "g0") == networks("10.0.0.0/8")
     assert not document.warnings
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 255), st.integers(24, 32)).map(
+                lambda pair: ip_network((0x0A000000 | pair[0], pair[1]), strict=False)
+            ),
+            st.tuples(st.integers(0, 255), st.integers(119, 128)).map(
+                lambda pair: ip_network((0x20010DB8 << 96 | pair[0], pair[1]), strict=False)
+            ),
+            st.sampled_from(ANYWHERE),
+        ),
+        max_size=24,
+    )
+)
+def test_networks_are_collapsed_as_ipaddress_does(found: list[Network]) -> None:
+    ipv4 = [network for network in found if isinstance(network, IPv4Network)]
+    ipv6 = [network for network in found if isinstance(network, IPv6Network)]
+    assert collapse(found) == (*collapse_addresses(ipv4), *collapse_addresses(ipv6))
 
 
 def test_two_hundred_vms_share_the_work() -> None:

@@ -152,6 +152,7 @@ class Rule:
     comment: str = ""
     file: str = ""
     line: int = 0
+    column: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +166,14 @@ class AppliesTo:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A named, ordered list of rules for each direction."""
+    """A named, ordered list of rules for each direction; `path` is its place in its file."""
 
     name: str
     tier: Tier
     applies_to: AppliesTo
     ingress: tuple[Rule, ...] = ()
     egress: tuple[Rule, ...] = ()
+    path: str = ""
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """Return the rules of one direction in file order."""
@@ -209,7 +211,8 @@ class EffectiveRule:
     """A rule as it holds for one VM, every name resolved.
 
     Empty `peers` or `local` match nothing (a group without members); `any` is ANYWHERE. Empty
-    `source_ports` are all ports. Networks are collapsed and sorted.
+    `source_ports` are all ports. Networks are collapsed and sorted. `key` is the rule's identity
+    over policy changes: what its counters and logs go by.
     """
 
     direction: Direction
@@ -225,11 +228,12 @@ class EffectiveRule:
     comment: str = ""
     file: str = ""
     line: int = 0
+    key: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> str:
-        """The rule's identity over policy changes: what its counters and logs go by."""
-        return f"{self.direction}/{self.tier}/{self.policy}/{self.name}"
+    def __post_init__(self) -> None:
+        # Made once: counters, manifests and images ask for it again and again.
+        key = f"{self.direction}/{self.tier}/{self.policy}/{self.name}"
+        object.__setattr__(self, "key", key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy means for one VM: its rules in the order of evaluation, every name resolved."""
+"""What a policy means for one VM: its rules in the order of evaluation, every name resolved.
+
+VMs to which the same policies apply get the same tuples of rules, and a document that differs from
+an earlier one in little gets the earlier one's objects for everything that means the same: whoever
+reads effective policies may go by identity.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import is_
+from typing import Final, Generic, TypeVar
 
+from vgw.policy.groups import Groups, collapse, labels_match
 from vgw.policy.model import (
     ANY_SERVICE,
     ANYWHERE,
@@ -14,7 +23,6 @@ from vgw.policy.model import (
     Direction,
     EffectivePolicy,
     EffectiveRule,
-    Group,
     Network,
     Policy,
     PolicyDocument,
@@ -22,6 +30,17 @@ from vgw.policy.model import (
     Service,
     Vm,
 )
+
+_T = TypeVar("_T")
+_Rules = tuple[EffectiveRule, ...]
+#: What a VM's list of rules is made of: the direction and the names of the policies.
+_ListKey = tuple[Direction, tuple[str, ...]]
+#: The rules of each policy of a list, and all of them in one tuple.
+_Joined = tuple[list[_Rules], _Rules]
+
+#: Documents that are remembered: the one in force and the one that is being looked at.
+_REMEMBERED: Final = 2
+_ANY_SERVICES: Final = (ANY_SERVICE,)
 
 
 def effective_policy(document: PolicyDocument, vm_name: str | None) -> EffectivePolicy:
@@ -38,17 +57,12 @@ def group_networks(document: PolicyDocument, name: str) -> tuple[Network, ...]:
     These are the addresses of the interfaces of its VMs (not link-local ones, not allowed pairs),
     its CIDRs and those of the groups in it. Empty when it has none. KeyError without such a group.
     """
-    return _resolver(document).group_networks(name)
+    return _resolver(document).groups.networks(name)
 
 
 def empty_groups(document: PolicyDocument) -> tuple[str, ...]:
     """Return the groups that stand for nothing, in the order of the document."""
-    return _resolver(document).empty_groups()
-
-
-def labels_match(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Tell whether labels have every wanted key with its value; wanting none matches none."""
-    return bool(wanted) and all(labels.get(key) == value for key, value in wanted.items())
+    return _resolver(document).groups.empty()
 
 
 def applies(applies_to: AppliesTo, vm: Vm | None) -> bool:
@@ -58,97 +72,120 @@ def applies(applies_to: AppliesTo, vm: Vm | None) -> bool:
     return vm.name in applies_to.vms or labels_match(applies_to.labels, vm.labels)
 
 
-def collapse(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """Return networks without overlaps, adjacent ones merged, IPv4 before IPv6, sorted."""
-    found = tuple(networks)
-    if len(found) < 2:
-        return found
-    ipv4 = (network for network in found if isinstance(network, IPv4Network))
-    ipv6 = (network for network in found if isinstance(network, IPv6Network))
-    return (*collapse_addresses(ipv4), *collapse_addresses(ipv6))
+class _Names(Generic[_T]):
+    """The groups or the services in a list of rules: what each stood for, and where it is used."""
+
+    def __init__(self) -> None:
+        self._meanings: dict[str, tuple[_T, ...]] = {}
+        self._users: dict[str, list[int]] = {}
+
+    def note(self, name: str, meaning: tuple[_T, ...], user: int) -> None:
+        """Note what a name stands for in the rule of a position."""
+        self._meanings[name] = meaning
+        self._users.setdefault(name, []).append(user)
+
+    def update(self, meaning: Callable[[str], tuple[_T, ...]]) -> tuple[_Names[_T], set[int]]:
+        """Return the names with what they stand for now, and where that is something else."""
+        updated: _Names[_T] = _Names()
+        updated._users = self._users
+        updated._meanings = {name: meaning(name) for name in self._meanings}
+        others = (
+            name for name, now in updated._meanings.items() if now is not self._meanings[name]
+        )
+        return updated, {user for name in others for user in self._users[name]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The rules of one direction of a policy that are enabled, as written and as they hold."""
+
+    policy: Policy
+    direction: Direction
+    written: tuple[Rule, ...]
+    rules: _Rules
+    groups: _Names[Network]
+    services: _Names[Service]
 
 
 class _Resolver:
-    """Resolves one document and remembers what VMs share: groups and the rules of policies."""
+    """Resolves one document and remembers what VMs and the next document share."""
 
-    def __init__(self, document: PolicyDocument) -> None:
+    def __init__(self, document: PolicyDocument, earlier: _Resolver | None = None) -> None:
         self.document = document
+        self.groups: Groups = Groups(document, earlier.groups if earlier else None)
         self._policies = sorted(document.policies, key=lambda policy: TIERS.index(policy.tier))
-        self._groups: dict[str, tuple[Network, ...]] = {}
-        self._rules: dict[tuple[str, Direction], tuple[EffectiveRule, ...]] = {}
-        self._vms_by_label: dict[tuple[str, str], list[Vm]] = {}
-        for vm in document.vms.values():
-            for label in vm.labels.items():
-                self._vms_by_label.setdefault(label, []).append(vm)
+        self._parts: dict[tuple[str, Direction], _Part] = {}
+        self._lists: dict[_ListKey, _Joined] = {}
+        self._networks: dict[tuple[str | Network, ...], tuple[Network, ...]] = {}
+        self._services: dict[tuple[str | Service, ...], tuple[Service, ...]] = {}
+        # What an earlier document had and this one was not asked about yet.
+        self._earlier_parts: dict[tuple[str, Direction], _Part] = {}
+        self._earlier_lists: dict[_ListKey, _Joined] = {}
+        if earlier is not None:
+            self._take_over(earlier)
+
+    def _take_over(self, earlier: _Resolver) -> None:
+        policies = {policy.name: policy for policy in self._policies}
+        for parts in (earlier._earlier_parts, earlier._parts):
+            for key, part in parts.items():
+                if policies.get(part.policy.name) is part.policy:
+                    self._earlier_parts[key] = part
+        self._earlier_lists = earlier._lists or earlier._earlier_lists
 
     def effective_policy(self, vm_name: str | None) -> EffectivePolicy:
         vm = None if vm_name is None else self.document.vms.get(vm_name)
         policies = [policy for policy in self._policies if applies(policy.applies_to, vm)]
-        ingress, egress = (
-            tuple(rule for policy in policies for rule in self._policy_rules(policy, direction))
-            for direction in Direction
-        )
+        ingress, egress = (self._list(policies, direction) for direction in Direction)
         return EffectivePolicy(
             vm=vm_name or "", ingress=ingress, egress=egress, defaults=self.document.defaults
         )
 
-    def group_networks(self, name: str) -> tuple[Network, ...]:
-        if name not in self._groups:
-            self._groups[name] = collapse(self._members(name))
-        return self._groups[name]
+    def _list(self, policies: Sequence[Policy], direction: Direction) -> _Rules:
+        """Return the rules of policies one after the other; of the same ones, the same tuple."""
+        key = direction, tuple(policy.name for policy in policies)
+        if key not in self._lists:
+            parts = [self._part(policy, direction).rules for policy in policies]
+            earlier = self._earlier_lists.get(key)
+            if earlier is None or not all(map(is_, earlier[0], parts)):
+                earlier = parts, parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
+            self._lists[key] = earlier
+        return self._lists[key][1]
 
-    def _members(self, name: str) -> Iterable[Network]:
-        pending = [name]
-        seen = {name}
-        while pending:
-            group = self.document.groups[pending.pop()]
-            yield from self._own_members(group)
-            for nested in group.groups:
-                if nested not in seen:
-                    seen.add(nested)
-                    pending.append(nested)
-
-    def _own_members(self, group: Group) -> Iterable[Network]:
-        """Iterate over what is in a group apart from the groups in it."""
-        yield from group.cidrs
-        for vm in (*self._vms_with(group.labels), *map(self.document.vms.get, group.vms)):
-            for interface in vm.interfaces if vm else ():
-                for address in interface.addresses:
-                    if not address.is_link_local:
-                        yield ip_network(address)
-
-    def empty_groups(self) -> tuple[str, ...]:
-        groups = self.document.groups
-        containers: dict[str, list[str]] = {}
-        for group in groups.values():
-            for nested in group.groups:
-                containers.setdefault(nested, []).append(group.name)
-        pending = [
-            group.name for group in groups.values() if any(True for _ in self._own_members(group))
-        ]
-        filled = set(pending)
-        while pending:
-            for name in containers.get(pending.pop(), ()):
-                if name not in filled:
-                    filled.add(name)
-                    pending.append(name)
-        return tuple(name for name in groups if name not in filled)
-
-    def _vms_with(self, labels: Mapping[str, str]) -> Iterable[Vm]:
-        if not labels:
-            return ()
-        candidates = self._vms_by_label.get(next(iter(labels.items())), ())
-        return (vm for vm in candidates if labels_match(labels, vm.labels))
-
-    def _policy_rules(self, policy: Policy, direction: Direction) -> tuple[EffectiveRule, ...]:
+    def _part(self, policy: Policy, direction: Direction) -> _Part:
         key = policy.name, direction
-        if key not in self._rules:
-            self._rules[key] = tuple(
-                self._effective_rule(policy, direction, rule)
-                for rule in policy.rules(direction)
-                if rule.enabled
+        if key not in self._parts:
+            earlier = self._earlier_parts.pop(key, None)
+            self._parts[key] = (
+                self._resolved(policy, direction) if earlier is None else self._updated(earlier)
             )
-        return self._rules[key]
+        return self._parts[key]
+
+    def _resolved(self, policy: Policy, direction: Direction) -> _Part:
+        groups: _Names[Network] = _Names()
+        services: _Names[Service] = _Names()
+        written = tuple(rule for rule in policy.rules(direction) if rule.enabled)
+        for position, rule in enumerate(written):
+            for peer in rule.peers:
+                if isinstance(peer, str):
+                    groups.note(peer, self.groups.networks(peer), position)
+            for service in rule.services:
+                if isinstance(service, str):
+                    services.note(service, self.document.services[service], position)
+        rules = tuple(self._effective_rule(policy, direction, rule) for rule in written)
+        return _Part(policy, direction, written, rules, groups, services)
+
+    def _updated(self, part: _Part) -> _Part:
+        """Return a part of an earlier document as it holds in this one."""
+        groups, with_groups = part.groups.update(self.groups.networks)
+        services, with_services = part.services.update(self.document.services.__getitem__)
+        positions = with_groups | with_services
+        if not positions:
+            return part
+        rules = list(part.rules)
+        for position in positions:
+            rule = part.written[position]
+            rules[position] = self._effective_rule(part.policy, part.direction, rule)
+        return _Part(part.policy, part.direction, part.written, tuple(rules), groups, services)
 
     def _effective_rule(self, policy: Policy, direction: Direction, rule: Rule) -> EffectiveRule:
         return EffectiveRule(
@@ -157,9 +194,9 @@ class _Resolver:
             policy=policy.name,
             name=rule.name,
             action=rule.action,
-            peers=self._peers(rule),
-            local=collapse(rule.local) if rule.local else ANYWHERE,
-            services=self._services(rule),
+            peers=self._networks_of(rule.peers) if rule.peers else ANYWHERE,
+            local=self._networks_of(rule.local) if rule.local else ANYWHERE,
+            services=self._services_of(rule.services) if rule.services else _ANY_SERVICES,
             source_ports=rule.source_ports,
             log=rule.log,
             comment=rule.comment,
@@ -167,36 +204,43 @@ class _Resolver:
             line=rule.line,
         )
 
-    def _peers(self, rule: Rule) -> tuple[Network, ...]:
-        if not rule.peers:
-            return ANYWHERE
-        return collapse(
-            network
-            for peer in rule.peers
-            for network in (self.group_networks(peer) if isinstance(peer, str) else (peer,))
-        )
+    def _networks_of(self, entries: tuple[str | Network, ...]) -> tuple[Network, ...]:
+        found = self._networks.get(entries)
+        if found is None:
+            members = [
+                self.groups.networks(entry) if isinstance(entry, str) else (entry,)
+                for entry in entries
+            ]
+            found = members[0] if len(members) == 1 else collapse(chain.from_iterable(members))
+            self._networks[entries] = found
+        return found
 
-    def _services(self, rule: Rule) -> tuple[Service, ...]:
-        if not rule.services:
-            return (ANY_SERVICE,)
-        found: dict[Service, None] = {}
-        for service in rule.services:
-            if isinstance(service, Service):
-                found[service] = None
-            else:
-                found.update(dict.fromkeys(self.document.services[service]))
-        return tuple(found)
+    def _services_of(self, entries: tuple[str | Service, ...]) -> tuple[Service, ...]:
+        found = self._services.get(entries)
+        if found is None:
+            alternatives: dict[Service, None] = {}
+            for entry in entries:
+                if isinstance(entry, Service):
+                    alternatives[entry] = None
+                else:
+                    alternatives.update(dict.fromkeys(self.document.services[entry]))
+            found = self._services[entries] = tuple(alternatives)
+        return found
 
 
-#: The resolver of the document that was asked about last: many VMs of one document follow each
-#: other. It is found by identity, because documents cannot be hashed.
+#: The resolvers of the documents that were asked about last, newest first: many VMs of one document
+#: follow each other. They are found by identity, because documents cannot be hashed.
 _latest: list[_Resolver] = []
 
 
 def _resolver(document: PolicyDocument) -> _Resolver:
-    for resolver in _latest:
+    latest = tuple(_latest)
+    for resolver in latest:
         if resolver.document is document:
             return resolver
-    resolver = _Resolver(document)
-    _latest[:] = [resolver]
+    # A document with the policies of another one is a later state of it and takes its place.
+    same = [each for each in latest if each.document.policies is document.policies]
+    others = [each for each in latest if each not in same]
+    resolver = _Resolver(document, (*same, *others, None)[0])
+    _latest[:] = [resolver, *others][:_REMEMBERED]
     return resolver
