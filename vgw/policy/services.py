@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from vgw.policy.model import ANY_SERVICE, ICMP, ICMPV6, SCTP, TCP, UDP, Service
@@ -49,6 +50,7 @@ ICMP_TYPES: Final[Mapping[int, Mapping[str, int]]] = {
 }
 
 
+@lru_cache(maxsize=4096)
 def service(text: str) -> Service:
     """Convert one alternative of a service; ValueError says what is wrong."""
     if text == ANY:
