@@ -29,18 +29,17 @@ class Keys:
 
 def read_scalar(report: Report, node: Node, convert: Callable[[str], T]) -> T | None:
     """Return the converted text of a scalar, or None when it is not one or is wrong."""
-    if isinstance(node, Broken):
-        return None
-    if not isinstance(node, Scalar):
-        kind = "a list" if isinstance(node, ListNode) else "a mapping"
-        report.add(node, f"a single value is expected here, not {kind}")
-    elif node.is_null:
-        report.add(node, _null_message(node))
-    else:
+    if isinstance(node, Scalar):
+        if node.is_null:
+            report.add(node, _null_message(node))
+            return None
         try:
             return convert(node.text)
         except ValueError as error:
             report.add(node, str(error))
+    elif not isinstance(node, Broken):
+        kind = "a list" if isinstance(node, ListNode) else "a mapping"
+        report.add(node, f"a single value is expected here, not {kind}")
     return None
 
 
@@ -91,33 +90,32 @@ class Fields:
     def __init__(self, report: Report, node: Node, keys: Keys) -> None:
         self.node = node
         self._report = report
-        self._keys: dict[str, Scalar] = {}
-        self._values: dict[str, Node] = {}
+        self._entries: dict[str, tuple[Scalar, Node]] = {}
         self.is_mapping = isinstance(node, MapNode)
-        for key, value in read_entries(report, node):
-            self._keys[key.text] = key
-            self._values[key.text] = value
-            if key.text not in keys.allowed:
-                report.add(key, _unknown(report, key.text, keys))
+        for entry in read_entries(report, node):
+            text = entry[0].text
+            self._entries[text] = entry
+            if text not in keys.allowed:
+                report.add(entry[0], _unknown(report, text, keys))
         if self.is_mapping:
             for name in keys.required:
-                if name not in self._values:
+                if name not in self._entries:
                     report.add(node, f"{keys.what} needs the key `{name}`")
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values
+        return key in self._entries
 
     def key(self, key: str) -> Node:
         """Return the node of a key, that of the mapping when it has no such key."""
-        return self._keys.get(key, self.node)
+        return self._entries[key][0] if key in self._entries else self.node
 
     def value(self, key: str) -> Node | None:
         """Return the node of a key's value."""
-        return self._values.get(key)
+        return self._entries[key][1] if key in self._entries else None
 
     def scalar(self, key: str, convert: Callable[[str], T], default: T) -> T:
         """Return a converted scalar, `default` when it is absent or wrong."""
-        node = self._values.get(key)
+        node = self.value(key)
         if node is None:
             return default
         value = read_scalar(self._report, node, convert)
@@ -125,7 +123,7 @@ class Fields:
 
     def items(self, key: str) -> Sequence[Node]:
         """Return the items of a list, none when it is absent or wrong."""
-        node = self._values.get(key)
+        node = self.value(key)
         return () if node is None else read_list(self._report, node)
 
     def scalars(
@@ -136,11 +134,13 @@ class Fields:
         `if_empty` says why an empty list is a mistake; without it an empty list is none.
         """
         found: list[tuple[Node, T]] = []
-        for node in self.items(key):
+        whole = self.value(key)
+        if whole is None:
+            return found
+        for node in read_list(self._report, whole):
             value = read_scalar(self._report, node, convert)
             if value is not None:
                 found.append((node, value))
-        whole = self._values.get(key)
         if if_empty and isinstance(whole, ListNode) and not whole.items:
             self._report.add(whole, f"the list is empty; {if_empty}")
         return found

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -40,6 +42,26 @@ def parse_sources(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     if not sources:
         message = "no policy file was found; a policy is a file or a directory of *.yaml"
         raise PolicyError([Problem("policy", 0, 0, "document", message)])
+    with _collector_paused():
+        return _parse(sources)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Do without garbage collection: it would walk a growing tree without cycles again and again.
+
+    With a large policy that takes longer than all the rest.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     draft = Draft(Report())
     for order, (name, text) in enumerate(sources):
         _read_file(draft, Source(name, order), text)

@@ -44,10 +44,14 @@ _RULE_KEYS: Final = {
     for direction, other in zip(Direction, reversed(Direction), strict=True)
 }
 _DEFAULTS_KEYS: Final = Keys("`defaults`", ("ingress", "egress", "log"))
-_TIERS: Final = {str(tier): tier for tier in Tier}
 _ACTIONS: Final = {action.name.lower(): action for action in Action}
-_DEFAULT_ACTIONS: Final = {word: action for word, action in _ACTIONS.items() if word != "pass"}
+_tier: Final = values.choice({str(tier): tier for tier in Tier})
+_action: Final = values.choice(_ACTIONS)
+_decision: Final = values.choice({word: _ACTIONS[word] for word in _ACTIONS if word != "pass"})
 _NOTHING: Final = "selecting nothing is not selecting everything"
+_NO_LOCAL: Final = f"{_NOTHING}: leave `local` out for every one"
+_NO_SOURCE_PORTS: Final = f"{_NOTHING}: leave `source_ports` out for every one"
+_NO_ENTRY: Final = f"{_NOTHING}: write [any] or leave it out"
 
 
 def read_services(draft: Draft, node: Node) -> None:
@@ -63,7 +67,7 @@ def read_services(draft: Draft, node: Node) -> None:
 
 def read_policies(draft: Draft, node: Node) -> None:
     """Read the `policies` section into the draft."""
-    for item in read_list(draft.report, node):
+    for index, item in enumerate(read_list(draft.report, node)):
         found = Fields(draft.report, item, _POLICY_KEYS)
         place = found.value("name")
         name = "" if place is None else draft.define(Kind.POLICY, place, values.name)
@@ -71,10 +75,11 @@ def read_policies(draft: Draft, node: Node) -> None:
         draft.policies.append(
             Policy(
                 name=name,
-                tier=found.scalar("tier", values.choice(_TIERS), Tier.VM),
+                tier=found.scalar("tier", _tier, Tier.VM),
                 applies_to=_read_applies_to(draft, found.value("applies_to")),
                 ingress=_read_rules(draft, found, Direction.INGRESS, rule_names),
                 egress=_read_rules(draft, found, Direction.EGRESS, rule_names),
+                path=f"policies[{index}]",
             )
         )
 
@@ -96,7 +101,7 @@ def read_defaults(draft: Draft, key: Node, node: Node) -> None:
 def _default_action(text: str) -> Action:
     if text == "pass":
         raise ValueError("a default cannot be pass: nothing comes after it; write accept or drop")
-    return values.choice(_DEFAULT_ACTIONS)(text)
+    return _decision(text)
 
 
 def _read_applies_to(draft: Draft, node: Node | None) -> AppliesTo:
@@ -144,15 +149,11 @@ def _read_rules(
 
 
 def _read_rule(draft: Draft, found: Fields, direction: Direction) -> Rule:
-    local = found.scalars("local", _local, if_empty=f"{_NOTHING}: leave `local` out for every one")
-    ports = found.scalars(
-        "source_ports",
-        notation.port_range,
-        if_empty=f"{_NOTHING}: leave `source_ports` out for every one",
-    )
+    local = found.scalars("local", _local, if_empty=_NO_LOCAL)
+    ports = found.scalars("source_ports", notation.port_range, if_empty=_NO_SOURCE_PORTS)
     return Rule(
         name=found.scalar("name", values.name, ""),
-        action=found.scalar("action", values.choice(_ACTIONS), Action.DROP),
+        action=found.scalar("action", _action, Action.DROP),
         peers=_read_peers(draft, found, _PEER_KEY[direction]),
         local=tuple(network for _, network in local),
         services=_read_rule_services(draft, found),
@@ -162,6 +163,7 @@ def _read_rule(draft: Draft, found: Fields, direction: Direction) -> Rule:
         comment=found.scalar("comment", values.comment, ""),
         file=found.node.source.name,
         line=found.node.line,
+        column=found.node.column,
     )
 
 
@@ -172,7 +174,7 @@ def _local(text: str) -> Network:
 
 
 def _read_peers(draft: Draft, found: Fields, key: str) -> tuple[str | Network, ...]:
-    peers = found.scalars(key, values.peer, if_empty=f"{_NOTHING}: write [any] or leave it out")
+    peers = found.scalars(key, values.peer, if_empty=_NO_ENTRY)
     for node, peer in peers:
         if isinstance(peer, str) and peer != values.ANY:
             draft.refer(Kind.GROUP, peer, node)
@@ -182,9 +184,7 @@ def _read_peers(draft: Draft, found: Fields, key: str) -> tuple[str | Network, .
 
 
 def _read_rule_services(draft: Draft, found: Fields) -> tuple[str | Service, ...]:
-    services = found.scalars(
-        "services", notation.service_or_name, if_empty=f"{_NOTHING}: write [any] or leave it out"
-    )
+    services = found.scalars("services", notation.service_or_name, if_empty=_NO_ENTRY)
     for node, service in services:
         if isinstance(service, str):
             draft.refer(Kind.SERVICE, service, node)

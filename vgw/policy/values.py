@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, TypeVar
 
 from vgw.policy.model import Address, Network
@@ -139,18 +140,21 @@ def pair_network(text: str) -> Network:
     return value
 
 
+@lru_cache(maxsize=4096)
 def network(text: str) -> Network:
     """Convert a CIDR, or an address to the network of this host alone."""
     head, slash, length = text.partition("/")
     base = _parse_address(head, text)
-    highest = base.max_prefixlen
+    # From numbers, because ipaddress would write the address down and parse it again.
+    number, highest = int(base), base.max_prefixlen
+    make = IPv4Network if isinstance(base, IPv4Address) else IPv6Network
     if not slash:
-        return ip_network(base)
+        return make(number)
     if not _NUMBER.fullmatch(length) or int(length) > highest:
         raise ValueError(
             f"{show(text)} has no valid prefix length; IPv{base.version} has /0 to /{highest}"
         )
-    value = ip_network((base, int(length)), strict=False)
+    value = make((number, int(length)), strict=False)
     if value.network_address != base:
         raise ValueError(
             f"{show(text)} has host bits set; the network is {value}, the address {base}/{highest}"
@@ -169,8 +173,9 @@ def peer(text: str) -> str | Network:
 
 
 def _parse_address(text: str, whole: str = "") -> Address:
+    value: Address
     try:
-        value = ip_address(text)
+        value = IPv6Address(text) if ":" in text else IPv4Address(text)
     except ValueError:
         raise ValueError(
             f"{show(whole or text)} is not an address or CIDR such as 10.0.0.1, 10.0.0.0/8 or "

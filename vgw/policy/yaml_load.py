@@ -10,6 +10,7 @@ are limited.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import yaml
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from yaml._yaml import Mark as CMark
     from yaml.error import Mark
 
-#: Limits of one file. 50,000 rules are about 8 million characters and 700,000 values.
+#: Limits of one file. 50,000 rules in each direction are about 25 million characters and 2,500,000
+#: values if every rule uses every key; the tree of so many takes half a gigabyte while it is read.
 MAX_CHARACTERS: Final = 32 * 1024 * 1024
-MAX_VALUES: Final = 2_000_000
+MAX_VALUES: Final = 3_000_000
 MAX_DEPTH: Final = 16
 
 _FORBIDDEN: Final = re.compile(
@@ -91,6 +93,15 @@ def _check_characters(text: str) -> None:
     raise _Refusal(line, start - text.rfind("\n", 0, start), message)
 
 
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A collection that is being filled: the key that waits for its value, the lines of keys."""
+
+    node: ListNode | MapNode
+    key: Node | None = None
+    lines: dict[str, int] = field(default_factory=dict)
+
+
 class _Builder:
     """Builds the tree from the parser's events, without recursion."""
 
@@ -99,11 +110,7 @@ class _Builder:
         self._report = report
         self._root: Node | None = None
         self._values = 0
-        # One element per open collection: the node, the key that waits for its value, the lines
-        # of the keys seen.
-        self._open: list[ListNode | MapNode] = []
-        self._keys: list[Node | None] = []
-        self._lines: list[dict[str, int]] = []
+        self._open: list[_Open] = []
 
     def build(self, text: str) -> Node:
         """Return the root of the only document."""
@@ -113,8 +120,6 @@ class _Builder:
                     self._add(event)
                 elif isinstance(event, yaml.CollectionEndEvent):
                     self._open.pop()
-                    self._keys.pop()
-                    self._lines.pop()
                 elif isinstance(event, yaml.DocumentStartEvent) and self._root is not None:
                     message = "a file holds one document; put the next one into its own file"
                     raise _Refusal(*_place(event.start_mark), message)
@@ -130,58 +135,50 @@ class _Builder:
 
     def _add(self, event: yaml.NodeEvent) -> None:
         line, column = _place(event.start_mark)
-        place = (self._source, line, column)
         self._values += 1
         if self._values > MAX_VALUES:
             raise _Refusal(line, column, f"the file has more than {MAX_VALUES} values")
-        node: Node
         if isinstance(event, yaml.ScalarEvent):
-            node = Scalar(*place, event.value, not event.style)
-        elif isinstance(event, yaml.MappingStartEvent):
-            node = MapNode(*place)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            node = ListNode(*place)
-        else:
-            node = Broken(*place)
-        mistake = _mistake(event)
-        if mistake is None:
-            self._attach(node)
-        else:
-            # A refused collection is filled all the same, apart from the tree.
-            broken = Broken(*place)
-            self._report.add(broken, mistake)
-            self._attach(broken)
-        if isinstance(node, ListNode | MapNode):
+            self._admit(event, Scalar(self._source, line, column, event.value, not event.style))
+        elif isinstance(event, yaml.CollectionStartEvent):
+            make = MapNode if isinstance(event, yaml.MappingStartEvent) else ListNode
+            node = make(self._source, line, column)
+            self._admit(event, node)
             if len(self._open) == MAX_DEPTH:
                 raise _Refusal(line, column, f"values are nested more than {MAX_DEPTH} levels deep")
-            self._open.append(node)
-            self._keys.append(None)
-            self._lines.append({})
+            self._open.append(_Open(node))
+        else:
+            self._admit(event, Broken(self._source, line, column))
+
+    def _admit(self, event: yaml.NodeEvent, node: Node) -> None:
+        mistake = _mistake(event)
+        if mistake is not None:
+            # A refused collection is filled all the same, apart from the tree.
+            node = Broken(node.source, node.line, node.column)
+            self._report.add(node, mistake)
+        self._attach(node)
 
     def _attach(self, node: Node) -> None:
         if not self._open:
             self._root = node
             return
         parent = self._open[-1]
-        if isinstance(parent, ListNode):
-            parent.items.append(node)
-            return
-        key = self._keys[-1]
-        if key is None:
-            self._check_key(node)
-            self._keys[-1] = node
+        if isinstance(parent.node, ListNode):
+            parent.node.items.append(node)
+        elif parent.key is None:
+            self._check_key(parent, node)
+            parent.key = node
         else:
-            parent.entries.append((key, node))
-            self._keys[-1] = None
+            parent.node.entries.append((parent.key, node))
+            parent.key = None
 
-    def _check_key(self, node: Node) -> None:
+    def _check_key(self, parent: _Open, node: Node) -> None:
         if isinstance(node, Scalar):
-            lines = self._lines[-1]
-            if node.text in lines:
-                first = f"it is already on line {lines[node.text]}"
+            if node.text in parent.lines:
+                first = f"it is already on line {parent.lines[node.text]}"
                 self._report.add(node, f"duplicate key {show(node.text)}; {first}")
             else:
-                lines[node.text] = node.line
+                parent.lines[node.text] = node.line
         elif not isinstance(node, Broken):
             self._report.add(node, "a key must be a text, not a list or a mapping")
 
@@ -197,7 +194,7 @@ def _mistake(event: yaml.NodeEvent) -> str | None:
         return f"the alias {show('*' + str(event.anchor))} is not allowed; write the value out"
     if event.anchor is not None:
         return f"the anchor {show('&' + event.anchor)} is not allowed; write the value out"
-    tag = event.tag if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) else None
+    tag: str | None = getattr(event, "tag", None)
     if tag is not None:
         return f"the tag {show(tag)} is not allowed; write the value without it"
     return None
