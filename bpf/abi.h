@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define VGW_ABI_VERSION 1
+#define VGW_ABI_VERSION 2
 
 /* The packet's path at a hook. User space calls to_vm "ingress", from_vm "egress". */
 #define VGW_PATHS(X) \
@@ -99,13 +99,16 @@ enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 /* Bits of the flags in a rule word of a compiled policy. */
 #define VGW_RULE_LOG (1 << 0)
 
-#define VGW_NO_RULE 0xffffffff     /* a rule id that names no rule */
+#define VGW_NO_RULE 0xffffffff     /* a rule number that names no rule */
 #define VGW_MAX_ADDRESSES 24       /* owned addresses and allowed pairs of an interface */
 #define VGW_MAX_VLANS 16           /* tags an interface may use */
 #define VGW_REASON_SLOTS 64        /* room for reasons in the stats map */
 #define VGW_QUEUE_BATCH 4          /* flow keys in one element of expiry_queue */
 #define VGW_EXPIRY_MARGIN 16       /* batches that expiry leaves in expiry_queue */
-#define VGW_IMAGE_BLOCK_WORDS 4     /* words in one element of a compiled policy */
+#define VGW_SERVICE_FOREIGN_ICMP 0x01000000 /* ICMP over IPv6, ICMPv6 over IPv4: mere numbers */
+#define VGW_IMAGE_LINE_WORDS 8     /* words in a line of a compiled policy: those of a cache line */
+#define VGW_CHUNK_LINES 1024       /* lines in a map of it, */
+#define VGW_IMAGE_CHUNKS 1280      /* and such maps it may have */
 #define VGW_CONFIG_SLOTS 2         /* configurations and policies: one in force, one spare */
 
 /* IPv6 address, wire order; IPv4 as ::ffff:a.b.c.d. */
@@ -131,6 +134,7 @@ struct endpoint_config {
 	__u64 flow_epoch;               /* flows of another epoch are dead: flushed */
 	__u64 timeout_ns[16];           /* ns, by enum vgw_flow_state */
 	__u32 generation;               /* number of the policy in force; 0: none */
+	__u32 first_counter[VGW_PATH_COUNT]; /* of the policy of each path, in rule_counters */
 	__u32 log_per_second;           /* events a second before suppression */
 	__u32 address_count;            /* used entries of addresses */
 	__u32 vlan_count;               /* used entries of vlans */
@@ -142,15 +146,28 @@ struct endpoint_config {
 	struct owned_address addresses[VGW_MAX_ADDRESSES];
 };
 
-/* Which slot of `configs` and of `policies` is in force. */
+/* Which slot of `configs`, `policies` and `rule_counters` is in force. */
 struct active_slot {
 	__u32 slot;                     /* 0 or 1 */
 	__u32 pad;
 };
 
-/* Words of a compiled policy, which compile.py writes and policy.h reads. */
-struct image_block {
-	__u64 words[VGW_IMAGE_BLOCK_WORDS];
+/* Part of a compiled policy, which vgw/policy/ writes and image.h describes. */
+struct image_line {
+	__u64 words[VGW_IMAGE_LINE_WORDS];
+};
+
+struct image_chunk {
+	struct image_line lines[VGW_CHUNK_LINES];
+};
+
+/* A question to the policy, from the side of the packet that opens a flow. */
+struct policy_query {
+	__u32 fields[4][4];             /* remote and local address (IPv4: one word), service, source */
+	__u8 path;                      /* enum vgw_path of the opener */
+	__u8 ipv6;                      /* 1: the addresses are of four words */
+	__u8 ordinary;                  /* 1: `any` and the default speak of it */
+	__u8 pad[5];
 };
 
 /* A flow, named from the endpoint's side, so both directions have one key. */
@@ -172,7 +189,7 @@ struct flow {
 	__u64 packets[2];               /* by enum vgw_path; not atomic */
 	__u64 bytes[2];                 /* by enum vgw_path; wire bytes; not atomic */
 	__u32 generation;               /* policy under which it was last accepted */
-	__u32 rule;                     /* rule id that accepted it, or VGW_NO_RULE: the default */
+	__u32 rule;                     /* number of the rule that accepted it, or VGW_NO_RULE: default */
 	__u32 tcp_acked[2];             /* by enum vgw_path: last acknowledgement number sent on it */
 	__u8 state;                     /* enum vgw_flow_state */
 	__u8 opener;                    /* enum vgw_path of the first packet */
@@ -226,7 +243,7 @@ struct event {
 	__u64 time_ns;                  /* CLOCK_MONOTONIC */
 	__u64 endpoint;                 /* endpoint_config.endpoint */
 	__u32 generation;
-	__u32 rule;                     /* rule id, or VGW_NO_RULE */
+	__u32 rule;                     /* its number in the policy of path and generation, or VGW_NO_RULE */
 	__u32 length;                   /* bytes on the wire */
 	__u16 abi;                      /* VGW_ABI_VERSION */
 	__u16 ethertype;                /* after VLAN tags; 0: not read */
@@ -244,7 +261,8 @@ struct event {
 	__u8 icmp_code;
 	__u8 source_mac[6];             /* wire */
 	__u8 destination_mac[6];        /* wire */
-	__u8 pad[7];
+	__u8 rule_path;                 /* enum vgw_path of the policy that numbers `rule` */
+	__u8 pad[6];
 };
 
 #endif

@@ -27,6 +27,12 @@ static __always_inline u64 is_less(u64 a, u64 b)
 	return top_bit((~a & b) | ((~a | b) & (a - b)));
 }
 
+/* 1 if a < b, for values below 2^63. */
+static __always_inline u64 is_below(u64 a, u64 b)
+{
+	return top_bit(a - b);
+}
+
 static __always_inline u64 is_nonzero(u64 value)
 {
 	return top_bit(value | -value);

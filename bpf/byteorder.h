@@ -23,11 +23,6 @@ static __always_inline u32 ntohl(__be32 value)
 	return VGW_SWAP(32, value);
 }
 
-static __always_inline u64 ntohll(__be64 value)
-{
-	return VGW_SWAP(64, value);
-}
-
 static __always_inline __be16 htons(u16 value)
 {
 	return VGW_SWAP(16, value);

@@ -78,6 +78,7 @@ static __always_inline void emit_event(void *ctx, const struct endpoint_config *
 	if (!meter || !within_budget(meter, config->log_per_second, clock_now()))
 		return;
 	fill_event(&work->event, config, &work->packet, path, &work->decision);
+	work->event.rule_path = work->query.path;
 	if (events.perf_submit(ctx, &work->event, sizeof(work->event)))
 		__sync_fetch_and_add(&meter->lost, 1);
 	else

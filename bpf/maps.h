@@ -23,11 +23,20 @@
 BPF_ARRAY(active, struct active_slot, 1);
 BPF_ARRAY(configs, struct endpoint_config, VGW_CONFIG_SLOTS);
 
-/* policy.h: the compiled policy, an image of small blocks, and its rules' counters. */
-BPF_F_TABLE("array", u32, struct image_block, policies_inner, 1, VGW_INNER_MAP);
-BPF_ARRAY_OF_MAPS(policies, "policies_inner", VGW_CONFIG_SLOTS);
+/*
+ * image.h: the compiled policy of each path, in chunks, so that lookups of their maps are
+ * inlined: those in maps of any size are calls. That of `path` in `slot` begins with
+ * number (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_CHUNKS. policy.h: the rules' counters.
+ */
+BPF_ARRAY(policies_inner, struct image_chunk, 1);
+BPF_ARRAY_OF_MAPS(policies, "policies_inner",
+		  VGW_CONFIG_SLOTS * VGW_PATH_COUNT * VGW_IMAGE_CHUNKS);
 BPF_F_TABLE("array", u32, struct rule_counter, rule_counters_inner, 64, VGW_INNER_MAP);
-BPF_ARRAY_OF_MAPS(rule_counters, "rule_counters_inner", 1);
+BPF_ARRAY_OF_MAPS(rule_counters, "rule_counters_inner", VGW_CONFIG_SLOTS);
+
+/* The entries' stages, for lookups that look into many blocks; empty where no policy needs them. */
+BPF_PROG_ARRAY(xdp_stages, 1);
+BPF_PROG_ARRAY(tc_stages, VGW_PATH_COUNT);
 
 /* conntrack.h: the flows and the queue by which the dead ones are found. */
 BPF_F_TABLE("hash", struct flow_key, struct flow, conntrack, VGW_CONNTRACK_TEMPLATE,

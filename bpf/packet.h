@@ -84,21 +84,11 @@ struct packet {
 	u8 nd_option;                   /* type of the link-layer option that counts there */
 };
 
-/* A question to the policy, from the side of the packet that opens a flow. */
-struct policy_query {
-	struct vgw_address remote;
-	struct vgw_address local;
-	u32 service;     /* protocol << 16 | destination port, or type << 8 | code */
-	u32 source;      /* protocol << 16 | source port */
-	u8 path;         /* enum vgw_path of the opener */
-	bool ordinary;   /* `any` and the default speak of it */
-};
-
 /* The verdict on a packet, with what led to it. */
 struct decision {
 	u32 verdict; /* enum vgw_verdict */
 	u32 reason;  /* enum vgw_reason */
-	u32 rule;    /* rule id, or VGW_NO_RULE */
+	u32 rule;    /* its number in the policy, or VGW_NO_RULE */
 	u32 flags;   /* VGW_RULE_* of the rule or default that decided */
 };
 
@@ -109,20 +99,29 @@ struct ownership {
 	u64 target; /* 1: so does the address that ARP or neighbour discovery asks for */
 };
 
+/* What rule lookup keeps of the record of a class in a wide image; image.h has it in full. */
+struct class_record {
+	u64 admits[2]; /* bit n: block n has rules that admit the class */
+	u64 blocks[2]; /* bit n: there is a word for block n */
+	u64 refs[2];   /* number of the first of these words, and of the first for block 64 and on */
+	u64 vectors;   /* line that the numbers of vectors count from */
+	u64 ref;       /* word for the block that is looked into */
+};
+
 /* What rule lookup is at. */
 struct lookup {
-	u32 low;        /* number of the range that the search is on */
-	u32 size;       /* ranges still in question */
-	u32 remote;     /* block indices of the four vectors that the fields lead to */
-	u32 local;
-	u32 service;
-	u32 source;
-	u32 blocks;     /* in a vector */
-	u32 rules;      /* word index of the first rule */
-	u32 next_tier;  /* blocks before this one belong to a tier that a rule passed */
-	u32 bit;        /* number within its block of the first rule that matches */
-	struct image_block common; /* rules of a block that all four vectors admit */
-	u64 rule;       /* its rule word */
+	u64 classes[4];   /* of the fields; 0: admitted by all rules */
+	u64 word;         /* which word of the field the search is on */
+	u64 block;        /* that is looked into */
+	u64 unfinished;   /* 1: there are blocks left to look into */
+	u64 summary;      /* groups of places of that block in which all fields have rules */
+	u64 groups[4];    /* rules of such a group that each field admits */
+	u64 place;        /* of the first match in that block */
+	u64 before;       /* bits of the blocks before it, of its half */
+	u64 best;         /* rule word of the first match so far */
+	u64 blocks[2];    /* narrow image: matches; wide: blocks left to look into */
+	struct class_record records[4];
+	struct image_line common; /* rules of the block that all fields admit */
 };
 
 /*
@@ -139,6 +138,8 @@ struct scratch {
 	u64 now;     /* CLOCK_MONOTONIC_COARSE, read once the packet comes to conntrack */
 	u32 rejudge; /* 1: query is about a flow of an older policy, not a new one */
 	u32 expire;  /* 1: opening this flow pays for a batch of the expiry queue */
+	u32 asked;   /* 1: the decision is the policy's, on query */
+	u32 slot;    /* of configs and policies, read once for the packet */
 	struct policy_query query;
 	struct lookup lookup;
 	struct queue_batch batch; /* of the expiry queue */

@@ -5,8 +5,9 @@
  *   parse_frame -> guard -> conntrack -> policy_judge (a miss or an old generation)
  *   -> flow_open -> finish
  *
- * A hook's entry file fills a struct frame, calls process_packet and turns the answer
- * into its own return code.
+ * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns the answer
+ * into its own return code. Between the two the hook's stage takes over by a tail call
+ * where the rule lookup has to look into many blocks; stage and program share their maps.
  */
 #ifndef VGW_PIPELINE_H
 #define VGW_PIPELINE_H
@@ -18,6 +19,12 @@
 #include "policy.h"
 #include "stats.h"
 
+/* A packet on its way through the program. */
+struct judged {
+	struct endpoint_config *config;
+	struct scratch *work;
+};
+
 /* What `any` as a service and the defaults speak of; the rest needs a rule that names it. */
 static __always_inline bool is_ordinary(const struct packet *packet)
 {
@@ -26,8 +33,28 @@ static __always_inline bool is_ordinary(const struct packet *packet)
 	return packet->kind == KIND_PLAIN && has_ports(packet->protocol);
 }
 
-/* ICMP over IPv6 and ICMPv6 over IPv4 are numbers like any other and get a service of their own. */
-#define SERVICE_FOREIGN_ICMP 0x01000000
+/* Puts an address into a query, as words in host order: one of IPv4, four of IPv6. */
+static __always_inline void query_address(struct policy_query *query, u32 field,
+					  const struct vgw_address *address)
+{
+	u32 first = query->ipv6 ? 0 : 3;
+
+	query->fields[field][0] = ntohl(address->words[first]);
+	query->fields[field][1] = ntohl(address->words[1]);
+	query->fields[field][2] = ntohl(address->words[2]);
+	query->fields[field][3] = ntohl(address->words[3]);
+}
+
+static __always_inline void query_addresses(const struct flow_key *key,
+					    struct policy_query *query)
+{
+	const struct vgw_address *local = &key->local;
+
+	query->ipv6 = local->halves[0] || local->words[2] != htonl(0xffff);
+	forget_values();
+	query_address(query, FIELD_REMOTE, &key->remote);
+	query_address(query, FIELD_LOCAL, local);
+}
 
 /* The question that the packet itself poses. */
 static __always_inline void query_of_packet(const struct packet *packet, u32 path,
@@ -35,16 +62,16 @@ static __always_inline void query_of_packet(const struct packet *packet, u32 pat
 {
 	bool icmp = packet->kind == KIND_ECHO || packet->kind == KIND_ICMP_OTHER;
 	u32 protocol = packet->protocol << 16;
+	u32 service = protocol | (icmp ? packet->icmp_type << 8 | packet->icmp_code :
+					 ntohs(packet->destination_port));
 
-	query->remote = key->remote;
-	query->local = key->local;
 	query->path = path & 1;
 	query->ordinary = is_ordinary(packet);
-	query->service = protocol | (icmp ? packet->icmp_type << 8 | packet->icmp_code :
-					    ntohs(packet->destination_port));
-	query->source = protocol | (icmp ? 0 : ntohs(packet->source_port));
 	if (packet->foreign_icmp)
-		query->service |= SERVICE_FOREIGN_ICMP;
+		service |= VGW_SERVICE_FOREIGN_ICMP;
+	query->fields[FIELD_SERVICE][0] = service;
+	query->fields[FIELD_SOURCE][0] = protocol | (icmp ? 0 : ntohs(packet->source_port));
+	query_addresses(key, query);
 }
 
 /* The question that the first packet of a flow posed, from what the flow's key says of it. */
@@ -55,20 +82,20 @@ static __always_inline void query_of_flow(const struct flow_key *key, u32 opener
 	__be16 destination = from_vm ? key->remote_port : key->local_port;
 	__be16 source = from_vm ? key->local_port : key->remote_port;
 	u32 protocol = key->protocol << 16;
+	u32 service = protocol | ntohs(destination), sender = protocol | ntohs(source);
 
-	query->remote = key->remote;
-	query->local = key->local;
 	query->path = opener & 1;
 	query->ordinary = key->asker || has_ports(key->protocol);
-	query->service = protocol | ntohs(destination);
-	query->source = protocol | ntohs(source);
 	if (!key->asker && (key->protocol == IPPROTO_ICMP || key->protocol == IPPROTO_ICMPV6))
-		query->service |= SERVICE_FOREIGN_ICMP; /* no other ICMP has flows */
+		service |= VGW_SERVICE_FOREIGN_ICMP; /* no other ICMP has flows */
 	if (key->asker) {
-		query->service = protocol | (key->protocol == IPPROTO_ICMP ? ICMP_ECHO << 8 :
-							     ICMPV6_ECHO_REQUEST << 8);
-		query->source = protocol;
+		service = protocol | (key->protocol == IPPROTO_ICMP ? ICMP_ECHO << 8 :
+								      ICMPV6_ECHO_REQUEST << 8);
+		sender = protocol;
 	}
+	query->fields[FIELD_SERVICE][0] = service;
+	query->fields[FIELD_SOURCE][0] = sender;
+	query_addresses(key, query);
 }
 
 /* Why conntrack alone refuses a packet that has no live flow, or NONE. */
@@ -152,15 +179,14 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 		expire_batch(config, meta, &work->batch);
 }
 
-/* Poses work->query, about an old flow or about a new one, and does what the answer asks for. */
-static __always_inline void judge_by_policy(const struct endpoint_config *config, u32 slot,
-					    struct scratch *work, u32 path)
+/* Does what the policy's answer to work->query asks for, about an old flow or a new one. */
+static __always_inline void settle(const struct endpoint_config *config, struct scratch *work,
+				   u32 path)
 {
-	forget_values();
-	policy_judge(slot, work);
-	forget_values();
 	if (work->decision.reason == VGW_REASON_RULE)
-		count_rule(work->decision.rule, work->packet.wire_length);
+		count_rule(work->slot, config->first_counter[work->query.path & 1] + work->decision.rule,
+			   work->packet.wire_length);
+	forget_values();
 	if (work->rejudge)
 		settle_old_flow(config, work, path);
 	else
@@ -205,7 +231,7 @@ static __always_inline void count_segments(struct packet *packet)
 	packet->wire_length += (segments - 1) * packet->header_length;
 }
 
-static __always_inline void judge(const struct endpoint_config *config, u32 slot,
+static __always_inline void judge(const struct endpoint_config *config,
 				  const struct frame *frame, struct scratch *work, u32 path)
 {
 	if (config->mode == VGW_MODE_QUARANTINE) {
@@ -224,23 +250,11 @@ static __always_inline void judge(const struct endpoint_config *config, u32 slot
 	if (work->decision.reason || guard(config, work, path))
 		return;
 	forget_values();
-	if (ask_conntrack(config, work, path))
-		judge_by_policy(config, slot, work, path);
-}
-
-/* The single exit: one counter, one event if one is due. Returns whether the packet passes. */
-static __always_inline bool finish(void *ctx, const struct endpoint_config *config,
-				   struct scratch *work, u32 path)
-{
-	struct decision *decision = &work->decision;
-
-	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)
-		decision->verdict = VGW_VERDICT_WOULD_DROP;
-	count_packet(path, decision->verdict, decision->reason, work->packet.wire_length);
-	if (event_due(path, decision))
-		emit_event(ctx, config, work, path);
-	return decision->verdict == VGW_VERDICT_ACCEPT ||
-	       decision->verdict == VGW_VERDICT_WOULD_DROP;
+	if (!ask_conntrack(config, work, path))
+		return;
+	work->asked = 1;
+	forget_values();
+	policy_judge(work->slot & 1, work, VGW_STEPS);
 }
 
 /* The configuration in force and its slot, read once for a packet; NULL: there is none. */
@@ -256,25 +270,69 @@ static __always_inline struct endpoint_config *config_in_force(u32 *slot)
 	return configs.lookup(slot);
 }
 
-/* Judges a frame on its path. Returns whether it passes; without configuration nothing does. */
-static __always_inline bool process_packet(void *ctx, const struct frame *frame, u32 path)
+/*
+ * Judges a frame on its path. Returns whether its rule lookup is unfinished: the hook's
+ * stage goes on with it then. Without configuration work->config is NULL, and nothing passes.
+ */
+static __always_inline bool begin_packet(struct judged *judged, const struct frame *frame, u32 path)
 {
-	struct endpoint_config *config;
 	struct scratch *work;
-	u32 zero = 0, slot;
+	u32 zero = 0;
 
-	config = config_in_force(&slot);
-	work = scratch.lookup(&zero);
-	if (!config || !work)
+	judged->config = NULL;
+	judged->work = work = scratch.lookup(&zero);
+	if (!work)
+		return false;
+	judged->config = config_in_force(&work->slot);
+	if (!judged->config)
 		return false;
 	__builtin_memset(&work->packet, 0, sizeof(work->packet));
 	work->packet.wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
 	work->packet.segments = frame->segments;
 	work->packet.segment_size = frame->segment_size;
+	work->asked = 0;
+	work->lookup.unfinished = 0;
 	forget_values();
-	judge(config, slot, frame, work, path);
+	judge(judged->config, frame, work, path);
 	forget_values();
-	return finish(ctx, config, work, path);
+	return work->lookup.unfinished;
+}
+
+/* Goes on with the packet that begin_packet left unfinished, in a stage. */
+static __always_inline void resume_packet(struct judged *judged)
+{
+	struct scratch *work;
+	u32 zero = 0;
+
+	judged->config = NULL;
+	judged->work = work = scratch.lookup(&zero);
+	if (!work)
+		return;
+	judged->config = configs.lookup(&work->slot);
+	policy_resume(work->slot & 1, work);
+	forget_values();
+}
+
+/* The single exit: one counter, one event if one is due. Returns whether the packet passes. */
+static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
+{
+	struct endpoint_config *config = judged->config;
+	struct scratch *work = judged->work;
+	struct decision *decision;
+
+	if (!config || !work)
+		return false;
+	if (work->asked)
+		settle(config, work, path);
+	forget_values();
+	decision = &work->decision;
+	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)
+		decision->verdict = VGW_VERDICT_WOULD_DROP;
+	count_packet(path, decision->verdict, decision->reason, work->packet.wire_length);
+	if (event_due(path, decision))
+		emit_event(ctx, config, work, path);
+	return decision->verdict == VGW_VERDICT_ACCEPT ||
+	       decision->verdict == VGW_VERDICT_WOULD_DROP;
 }
 
 #endif

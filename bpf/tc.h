@@ -12,11 +12,13 @@
 /* Bytes made directly readable: link, IPv6 and BOOTP or common neighbour options fit into them. */
 #define TC_HEADERS 256
 
+/* Judges a frame. Returns whether it passes. */
 static __always_inline bool tc_judge(struct __sk_buff *skb, u32 path)
 {
 	u32 wanted = skb->len < TC_HEADERS ? skb->len : TC_HEADERS;
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct frame frame = {};
+	struct judged judged;
 
 	/* Only the linear part can be read; a failed pull leaves it short and the parser says so. */
 	if (data + wanted > data_end)
@@ -30,7 +32,9 @@ static __always_inline bool tc_judge(struct __sk_buff *skb, u32 path)
 	frame.tagged = skb->vlan_present;
 	frame.tag_protocol = ntohs(skb->vlan_proto);
 	frame.tag_control = skb->vlan_tci;
-	return process_packet(skb, &frame, path);
+	if (begin_packet(&judged, &frame, path))
+		tc_stages.call(skb, path);
+	return finish(skb, &judged, path);
 }
 
 /* UNSPEC hands an accepted packet on to whatever else is attached. */

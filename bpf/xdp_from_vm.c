@@ -2,7 +2,7 @@
 /*
  * Hook entry: packets the VM sends, at XDP of its interface.
  */
-#include "pipeline.h"
+#include "xdp.h"
 
 int xdp_from_vm(struct xdp_md *ctx)
 {
@@ -11,6 +11,9 @@ int xdp_from_vm(struct xdp_md *ctx)
 		.data_end = (void *)(long)ctx->data_end,
 		.length = ctx->data_end - ctx->data,
 	};
+	struct judged judged;
 
-	return process_packet(ctx, &frame, VGW_PATH_FROM_VM) ? XDP_PASS : XDP_DROP;
+	if (begin_packet(&judged, &frame, VGW_PATH_FROM_VM))
+		xdp_stages.call(ctx, 0);
+	return xdp_code(finish(ctx, &judged, VGW_PATH_FROM_VM));
 }

@@ -6,17 +6,20 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tests.engines import CannotRunError, Outcome
 from vgw import abi, libbpf, loader
 from vgw.abi import FlowState, Path, Reason, Verdict
 from vgw.controller.clock import coarse_now_ns
-from vgw.maps import Counter, EndpointMaps, policy_blocks, write_policy
-from vgw.policy.compile import compile_policy
+from vgw.controller.images import private_images
+from vgw.controller.stages import STAGES, load_stages
+from vgw.maps import Counter, EndpointMaps, place_counters
+from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.flows import SECOND_NS
-from vgw.policy.guards import EndpointFacts
+from vgw.policy.guards import EndpointFacts, possible_sources
 from vgw.policy.model import EffectivePolicy, Hook
 from vgw.policy.packet_fields import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
@@ -24,7 +27,6 @@ from vgw.policy.packet_fields import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 SHORTEST_FRAME, LONGEST_FRAME = 14, 3000
 #: EtherType -> the shortest frame that the kernel makes a socket buffer of for a tc program.
 SHORTEST_SKB = {ETHERTYPE_IPV4: 14 + 20, ETHERTYPE_IPV6: 14 + 40}
-RULE_CAPACITY = 512
 #: ConntrackMeta.dhcp_asked_ns of a VM that never asked.
 NO_TIME = 0
 #: The generation of an endpoint that has no policy.
@@ -56,7 +58,7 @@ class ProgramEngine:
         self._policy = policy
         self._generation = NO_POLICY
         self._epoch = 0
-        self._rule_ids: dict[str, int] = {}
+        self._images: dict[Path, PolicyImage] = {}
         self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
         self._instance = loader.instantiate(
             artefact,
@@ -68,12 +70,8 @@ class ProgramEngine:
         )
         fds = self._instance.maps
         self.maps = EndpointMaps({name: os.dup(fd) for name, fd in fds.items()})
-        counters = loader.new_inner(artefact, "rule_counters", RULE_CAPACITY)
-        self.maps.set_rule_counters(counters)
-        os.close(counters)
         self.set_policy(policy)
         self._stats = self.maps.stats()
-        self._hits = self._rule_hits()
 
     def judge(
         self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
@@ -150,23 +148,32 @@ class ProgramEngine:
             program = instance.programs["conntrack_reap"]
             yield lambda: libbpf.prog_test_run(program, bytes(64)).retval
 
+    def load_stages(self) -> None:
+        """Put the programs' stages where they look for them."""
+        fds = self._instance.maps
+        load_stages(self._artefact, self._instance.programs, fds, fds["events"])
+
     def close(self) -> None:
         self.maps.close()
         self._instance.close()
 
     def _put_in_force(self) -> None:
         policy = self._policy or EffectivePolicy("none")
-        for rule in (*policy.ingress, *policy.egress):
-            self._rule_ids.setdefault(rule.key, len(self._rule_ids))
-        assert len(self._rule_ids) <= RULE_CAPACITY
-        image = compile_policy(policy, self._rule_ids)
-        table = loader.new_inner(self._artefact, "policies", policy_blocks(image))
-        write_policy(table, image)
+        self._images = compile_policy(policy, sources=possible_sources([self._facts]))
         generation = NO_POLICY if self._policy is None else self._generation
         config = _config(self._facts, generation)
         config.flow_epoch = self._epoch
-        self.maps.switch(self.maps.stage(config, table))
-        os.close(table)
+        rules = {path: len(image.rules) for path, image in self._images.items()}
+        with ExitStack() as stack:
+            policies = stack.enter_context(private_images(self._artefact, self._images))
+            size = place_counters(config, rules)
+            counters = loader.new_inner(self._artefact, "rule_counters", size)
+            stack.callback(os.close, counters)
+            slot = self.maps.stage(config, policies, counters)
+        if any(image.staged for image in self._images.values()):
+            self.load_stages()
+        self.maps.switch(slot)
+        self._hits: dict[str, int] = {}  # the policy counts in a map of its own
 
     def _moved_counter(self, path: Path) -> tuple[Verdict, Reason]:
         before, self._stats = self._stats, self.maps.stats()
@@ -188,11 +195,20 @@ class ProgramEngine:
         return next(iter(moved), None)
 
     def _rule_hits(self) -> dict[str, int]:
-        counters = self.maps.rule_counters(self._rule_ids.values())
-        return {key: counters[number].packets for key, number in self._rule_ids.items()}
+        return {
+            self._images[path].rules[number].key: count.packets
+            for path, number, count in self.maps.rule_counts()
+        }
 
     def fd(self, name: str) -> int:
         return self._instance.maps[name]
+
+    def stages(self) -> list[tuple[int, bytes]]:
+        """Return map and key of every place for a stage."""
+        return [
+            (self.fd(stage.map_name), stage.place.to_bytes(4, sys.byteorder))
+            for stage in (STAGES[name] for name in self._instance.programs)
+        ]
 
     def _put(self, name: str, value: bytes) -> None:
         libbpf.map_update(self.fd(name), bytes(4), value)

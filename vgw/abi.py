@@ -15,7 +15,7 @@ import sys
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 NO_RULE: Final = 0xFFFFFFFF
 MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
@@ -23,7 +23,10 @@ REASON_SLOTS: Final = 64
 QUEUE_BATCH: Final = 4
 EXPIRY_MARGIN: Final = 16
 CONFIG_SLOTS: Final = 2
-IMAGE_BLOCK_WORDS: Final = 4
+SERVICE_FOREIGN_ICMP: Final = 0x01000000
+IMAGE_LINE_WORDS: Final = 8
+CHUNK_LINES: Final = 1024
+IMAGE_CHUNKS: Final = 1280
 RULE_LOG: Final = 1 << 0
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -162,6 +165,7 @@ class EndpointConfig(ctypes.Structure):
         ("flow_epoch", c_uint64),
         ("timeout_ns", c_uint64 * 16),
         ("generation", c_uint32),
+        ("first_counter", c_uint32 * 2),
         ("log_per_second", c_uint32),
         ("address_count", c_uint32),
         ("vlan_count", c_uint32),
@@ -175,15 +179,21 @@ class EndpointConfig(ctypes.Structure):
 
 
 class ActiveSlot(ctypes.Structure):
-    """Which slot of `configs` and of `policies` is in force."""
+    """Which slot of `configs`, `policies` and `rule_counters` is in force."""
 
     _fields_ = [("slot", c_uint32), ("pad", c_uint32)]
 
 
-class ImageBlock(ctypes.Structure):
+class ImageLine(ctypes.Structure):
     """Words of a compiled policy, which compile.py writes and bpf/policy.h reads."""
 
-    _fields_ = [("words", c_uint64 * IMAGE_BLOCK_WORDS)]
+    _fields_ = [("words", c_uint64 * IMAGE_LINE_WORDS)]
+
+
+class ImageChunk(ctypes.Structure):
+    """What one map holds of a compiled policy."""
+
+    _fields_ = [("lines", ImageLine * CHUNK_LINES)]
 
 
 class FlowKey(ctypes.Structure):
@@ -293,7 +303,8 @@ class Event(ctypes.Structure):
         ("icmp_code", c_uint8),
         ("source_mac", c_uint8 * 6),
         ("destination_mac", c_uint8 * 6),
-        ("pad", c_uint8 * 7),
+        ("rule_path", c_uint8),
+        ("pad", c_uint8 * 6),
     ]
 
 
@@ -303,7 +314,8 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "owned_address": OwnedAddress,
     "endpoint_config": EndpointConfig,
     "active_slot": ActiveSlot,
-    "image_block": ImageBlock,
+    "image_line": ImageLine,
+    "image_chunk": ImageChunk,
     "flow_key": FlowKey,
     "flow": Flow,
     "conntrack_meta": ConntrackMeta,
@@ -371,6 +383,16 @@ def pack_mac(mac: str) -> bytes:
 def mac_field(mac: bytes | None) -> ctypes.Array[c_uint8]:
     """Return the eight bytes of the ABI's configured MACs; None is all zero."""
     return (c_uint8 * 8).from_buffer_copy((mac or b"").ljust(8, b"\0"))
+
+
+def first_chunk(slot: int, path: Path) -> int:
+    """Return where the policy of a path begins in the `policies` map, for a slot of `configs`."""
+    return (slot * len(Path) + path) * IMAGE_CHUNKS
+
+
+def path_of_chunk(index: int) -> Path:
+    """Return the path of the policy that a place in the `policies` map belongs to."""
+    return Path(index // IMAGE_CHUNKS % len(Path))
 
 
 def queue_batches(conntrack_max: int) -> int:

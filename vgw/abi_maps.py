@@ -14,15 +14,18 @@ from vgw import abi
 _INDEX: Final = 4
 _POSITION: Final = 8
 _MAP: Final = 4
+_PROGRAM: Final = 4
 
 #: Map -> (bytes of a key, bytes of one value). `scratch` is missing: only programs read it.
 MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "active": (_INDEX, ctypes.sizeof(abi.ActiveSlot)),
     "configs": (_INDEX, ctypes.sizeof(abi.EndpointConfig)),
     "policies": (_INDEX, _MAP),
-    "policies_inner": (_INDEX, ctypes.sizeof(abi.ImageBlock)),
+    "policies_inner": (_INDEX, ctypes.sizeof(abi.ImageChunk)),
     "rule_counters": (_INDEX, _MAP),
     "rule_counters_inner": (_INDEX, ctypes.sizeof(abi.RuleCounter)),
+    "xdp_stages": (_INDEX, _PROGRAM),
+    "tc_stages": (_INDEX, _PROGRAM),
     "conntrack": (ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)),
     "conntrack_meta": (_INDEX, ctypes.sizeof(abi.ConntrackMeta)),
     "expiry_queue": (_POSITION, ctypes.sizeof(abi.QueueBatch)),

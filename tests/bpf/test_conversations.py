@@ -50,11 +50,6 @@ TCP_FLAGS = ("S", "S", "SA", "A", "A", "A", "FA", "FA", "R", "RA", "SF", "PA")
 NUMBERS = (0, 1000, 1001, 5000, 5001)
 
 
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> loader.Artefact:
-    return loader.load_artefact(tmp_path_factory.mktemp("cache"))
-
-
 class Talk:
     """Makes random packets of a small world."""
 

@@ -28,11 +28,6 @@ LIMIT = 1024
 KEPT = (abi.EXPIRY_MARGIN + libbpf.possible_cpus()) * abi.QUEUE_BATCH
 
 
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> loader.Artefact:
-    return loader.load_artefact(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture
 def engine(artefact: loader.Artefact) -> Iterator[ProgramEngine]:
     fixture = Fixture("expiry", GUARDED, ALL_ACCEPTED, Mode.ENFORCE)

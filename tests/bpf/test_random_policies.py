@@ -12,7 +12,7 @@ import pytest
 from tests.cases.fixtures import UNGUARDED
 from tests.engines import EvaluatorEngine
 from tests.frames import ICMP, ICMPV6, IN, OUT, SCTP, TCP, UDP, icmp, sctp, tcp, udp
-from tests.program_engine import RULE_CAPACITY, ProgramEngine
+from tests.program_engine import ProgramEngine
 from vgw import loader
 from vgw.abi import Action, Mode, Path
 from vgw.policy.guards import endpoint_facts
@@ -33,16 +33,11 @@ pytestmark = pytest.mark.bpf
 
 PACKETS = 250
 #: Numbers of rules of both directions together; bit vectors have 512 bits a block and tier.
-SIZES = (0, 1, 2, 10, 60, 200, RULE_CAPACITY)
+SIZES = (0, 1, 2, 10, 60, 200, 512, 6000)
 #: Small worlds, so that rules and packets meet; the ends are where ranges go wrong.
 PORTS = (1, 2, 79, 80, 81, 1023, 1024, 8000, 8099, 65534, 65535)
 ACTIONS = (Action.ACCEPT, Action.DROP, Action.REJECT, Action.PASS)
 DEFAULTS = (Action.ACCEPT, Action.DROP, Action.REJECT)
-
-
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> loader.Artefact:
-    return loader.load_artefact(tmp_path_factory.mktemp("cache"))
 
 
 class World:

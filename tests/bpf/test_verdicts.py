@@ -40,11 +40,6 @@ MOST_NOT_RUN = 85
 CHANGED_FRAMES = 1500
 
 
-@pytest.fixture(scope="module")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> loader.Artefact:
-    return loader.load_artefact(tmp_path_factory.mktemp("cache"))
-
-
 class Engines:
     """Program engines of one hook, one for each fixture and table size."""
 

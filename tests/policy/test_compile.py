@@ -1,29 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled policies: an image, interpreted here on its own, says what the rules say.
+"""Compiled policies: an image, read by a reader of its own, says what the rules say.
 
-The interpreter reads the tables by scanning them, not by the binary search of bpf/policy.h, so that
-it shares no mistake with it. The loaded programs are held against the evaluator in tests/bpf.
+bench/image_reader.py shares no mistake with what builds images, brute_force.py none with what
+reads rules. The loaded programs are held against the same in tests/bpf/test_lookup.py.
 """
 
 from __future__ import annotations
 
-import array
-import itertools
-import random
-from collections.abc import Iterator
+import ctypes
+import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from bench.image_reader import ImageReader
+from tests.policy.brute_force import NO_MATCH, Headers, first_matches, make_headers
+from tests.policy.random_policies import World
 from vgw import abi
 from vgw.abi import Action, Path
 from vgw.errors import ExitCode
-from vgw.policy.compile import PolicyTooLargeError, compile_policy
+from vgw.policy import compile as compiler
+from vgw.policy.compile import MAX_RULES, PolicyImage, PolicyTooLargeError, compile_policy
 from vgw.policy.evaluate import Opening, _first_match
+from vgw.policy.image import NARROW_RULES
 from vgw.policy.model import (
-    ANY_SERVICE,
-    ECHO_REQUEST,
+    ANYWHERE,
     Defaults,
     Direction,
     EffectivePolicy,
@@ -32,22 +37,8 @@ from vgw.policy.model import (
     Tier,
 )
 
-NETWORKS = [ip_network(text) for text in ("10.0.0.0/8", "10.20.0.0/16", "10.20.0.128/25", "::/0")]
-NETWORKS += [ip_network(text) for text in ("0.0.0.0/0", "2001:db8::/32", "2001:db8:1::5/128")]
-#: Rules of a block, which is what `pass` skips by.
-BLOCK = abi.IMAGE_BLOCK_WORDS * 64
-SERVICES = [
-    ANY_SERVICE,
-    Service(6, ports=(80, 80)),
-    Service(6, ports=(8000, 8099)),
-    Service(17, ports=(53, 53)),
-    Service(17),
-    Service(47),
-    Service(1, icmp_type=8),
-    Service(1),
-    Service(58, icmp_type=1, icmp_code=4),
-]
-SOURCE_PORTS: list[tuple[tuple[int, int], ...]] = [(), ((1024, 65535),), ((1, 1), (53, 60))]
+#: Sizes around the bounds of forms and blocks.
+SIZES = (1, 2, 10, 63, 64, 65, 66, 200, 511, 512, 513, 900, 1600)
 
 
 def rule(name: str, **changes: object) -> EffectiveRule:
@@ -55,191 +46,225 @@ def rule(name: str, **changes: object) -> EffectiveRule:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def ids(policy: EffectivePolicy) -> dict[str, int]:
-    return {r.key: number for number, r in enumerate((*policy.ingress, *policy.egress), 7)}
+def image_of(rules: tuple[EffectiveRule, ...], **more: object) -> PolicyImage:
+    """Compile rules toward the VM, as a new tuple: of an old one the image is remembered."""
+    policy = EffectivePolicy("vm", (*rules,), **more)  # type: ignore[arg-type]
+    return compile_policy(policy)[Path.TO_VM]
 
 
-class Interpreter:
-    """Reads an image by its documented layout."""
-
-    def __init__(self, image: bytes) -> None:
-        self.words = array.array("Q", image)
-        assert self.words[0] == 1
-        assert len(self.words) % abi.IMAGE_BLOCK_WORDS == 0
-
-    def judge(self, opening: Opening) -> tuple[Action, int]:
-        """Return the action and the rule id for a packet, (default action, NO_RULE) without one."""
-        first = (1 + 3 * opening.path) * abi.IMAGE_BLOCK_WORDS
-        fields = self.words[first : first + 12]
-        blocks, rules, default, _ = fields[8:12]
-        vectors = (
-            self.address_vector(fields[0], fields[1], opening.remote),
-            self.address_vector(fields[2], fields[3], opening.local),
-            self.value_vector(fields[4], fields[5], service_of(opening)),
-            self.value_vector(fields[6], fields[7], source_of(opening)),
+def answers(image: PolicyImage, headers: Headers) -> list[str | None]:
+    """Return the names of the rules that an image answers with."""
+    reader = ImageReader(image.data)
+    found: list[str | None] = []
+    for n in range(len(headers)):
+        protocol, icmp = int(headers.protocol[n]), int(headers.icmp[n])
+        low = icmp if icmp >= 0 else int(headers.dport[n])
+        service = protocol << 16 | low
+        if icmp < 0 and protocol in (1, 58):
+            service |= 1 << 24
+        answer = reader.judge(
+            headers.version,
+            int(headers.remote[n][0]) << 64 | int(headers.remote[n][1]),
+            int(headers.local[n][0]) << 64 | int(headers.local[n][1]),
+            service,
+            protocol << 16 | int(headers.sport[n]),
         )
-        skipped = 0
-        for bit in range(blocks * BLOCK):
-            word = self.words[rules + bit]
-            if bit // BLOCK < skipped or not all(self.bit(vector, bit) for vector in vectors):
-                continue
-            if word & 0xFF != Action.PASS:
-                return Action(word & 0xFF), word >> 32
-            skipped = word >> 16 & 0xFFFF
-        return Action(default & 0xFF), default >> 32
-
-    def bit(self, vector: int, number: int) -> int:
-        return self.words[vector + number // 64] >> number % 64 & 1
-
-    def address_vector(self, first: int, count: int, address: object) -> int:
-        value = int.from_bytes(abi.address_bytes(address), "big")  # type: ignore[arg-type]
-        pairs = [self.words[first + 2 * i : first + 2 * i + 2] for i in range(count)]
-        starts = [high << 64 | low for high, low in pairs]
-        assert starts == sorted(set(starts))
-        assert starts[0] == 0
-        index = max(i for i in range(count) if starts[i] <= value)
-        return self.words[first + 2 * count + index]
-
-    def value_vector(self, first: int, count: int, value: int) -> int:
-        words = self.words[first : first + count]
-        starts = [word >> 32 for word in words]
-        assert starts == sorted(set(starts))
-        assert starts[0] == 0
-        return words[max(i for i in range(count) if starts[i] <= value)] & 0xFFFFFFFF
+        found.append(None if answer.is_default else image.rules[answer.rule].name)
+    return found
 
 
-def service_of(opening: Opening) -> int:
-    if opening.icmp is not None:
-        return opening.protocol << 16 | opening.icmp[0] << 8 | opening.icmp[1]
-    return opening.protocol << 16 | opening.destination_port
+def expected(rules: tuple[EffectiveRule, ...], headers: Headers) -> list[str | None]:
+    found = first_matches(rules, headers)
+    return [None if n == NO_MATCH else rules[n].name for n in found.tolist()]
 
 
-def source_of(opening: Opening) -> int:
-    return opening.protocol << 16 | opening.source_port
+@pytest.mark.parametrize("crowded", [False, True], ids=["spread", "crowded"])
+@pytest.mark.parametrize("size", SIZES)
+def test_images_say_what_the_rules_say(size: int, crowded: bool) -> None:
+    world = World(size, crowded=crowded)
+    rules = world.rules(size)
+    image = image_of(rules)
+    for version in (4, 6):
+        headers = world.headers(rules, version, 300)
+        assert answers(image, headers) == expected(rules, headers)
 
 
-def openings(path: Path) -> Iterator[Opening]:
-    """Packets on both sides of each boundary of the networks and services above."""
-    v4 = [ip_address(text) for text in ("9.255.255.255", "10.0.0.0", "10.20.0.127", "10.20.0.128")]
-    v4 += [ip_address(text) for text in ("10.20.0.255", "10.20.1.0", "11.0.0.0", "192.0.2.1")]
-    v6 = [ip_address(text) for text in ("2001:db7:ffff::", "2001:db8::", "2001:db8:1::4")]
-    v6 += [ip_address(text) for text in ("2001:db8:1::5", "2001:db8:1::6", "::fffe:0:1", "fe80::1")]
-    for remote in v4 + v6:
-        local = ip_address("10.20.0.11" if remote.version == 4 else "2001:db8:20::11")
-        for protocol, source, port in itertools.product(
-            (6, 17, 132), (1, 52, 53, 1023, 1024), (52, 53, 79, 80, 81, 7999, 8000, 8099, 8100)
-        ):
-            yield Opening(path, local, remote, protocol, source, port)
-        echo = 1 if remote.version == 4 else 58
-        for kind, code in ((ECHO_REQUEST[echo], 0), (ECHO_REQUEST[echo], 1), (1, 4), (13, 0)):
-            yield Opening(path, local, remote, echo, icmp=(kind, code))
-        for protocol in (46, 47, 48, 255):
-            yield Opening(path, local, remote, protocol)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 1 << 32), st.integers(0, 140), st.booleans(), st.sampled_from((4, 6)))
+def test_any_policy_is_compiled_right(seed: int, size: int, crowded: bool, version: int) -> None:
+    world = World(seed, crowded=crowded)
+    rules = world.rules(size)
+    headers = world.headers(rules, version, 40)
+    assert answers(image_of(rules), headers) == expected(rules, headers)
 
 
-def expected(policy: EffectivePolicy, numbers: dict[str, int], o: Opening) -> tuple[Action, int]:
-    direction = Direction.INGRESS if o.path is Path.TO_VM else Direction.EGRESS
-    match = _first_match(policy.rules(direction), o)
-    if match is None:
-        return policy.defaults.action(direction), abi.NO_RULE
-    return match.action, numbers[match.key]
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 1 << 32), st.randoms(use_true_random=False))
+def test_the_order_of_rules_is_kept(seed: int, order: object) -> None:
+    """The same rules in another order are another policy; each order is compiled right."""
+    world = World(seed, crowded=True)
+    rules = list(world.rules(90))
+    order.shuffle(rules)  # type: ignore[attr-defined]
+    shuffled = tuple(sorted(rules, key=lambda each: list(Tier).index(each.tier)))
+    headers = world.headers(shuffled, 4, 60)
+    assert answers(image_of(shuffled), headers) == expected(shuffled, headers)
 
 
-def random_rules(seed: int, direction: Direction, count: int) -> tuple[EffectiveRule, ...]:
-    rng = random.Random(seed)
-    rules = [
-        rule(
-            f"r{number}",
-            direction=direction,
-            tier=rng.choice(list(Tier)),
-            action=rng.choice(list(Action)),
-            peers=tuple(rng.sample(NETWORKS, rng.randint(0, 3))),
-            local=tuple(rng.sample(NETWORKS, rng.randint(2, 5))),
-            services=tuple(rng.sample(SERVICES, rng.randint(1, 2))),
-            source_ports=rng.choice(SOURCE_PORTS),
-        )
-        for number in range(count)
-    ]
-    return tuple(sorted(rules, key=lambda r: list(Tier).index(r.tier)))
+def test_the_plain_way_is_the_evaluators_way() -> None:
+    """brute_force.py itself is held against the reference evaluator."""
+    world = World(5)
+    rules = world.rules(60)
+    for version in (4, 6):
+        headers = world.headers(rules, version, 400)
+        width = 32 if version == 4 else 128
+        for n, name in enumerate(expected(rules, headers)):
+            icmp = int(headers.icmp[n])
+            remote, local = (
+                (int(column[n][0]) << 64 | int(column[n][1])).to_bytes(width // 8, "big")
+                for column in (headers.remote, headers.local)
+            )
+            opening = Opening(
+                Path.TO_VM,
+                ip_address(local),
+                ip_address(remote),
+                int(headers.protocol[n]),
+                int(headers.sport[n]),
+                int(headers.dport[n]),
+                None if icmp < 0 else (icmp >> 8, icmp & 0xFF),
+            )
+            match = _first_match(rules, opening)
+            assert (None if match is None else match.name) == name
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_images_say_what_the_rules_say(seed: int) -> None:
-    """Random rules over all tiers, both directions, judged at every boundary."""
-    policy = EffectivePolicy(
-        "vm",
-        random_rules(seed, Direction.INGRESS, 30),
-        random_rules(seed + 100, Direction.EGRESS, 5),
-    )
-    numbers = ids(policy)
-    interpreter = Interpreter(compile_policy(policy, numbers))
-    for opening in itertools.chain(openings(Path.TO_VM), openings(Path.FROM_VM)):
-        assert interpreter.judge(opening) == expected(policy, numbers, opening), opening
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda rules: rules[1:], id="rule left out"),
+        pytest.param(lambda rules: (replace(rules[0], peers=ANYWHERE), *rules[1:]), id="wider"),
+        pytest.param(lambda rules: (rules[1], rules[0], *rules[2:]), id="order"),
+    ],
+)
+def test_a_wrong_image_is_noticed(
+    wrong: Callable[[tuple[EffectiveRule, ...]], tuple[EffectiveRule, ...]],
+) -> None:
+    """Negative control: images of other rules do not agree."""
+    first = rule("a", peers=(ip_network("10.0.0.0/9"),), action=Action.DROP)
+    rules = (first, rule("b", peers=(ip_network("10.0.0.0/8"),)), *World(1).rules(80))
+    rules = tuple(replace(each, tier=Tier.GROUP) for each in rules)
+    headers = World(2).headers(rules[:2], 4, 200)
+    assert answers(image_of(rules), headers) == expected(rules, headers)
+    assert answers(image_of(wrong(rules)), headers) != expected(rules, headers)
 
 
-def test_a_wrong_rule_is_noticed() -> None:
-    """Negative control: an image compiled of other rules does not agree."""
-    policy = EffectivePolicy("vm", random_rules(1, Direction.INGRESS, 30))
-    changed = list(policy.ingress)
-    changed[0] = replace(changed[0], peers=(), action=Action.DROP)
-    numbers = ids(policy)
-    image = Interpreter(compile_policy(replace(policy, ingress=tuple(changed[::-1])), numbers))
-    assert any(image.judge(o) != expected(policy, numbers, o) for o in openings(Path.TO_VM))
+def test_rules_that_match_nothing_have_no_number() -> None:
+    empty = rule("empty", peers=())
+    image = image_of((empty, rule("r")))
+    assert [each.name for each in image.rules] == ["r"]
+    assert answers(image, make_headers(4, [(1, 2, 6, 1, 80, -1)])) == ["r"]
 
 
-def test_an_empty_group_matches_nothing() -> None:
-    policy = EffectivePolicy("vm", (rule("r", peers=()),), defaults=Defaults())
-    interpreter = Interpreter(compile_policy(policy, ids(policy)))
-    assert {interpreter.judge(o) for o in openings(Path.TO_VM)} == {(Action.DROP, abi.NO_RULE)}
+def test_rules_for_others_addresses_are_left_out_where_the_guard_forbids_those() -> None:
+    mine = rule("mine", direction=Direction.EGRESS, local=(ip_network("10.20.0.0/24"),))
+    other = rule("other", direction=Direction.EGRESS, local=(ip_network("10.20.1.0/24"),))
+    closed = replace(other, name="closed", action=Action.DROP)
+    egress = (mine, other, closed)
+    policy = EffectivePolicy("vm", (replace(other, direction=Direction.INGRESS),), egress)
+    sources = (ip_network("10.20.0.11/32"),)
+    guarded, free = compile_policy(policy, sources=sources), compile_policy(policy)
+    # Flows of an address that the VM had are judged again, so what does not accept stays.
+    assert [each.name for each in guarded[Path.FROM_VM].rules] == ["mine", "closed"]
+    assert [each.name for each in free[Path.FROM_VM].rules] == ["mine", "other", "closed"]
+    # Toward the VM anything may be addressed: no guard speaks of it.
+    assert [each.name for each in guarded[Path.TO_VM].rules] == ["other"]
 
 
-def test_compiling_is_deterministic() -> None:
-    policy = EffectivePolicy("vm", random_rules(3, Direction.INGRESS, 50))
-    assert compile_policy(policy, ids(policy)) == compile_policy(policy, ids(policy))
+def test_equal_policies_have_equal_images() -> None:
+    first, second = image_of(World(3).rules(100)), image_of(World(3).rules(100))
+    assert first == second
+    renamed = tuple(replace(each, name=f"x{each.name}") for each in World(3).rules(100))
+    assert image_of(renamed).data == first.data
+    assert image_of(renamed).digest != first.digest
+    assert image_of(World(3).rules(100), defaults=Defaults(ingress=Action.ACCEPT)) != first
 
 
-def test_tiers_share_no_block() -> None:
-    """`pass` skips whole blocks, so a tier that needs a second block moves those behind it."""
-    rules = [rule(f"a{n}", tier=Tier.ADMIN, action=Action.PASS, peers=()) for n in range(300)]
-    rules[299] = replace(rules[299], peers=(ip_network("10.0.0.0/8"),))
-    rules.append(rule("never", tier=Tier.ADMIN, action=Action.DROP))
-    rules.append(rule("vm", tier=Tier.VM))
-    policy = EffectivePolicy("vm", tuple(rules))
-    numbers = ids(policy)
-    interpreter = Interpreter(compile_policy(policy, numbers))
-    for opening in openings(Path.TO_VM):
-        assert interpreter.judge(opening) == expected(policy, numbers, opening)
+def test_one_policy_of_many_vms_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = EffectivePolicy("vm1", World(9).rules(70))
+    first = compile_policy(policy)
+    monkeypatch.setattr(compiler, "_build", None)
+    second = compile_policy(dataclasses.replace(policy, vm="vm2"))
+    assert second[Path.TO_VM] is first[Path.TO_VM]
 
 
-def test_limits_hold_and_one_more_is_refused() -> None:
-    rules = tuple(rule(f"r{n}", peers=()) for n in range(7 * BLOCK))
-    policy = EffectivePolicy("web01", rules)
-    compile_policy(policy, ids(policy))
-    policy = replace(policy, ingress=(*rules, rule("one-more")))
-    message = r"VM web01, ingress: 1793 rules need 8 blocks"
+def test_the_defaults_are_in_the_image() -> None:
+    defaults = Defaults(ingress=Action.REJECT, log=True)
+    word = ImageReader(image_of((), defaults=defaults).data).by_default
+    assert word >> 32 == abi.NO_RULE
+    assert word >> 8 & 0xFF == abi.RULE_LOG
+    assert word & 0xFF == Action.REJECT
+
+
+def test_rules_beyond_the_limit_are_refused() -> None:
+    nets = [ip_network((n << 8, 24)) for n in range(MAX_RULES + 1)]
+    rules = tuple(rule(f"r{n}", peers=(net,), file="p.yaml", line=n) for n, net in enumerate(nets))
+    image = image_of(rules[:-1])
+    assert len(image.rules) == MAX_RULES
+    message = r"VM vm, ingress: 50001 rules, the limit is 50000: rule 'r50000' .* p.yaml:50000 "
     with pytest.raises(PolicyTooLargeError, match=message) as caught:
-        compile_policy(policy, ids(policy))
+        image_of(rules)
     assert caught.value.exit_code == ExitCode.POLICY_INVALID
 
 
-def test_too_many_ranges_are_refused() -> None:
-    peers = tuple(ip_network(f"10.{n >> 8}.{n & 255}.0/25") for n in range(4096))
-    policy = EffectivePolicy("web01", (rule("r", peers=peers),))
-    with pytest.raises(
-        PolicyTooLargeError, match=r"web01, ingress: .* 8193 ranges of peer .* 8192"
-    ):
-        compile_policy(policy, ids(policy))
-    policy = EffectivePolicy("web01", (rule("r", peers=peers[:-1]),))
-    compile_policy(policy, ids(policy))
+def test_too_much_memory_is_refused_by_the_rule_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "MAX_BYTES", 1 << 20)
+    many = tuple(ip_network((n << 9, 24)) for n in range(60_000))
+    rules = (*World(1).rules(70), rule("big", tier=Tier.BASELINE, peers=many))
+    with pytest.raises(PolicyTooLargeError, match=r"more than 1 MiB; rule 'big' of policy 'p' has"):
+        image_of(rules)
+    assert image_of(rules[:-1]).rules
 
 
-def test_rule_words_carry_id_log_and_action() -> None:
-    rules = (rule("r", log=True, action=Action.REJECT),)
-    policy = EffectivePolicy("vm", rules, defaults=Defaults(log=True))
-    words = array.array("Q", compile_policy(policy, {rules[0].key: 0xABCDEF}))
-    first = abi.IMAGE_BLOCK_WORDS
-    word, default = words[words[first + 9]], words[first + 10]
-    assert word >> 32 == 0xABCDEF
-    assert word >> 8 & 0xFF == abi.RULE_LOG
-    assert word & 0xFF == Action.REJECT
-    assert default == abi.NO_RULE << 32 | abi.RULE_LOG << 8 | Action.DROP
+def test_few_rules_may_not_take_more_memory_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "MAX_BYTES", 1 << 20)
+    many = tuple(ip_network((n << 9, 24)) for n in range(60_000))
+    with pytest.raises(PolicyTooLargeError, match=r"more than 1 MiB; rule 'big' of policy 'p' has"):
+        image_of((rule("small"), rule("big", peers=many)))
+
+
+def test_no_image_is_larger_than_the_maps_that_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is behind the searches, such as the rules' words, takes memory too."""
+    assert abi.IMAGE_CHUNKS * ctypes.sizeof(abi.ImageChunk) == compiler.MAX_BYTES
+    nets = [ip_network((n << 8, 24)) for n in range(2000)]
+    rules = tuple(rule(f"r{n}", peers=(net,)) for n, net in enumerate(nets))
+    size = len(image_of(rules).data)
+    monkeypatch.setattr(compiler, "MAX_BYTES", size)
+    assert len(image_of(rules).data) == size
+    for less in (1, 64, 4096, 16384):
+        monkeypatch.setattr(compiler, "MAX_BYTES", size - less)
+        with pytest.raises(PolicyTooLargeError):
+            image_of(rules)
+
+
+def test_long_builds_say_what_they_are_at() -> None:
+    said: list[str] = []
+    nets = [ip_network((n << 8, 24)) for n in range(6000)]
+    rules = tuple(rule(f"r{n}", peers=(net,)) for n, net in enumerate(nets))
+    compile_policy(EffectivePolicy("vm", rules), progress=said.append)
+    assert said[0] == "VM vm, ingress: building tables of 6000 rules: blocks"
+    assert any("remote IPv6" in line for line in said)
+    compile_policy(EffectivePolicy("vm", rules[:NARROW_RULES]), progress=said.append)
+    assert len(said) == 7
+
+
+def test_services_stay_apart() -> None:
+    """A rule for a port of one protocol says nothing of another, nor of ICMP with that number."""
+    rules = (
+        rule("tcp", services=(Service(6, (53, 53)),)),
+        rule("echo", services=(Service(1, None, 8),)),
+    )
+    rows = [
+        (1, 2, 6, 9, 53, -1),
+        (1, 2, 17, 9, 53, -1),
+        (1, 2, 1, 0, 0, 8 << 8),
+        (1, 2, 1, 0, 0, 53),
+    ]
+    assert answers(image_of(rules), make_headers(4, rows)) == ["tcp", None, "echo", None]

@@ -19,7 +19,11 @@ PROGRAMS: Final[Mapping[str, ProgType]] = {
     "xdp_from_vm": ProgType.XDP,
     "tc_from_vm": ProgType.SCHED_CLS,
     "tc_to_vm": ProgType.SCHED_CLS,
+    "xdp_from_vm_stage": ProgType.XDP,
+    "tc_from_vm_stage": ProgType.SCHED_CLS,
+    "tc_to_vm_stage": ProgType.SCHED_CLS,
     "conntrack_reap": ProgType.SCHED_CLS,
+    "policy_probe": ProgType.SCHED_CLS,
 }
 
 _LOCAL_INCLUDE: Final = re.compile(r'\s*#\s*include\s+"([^"]+)"')

@@ -7,7 +7,7 @@ configuration in the kernel is filled from it as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple
@@ -127,6 +127,19 @@ def endpoint_facts(interface: Interface, mode: Mode) -> EndpointFacts:
         mode=mode,
         timeouts_ns=DEFAULT_TIMEOUTS_NS,
     )
+
+
+def possible_sources(endpoints: Iterable[EndpointFacts]) -> tuple[Network, ...] | None:
+    """Return the networks that rules can meet as sources of a VM with these endpoints.
+
+    None when the guards let it send from any address: one that no address is guarded of.
+    """
+    found: dict[Network, None] = {}
+    for facts in endpoints:
+        if Guard.ADDRESS not in facts.guards:
+            return None
+        found |= dict.fromkeys(network for network, _ in facts.owned)
+    return tuple(found) or None
 
 
 def _owned(interface: Interface) -> Iterator[tuple[Network, bytes | None]]:

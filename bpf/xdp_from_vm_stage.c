@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Stage of xdp_from_vm: goes on where its rule lookup has many blocks to look into.
+ */
+#include "xdp.h"
+
+int xdp_from_vm_stage(struct xdp_md *ctx)
+{
+	struct judged judged;
+
+	resume_packet(&judged);
+	return xdp_code(finish(ctx, &judged, VGW_PATH_FROM_VM));
+}
