@@ -67,9 +67,9 @@ STATUS: dict[str, Any] = json.loads("""
 
 RULES: dict[str, Any] = json.loads("""
 {"schema": "vgw/v1", "vm": "web01", "rules": [
-  {"id": 0, "direction": "ingress", "tier": "group", "policy": "tier", "rule": "site",
+  {"direction": "ingress", "tier": "group", "policy": "tier", "rule": "site",
    "action": "accept", "log": false, "packets": 12, "bytes": 2048, "last_hit": 61.0},
-  {"id": 1, "direction": "egress", "tier": "group", "policy": "tier", "rule": "gre",
+  {"direction": "egress", "tier": "group", "policy": "tier", "rule": "gre",
    "action": "drop", "log": false, "packets": 0, "bytes": 0, "last_hit": null}
 ]}
 """)

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from vgw.policy.compile import MAX_RULES
+
 pytestmark = pytest.mark.bpf
 
 POLICY = """\
@@ -266,15 +268,16 @@ def test_a_state_directory_that_cannot_be(vgw: Vgw) -> None:
 def test_a_policy_that_does_not_fit_is_invalid_for_every_verb(vgw: Vgw) -> None:
     vgw.ok("attach --vm web01")
     before = vgw.json("status")
-    rules = "".join(f"      - {{name: r{n}, action: drop}}\n" for n in range(5000))
+    rules = "".join(f"      - {{name: r{n}, action: drop}}\n" for n in range(MAX_RULES))
     large = vgw.root / "large.yaml"
     large.write_text(POLICY.partition("  away:")[0] + "policies:" + POLICY.split("policies:")[1])
     large.write_text(large.read_text() + rules)
     packet = f"simulate --vm web01 --direction ingress {PACKET} --policy"
-    for verb in ("check", "apply", "apply --dry-run", "attach --vm web01 --policy", packet):
+    for verb in ("check", "apply", "attach --vm web01 --policy", packet):
         done = vgw.run(f"{verb} {large}")
         assert done.returncode == 3, (verb, done.stderr)
-        assert "VM web01, ingress: 5001 rules" in done.stderr
+        assert f"VM web01, ingress: {MAX_RULES + 1} rules, the limit is {MAX_RULES}" in done.stderr
+        assert "rule 'r49999' of policy" in done.stderr
     assert vgw.json("status") == before
 
 

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, FakeTarget, result
-from vgw import cli_options
+from vgw import abi, cli_options
 from vgw.cli import cli
 from vgw.cli_target import AttachOrder
 from vgw.errors import PartlyAppliedError
-from vgw.policy.compile import PolicyTooLargeError
+from vgw.policy.compile import PolicyImage, PolicyTooLargeError
 from vgw.policy.model import EffectivePolicy
 
 
@@ -163,13 +163,27 @@ def test_check_of_a_valid_policy_warns(policy: Path) -> None:
     assert len(found["warnings"]) == len(warnings)
 
 
+def test_check_warns_of_a_rule_that_never_matches(policy: Path) -> None:
+    rules = "[{name: a, action: drop}, {name: b, action: accept}]"
+    policy.write_text(
+        "schema: vgw/v1\npolicies:\n"
+        f"  - {{name: p, tier: vm, applies_to: {{all: true}}, ingress: {rules}}}\n"
+    )
+    outcome = vgw("check")
+    assert outcome.exit_code == 0
+    assert outcome.stderr == (
+        f"warning: {policy}:3:85: policies[0].ingress[1]: rule 'b' of policy 'p' (ingress) never "
+        f"matches: 'a' of policy 'p' at {policy}:3 covers it\n"
+    )
+
+
 def test_check_fails_for_vms_whose_rules_do_not_fit(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(effective: EffectivePolicy, _: object) -> bytes:
+    def refuse(effective: EffectivePolicy, **_: object) -> dict[abi.Path, PolicyImage]:
         if effective.vm == "db01":
             raise PolicyTooLargeError("VM db01, ingress: too many rules")
-        return b""
+        return {}
 
     monkeypatch.setattr("vgw.policy.compile.compile_policy", refuse)
     outcome = vgw("check")
@@ -338,6 +352,15 @@ def test_rules_with_their_counters(target: FakeTarget) -> None:
     assert lines[2].endswith("never")
     assert document(vgw("rules --vm web01 -o json")) == RULES
     assert target.asked == [("rules", "web01")] * 2
+
+
+def test_rules_that_were_never_hit(target: FakeTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    hit, never = RULES["rules"]
+    assert (hit["packets"], never["packets"]) == (12, 0)
+    assert rows(vgw("rules --vm web01 --never-hit -o jsonl")) == [never]
+    assert len(vgw("rules --vm web01 --never-hit").stdout.splitlines()) == 2
+    monkeypatch.setattr(target, "rules", lambda _: {**RULES, "rules": [hit]})
+    assert "every rule of web01 has decided" in vgw("rules --vm web01 --never-hit").output
 
 
 @pytest.mark.usefixtures("target")

@@ -35,11 +35,14 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "pyroute2": ("vgw.controller.links",),
     "click": ("vgw.cli",),
     "prometheus_client": ("vgw.controller.metrics",),
+    "numpy": ("vgw.policy.wide",),
     "pydantic": ("vgw.policy",),
     "yaml": ("vgw.policy",),
 }
 #: Libraries too slow to load at the top of a module: only inside the functions that need them.
 LAZY_LIBRARIES = {"bcc", "pyroute2"}
+#: Modules that are all about such a library, and are themselves loaded only when needed.
+LAZY_MODULES = {"vgw.policy.wide"}
 
 
 def layer_of(module: str) -> str:
@@ -70,7 +73,8 @@ def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, int, bool]]:
             assert node.level == 0, f"{module}:{node.lineno}: write imports in full"
             base = node.module or ""
             # `from vgw import abi` names a module only together with the name behind it.
-            names = [f"vgw.{alias.name}" for alias in node.names] if base == "vgw" else [base]
+            within = {f"{base}.{alias.name}" for alias in node.names}
+            names = sorted(within) if base == "vgw" else [base, *within.intersection(LAZY_MODULES)]
             for name in names:
                 yield name, node.lineno, node in top_level
 
@@ -84,6 +88,8 @@ def mistakes(module: str, text: str) -> list[str]:
         library = name.split(".")[0]
         if library == "vgw":
             wanted = layer_of(name)
+            if name in LAZY_MODULES and at_top:
+                found.append(f"{where}: it is slow to load, import it where it is used")
             if wanted not in ALLOWED_LAYERS[layer] | COMMON | {layer}:
                 found.append(f"{where}: {layer} must not know {wanted}")
         elif library in LIBRARY_HOMES:
@@ -130,6 +136,9 @@ def test_every_layer_has_a_module() -> None:
         ("vgw.loader", "import bcc"),
         ("vgw.maps", "def f():\n    import bcc"),
         ("vgw.cli_output", "import rich"),
+        ("vgw.policy.compile", "import numpy"),
+        ("vgw.policy.compile", "from vgw.policy import wide"),
+        ("vgw.policy.compile", "import vgw.policy.wide"),
         ("vgw.policy.evaluate", "if TYPE_CHECKING:\n    from vgw.maps import EndpointMaps"),
     ],
 )
@@ -144,6 +153,8 @@ def test_a_wrong_import_is_found(module: str, text: str) -> None:
         ("vgw.controller.links", "def f():\n    import pyroute2"),
         ("vgw.loader", "def f():\n    import bcc\nfrom vgw.libbpf import maps"),
         ("vgw.policy.resolve", "from vgw.abi import Action\nfrom vgw.errors import VgwError"),
+        ("vgw.policy.compile", "def f():\n    from vgw.policy import wide"),
+        ("vgw.policy.wide", "import numpy as np"),
         ("vgw.controller.metrics", "import prometheus_client\nfrom vgw import __version__"),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ import pytest
 from vgw import libbpf
 from vgw.errors import KernelError, VerifierError, VgwError
 from vgw.libbpf import AttachType, MapFlag, MapType, PerfReader, ProgType
+from vgw.libbpf.library import ENOTSUPP
+from vgw.libbpf.maps import BATCH_ENTRIES
 
 LOOPBACK = 1
 CLONE_NEWNS = 0x00020000
@@ -139,6 +143,36 @@ class TestMaps:
             monkeypatch.setattr(libbpf.library(), "bpf_map_lookup_batch", lambda *_: -errno.EINVAL)
             assert {key for key, _ in libbpf.map_entries(fd, 4, 8)} == set(map(u32, range(100)))
 
+    @pytest.mark.parametrize("batches", [0, 1])
+    def test_entries_where_holes_end_a_batch(
+        self, monkeypatch: pytest.MonkeyPatch, batches: int
+    ) -> None:
+        """Kernels without "bpf: skip non exist keys in generic_map_lookup_batch" say EINTR."""
+        real, left = libbpf.library().bpf_map_lookup_batch, batches
+
+        def old(*arguments: object) -> int:
+            nonlocal left
+            left -= 1
+            return -errno.EINTR if left < 0 else int(real(*arguments))
+
+        indices = {1, 7, BATCH_ENTRIES + 3}
+        with (
+            closing(libbpf.map_create(MapType.ARRAY, "inner", 4, 8, 1)) as inner,
+            closing(
+                libbpf.map_create(
+                    MapType.ARRAY_OF_MAPS, "outer", 4, 4, BATCH_ENTRIES + 9, inner_fd=inner
+                )
+            ) as outer,
+        ):
+            for index in indices:
+                libbpf.map_update(outer, u32(index), u32(inner))
+            if batches:  # filled, so that the first batch has no hole
+                libbpf.map_update_many(outer, {u32(n): u32(inner) for n in range(BATCH_ENTRIES)})
+                indices |= set(range(BATCH_ENTRIES))
+            monkeypatch.setattr(libbpf.library(), "bpf_map_lookup_batch", old)
+            found = [key for key, _ in libbpf.map_entries(outer, 4, 4)]
+        assert found == [u32(index) for index in sorted(indices)]
+
     def test_fill_writes_a_whole_array(self) -> None:
         words = struct.pack("=3000Q", *range(3000))
         with closing(libbpf.map_create(MapType.ARRAY, "words", 4, 8, 3000)) as fd:
@@ -157,6 +191,46 @@ class TestMaps:
             monkeypatch.setattr(libbpf.library(), "bpf_map_update_batch", refuse)
             libbpf.map_fill(fd, bytes(range(32)), 8)
             assert libbpf.map_lookup(fd, u32(3), 8) == bytes(range(24, 32))
+
+    @pytest.mark.parametrize("batches", [True, False])
+    def test_many_entries_are_written_at_once(
+        self, monkeypatch: pytest.MonkeyPatch, batches: bool
+    ) -> None:
+        if not batches:
+            refuse = lambda *_: -ENOTSUPP  # noqa: E731
+            monkeypatch.setattr(libbpf.library(), "bpf_map_update_batch", refuse)
+        with (
+            closing(libbpf.map_create(MapType.ARRAY, "inner", 4, 8, 7)) as inner,
+            closing(libbpf.map_create(MapType.ARRAY, "inner", 4, 8, 7)) as other,
+            closing(
+                libbpf.map_create(MapType.ARRAY_OF_MAPS, "outer", 4, 4, 4, inner_fd=inner)
+            ) as outer,
+        ):
+            libbpf.map_update_many(outer, {u32(3): u32(inner), u32(1): u32(other)})
+            ids = [libbpf.map_lookup(outer, u32(index), 4) for index in range(4)]
+            assert ids == [
+                None,
+                u32(libbpf.map_info(other).id),
+                None,
+                u32(libbpf.map_info(inner).id),
+            ]
+            with pytest.raises(KernelError):
+                libbpf.map_update_many(outer, {u32(0): u32(inner), u32(4): u32(inner)})
+
+    @pytest.mark.parametrize("batches", [True, False])
+    @pytest.mark.parametrize("entries", [1, 5, 20000])
+    def test_all_values_of_an_array(
+        self, monkeypatch: pytest.MonkeyPatch, batches: bool, entries: int
+    ) -> None:
+        words = struct.pack(f"={3 * entries}Q", *range(3 * entries))
+        with closing(libbpf.map_create(MapType.ARRAY, "counters", 4, 24, entries)) as fd:
+            libbpf.map_fill(fd, words, 24)
+            if not batches:
+                refuse = lambda *_: -errno.EINVAL  # noqa: E731
+                monkeypatch.setattr(libbpf.library(), "bpf_map_lookup_batch", refuse)
+            assert libbpf.array_values(fd, 24) == words
+        with pytest.raises(KernelError):
+            libbpf.array_values(fd, 24)
 
     def test_a_map_of_maps_gives_the_id_of_its_inner_map(self) -> None:
         with (
@@ -386,3 +460,25 @@ else:
 
 def test_attach_types_are_the_kernels() -> None:
     assert (AttachType.XDP, AttachType.TCX_INGRESS, AttachType.TCX_EGRESS) == (37, 46, 47)
+
+
+def test_calls_are_made_at_the_same_time() -> None:
+    meeting = threading.Barrier(3)
+    libbpf.side_by_side(*[lambda: meeting.wait(20)] * 3)  # it breaks unless all three come to it
+    alone: list[int] = []
+    libbpf.side_by_side(lambda: alone.append(threading.get_ident()))
+    assert alone == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_all_calls_end_before_the_error_of_one_is_raised(failing: int) -> None:
+    ended: list[int] = []
+
+    def call(number: int) -> None:
+        if number == failing:
+            raise VgwError(f"call {number}")
+        ended.append(number)
+
+    with pytest.raises(VgwError, match=f"call {failing}"):
+        libbpf.side_by_side(*(functools.partial(call, number) for number in range(3)))
+    assert sorted([*ended, failing]) == [0, 1, 2]

@@ -14,15 +14,26 @@ import pytest
 
 from vgw import abi, libbpf
 from vgw.abi_maps import MAP_SIZES, size_mismatch
-from vgw.errors import VgwError
+from vgw.errors import KernelError, VgwError
 from vgw.libbpf import MapFlag, MapType
-from vgw.maps import Counter, EndpointMaps, policy_blocks, write_policy
+from vgw.maps import (
+    Counter,
+    EndpointMaps,
+    RuleCount,
+    counted,
+    image_chunks,
+    place_counters,
+)
 
 KINDS: dict[str, tuple[MapType, int, int]] = {
     "active": (MapType.ARRAY, 1, 0),
     "configs": (MapType.ARRAY, abi.CONFIG_SLOTS, 0),
-    "policies": (MapType.ARRAY_OF_MAPS, abi.CONFIG_SLOTS, 0),
-    "rule_counters": (MapType.ARRAY_OF_MAPS, 1, 0),
+    "policies": (
+        MapType.ARRAY_OF_MAPS,
+        abi.CONFIG_SLOTS * len(abi.Path) * abi.IMAGE_CHUNKS,
+        0,
+    ),
+    "rule_counters": (MapType.ARRAY_OF_MAPS, abi.CONFIG_SLOTS, 0),
     "conntrack": (MapType.HASH, 5000, MapFlag.NO_PREALLOC),
     "conntrack_meta": (MapType.ARRAY, 1, 0),
     "stats": (MapType.PERCPU_ARRAY, len(abi.Path) * len(abi.Verdict) * abi.REASON_SLOTS, 0),
@@ -79,10 +90,45 @@ def test_every_structure_of_a_map_has_the_abis_size() -> None:
     assert "values of 8 bytes" in text
 
 
-@pytest.mark.parametrize(("over", "blocks"), [(-3, 1), (0, 1), (1, 2), (abi.IMAGE_BLOCK_WORDS, 2)])
-def test_a_policy_takes_whole_blocks(over: int, blocks: int) -> None:
-    assert policy_blocks(bytes(8 * (abi.IMAGE_BLOCK_WORDS + over))) == blocks
-    assert policy_blocks(b"") == 0
+CHUNK = ctypes.sizeof(abi.ImageChunk)
+
+
+@pytest.mark.parametrize(
+    ("size", "chunks"), [(0, 0), (64, 1), (CHUNK, 1), (CHUNK + 64, 2), (5 * CHUNK, 5)]
+)
+def test_an_image_takes_whole_chunks(size: int, chunks: int) -> None:
+    data = b"x" * size
+    parts = list(image_chunks(data))
+    assert [len(part) for part in parts] == [CHUNK] * chunks
+    assert b"".join(parts) == data.ljust(chunks * CHUNK, b"\0")
+
+
+def test_the_chunks_of_a_slot_and_path_lie_behind_each_other() -> None:
+    places = [abi.first_chunk(slot, path) for slot in range(abi.CONFIG_SLOTS) for path in abi.Path]
+    assert places == [n * abi.IMAGE_CHUNKS for n in range(4)]
+    assert [abi.path_of_chunk(place) for place in places] == [*abi.Path, *abi.Path]
+    assert abi.path_of_chunk(places[1] - 1) is abi.Path.TO_VM
+
+
+@pytest.mark.parametrize(
+    ("to_vm", "from_vm", "entries"), [(0, 0, 1), (3, 0, 3), (0, 2, 2), (3, 2, 5)]
+)
+def test_counters_of_both_paths_lie_behind_each_other(
+    to_vm: int, from_vm: int, entries: int
+) -> None:
+    config = abi.EndpointConfig()
+    rules = {abi.Path.TO_VM: to_vm, abi.Path.FROM_VM: from_vm}
+    assert place_counters(config, rules) == entries
+    assert list(config.first_counter) == [0, to_vm]
+
+
+def test_counters_that_counted_are_found() -> None:
+    counters = (abi.RuleCounter * 4)()
+    counters[1] = abi.RuleCounter(packets=2, bytes=120, last_hit_ns=7)
+    counters[3] = abi.RuleCounter(packets=1, bytes=60, last_hit_ns=9)
+    found = dict(counted(bytes(counters)))
+    assert found == {1: RuleCount(2, 120, 7), 3: RuleCount(1, 60, 9)}
+    assert list(counted(b"")) == []
 
 
 @pytest.mark.bpf
@@ -94,51 +140,106 @@ def test_a_map_of_another_layout_is_refused(fds: dict[str, int]) -> None:
             os.close(fd)
 
 
-@pytest.mark.bpf
-def test_a_policy_is_written_whole() -> None:
-    image = struct.pack("=1003Q", *range(1003))
-    with closing(new_inner("policies", policy_blocks(image))) as fd:
-        write_policy(fd, image)
-        size = MAP_SIZES["policies_inner"][1]
-        written = b"".join(value for _, value in libbpf.map_entries(fd, 4, size))
-    assert written == image + bytes(len(written) - len(image))
-    assert len(written) == policy_blocks(image) * size
+@contextmanager
+def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[dict[abi.Path, list[int]], int]]:
+    """Yield the maps of images of both paths, and an fd of counters for so many rules."""
+    with ExitStack() as stack:
+        images = {
+            path: [
+                libbpf.map_info(stack.enter_context(closing(new_inner("policies", 1)))).id
+                for _ in range(chunks)
+            ]
+            for path in abi.Path
+        }
+        yield images, stack.enter_context(closing(new_inner("rule_counters", rules)))
 
 
 @pytest.mark.bpf
-def test_a_switch_changes_policy_and_configuration_at_once(
-    maps: EndpointMaps, fds: dict[str, int]
-) -> None:
+def test_a_large_policy_is_staged_and_released_whole(maps: EndpointMaps) -> None:
+    with a_policy(chunks=150) as (images, counters):
+        slot = maps.stage(abi.EndpointConfig(generation=1), images, counters)
+        assert maps.policies(slot) == images
+        maps.switch(slot)
+    with a_policy(chunks=1) as (fewer, counters):
+        second = maps.stage(abi.EndpointConfig(generation=2), fewer, counters)
+        assert (maps.policies(second), maps.policies(slot)) == (fewer, images)
+        maps.switch(second)
+    maps.release(slot)
+    assert maps.policies(slot) == {path: [] for path in abi.Path}
+    assert set(maps.policy_memory()) == {chunk for part in fewer.values() for chunk in part}
+
+
+@pytest.mark.bpf
+def test_a_switch_changes_policies_counters_and_configuration_at_once(maps: EndpointMaps) -> None:
     assert maps.active_slot() == 0
     for generation, expected in ((1, 1), (2, 0), (3, 1)):
-        with closing(new_inner("policies", 4)) as policy:
-            staged = maps.stage(abi.EndpointConfig(generation=generation), policy)
-            policy_id = libbpf.map_info(policy).id
+        with a_policy() as (images, counters):
+            staged = maps.stage(abi.EndpointConfig(generation=generation), images, counters)
+            ids = {path: chunks[0] for path, chunks in images.items()}
+            counters_id = libbpf.map_info(counters).id
         assert staged == expected
         assert maps.config().generation == generation - 1
+        assert maps.config(staged).generation == generation
+        assert maps.spare_is_used()
         maps.switch(staged)
         maps.release(1 - staged)
         assert maps.active_slot() == staged
         assert maps.config().generation == generation
-        slots = [libbpf.map_lookup(fds["policies"], struct.pack("=I", slot), 4) for slot in (0, 1)]
-        assert slots[staged] == struct.pack("=I", policy_id)
-        assert slots[1 - staged] is None
+        assert not maps.spare_is_used()
+        assert (maps.policy_ids(staged), maps.counters_id(staged)) == (ids, counters_id)
+        assert maps.policy_ids(1 - staged) == dict.fromkeys(abi.Path)
+        assert maps.counters_id(1 - staged) is None
 
 
 @pytest.mark.bpf
-def test_rule_counters_by_id(maps: EndpointMaps) -> None:
+@pytest.mark.parametrize("missing", ["policy", "counters"])
+def test_a_spare_slot_is_used_while_anything_is_in_it(
+    maps: EndpointMaps, fds: dict[str, int], missing: str
+) -> None:
+    with a_policy() as (images, counters):
+        slot = maps.stage(abi.EndpointConfig(), images, counters)
+    if missing == "policy":
+        for path in abi.Path:
+            libbpf.map_delete(fds["policies"], struct.pack("=I", abi.first_chunk(slot, path)))
+    else:
+        libbpf.map_delete(fds["rule_counters"], struct.pack("=I", slot))
+    assert maps.spare_is_used()
+
+
+@pytest.mark.bpf
+def test_what_is_in_force_can_be_staged_again(maps: EndpointMaps) -> None:
     before = open_fds()
-    assert maps.rule_capacity() == 0
-    assert maps.rule_counters([0, 1]) == {}
-    with closing(new_inner("rule_counters", 2048)) as fd:
-        maps.set_rule_counters(fd)
-        value = abi.RuleCounter(packets=3, bytes=180, last_hit_ns=9)
-        libbpf.map_update(fd, struct.pack("=I", 1500), bytes(value))
-    assert maps.rule_capacity() == 2048
-    counters = maps.rule_counters([1500, 7, 2048, abi.NO_RULE])
-    assert sorted(counters) == [7, 1500]
-    assert bytes(counters[1500]) == bytes(value)
-    assert counters[7].packets == 0
+    with pytest.raises(VgwError, match="no policy is in force"), maps.in_force():
+        pass
+    with a_policy() as (images, counters):
+        maps.switch(maps.stage(abi.EndpointConfig(generation=1), images, counters))
+    first = maps.active_slot()
+    with maps.in_force() as (policies, counters_fd):
+        second = maps.stage(abi.EndpointConfig(generation=2), policies, counters_fd)
+    assert maps.policy_ids(first) == maps.policy_ids(second)
+    assert maps.counters_id(first) == maps.counters_id(second)
+    assert open_fds() == before
+
+
+@pytest.mark.bpf
+def test_rule_counts_by_path_and_number(maps: EndpointMaps) -> None:
+    before = open_fds()
+    assert maps.rule_counters() == b""
+    config = abi.EndpointConfig()
+    entries = place_counters(config, {abi.Path.TO_VM: 3, abi.Path.FROM_VM: 5000})
+    with a_policy(entries) as (images, counters):
+        for index in (0, 2, 3, entries - 1):
+            value = abi.RuleCounter(packets=index + 1, bytes=60, last_hit_ns=9)
+            libbpf.map_update(counters, struct.pack("=I", index), bytes(value))
+        maps.switch(maps.stage(config, images, counters))
+    assert len(maps.rule_counters()) == 5003 * ctypes.sizeof(abi.RuleCounter)
+    assert list(maps.rule_counts()) == [
+        (abi.Path.TO_VM, 0, RuleCount(1, 60, 9)),
+        (abi.Path.TO_VM, 2, RuleCount(3, 60, 9)),
+        (abi.Path.FROM_VM, 0, RuleCount(4, 60, 9)),
+        (abi.Path.FROM_VM, 4999, RuleCount(5003, 60, 9)),
+    ]
+    assert list(maps.rule_counts(1 - maps.active_slot())) == []
     assert open_fds() == before
 
 
@@ -177,12 +278,19 @@ def test_all_flows_are_walked(maps: EndpointMaps, fds: dict[str, int]) -> None:
 
 
 @pytest.mark.bpf
-def test_memory_counts_inner_maps(maps: EndpointMaps) -> None:
+def test_memory_is_the_endpoints_own_and_that_of_its_policies(maps: EndpointMaps) -> None:
     before = maps.memory()
     assert before > ctypes.sizeof(abi.EndpointConfig) * abi.CONFIG_SLOTS
-    with closing(new_inner("policies", 10000)) as policy:
-        maps.switch(maps.stage(abi.EndpointConfig(), policy))
-    assert maps.memory() - before >= 10000 * MAP_SIZES["policies_inner"][1]
+    assert maps.policy_memory() == {}
+    with a_policy(1000, chunks=1) as (images, counters):
+        shared = dict.fromkeys(abi.Path, images[abi.Path.TO_VM])
+        maps.switch(maps.stage(abi.EndpointConfig(), shared, counters))
+        maps.switch(maps.stage(abi.EndpointConfig(), shared, counters))
+        counters_memory = libbpf.map_memory(counters)
+    assert maps.memory() == before + counters_memory
+    assert list(maps.policy_memory()) == shared[abi.Path.TO_VM]
+    (memory,) = maps.policy_memory().values()
+    assert CHUNK <= memory < 2 * CHUNK
 
 
 @pytest.mark.bpf
@@ -193,3 +301,44 @@ def test_closing_closes_everything_once() -> None:
     maps.close()
     maps.close()
     assert open_fds() == before
+
+
+@pytest.mark.bpf
+def test_a_map_that_is_gone_leaves_no_other_open(maps: EndpointMaps) -> None:
+    with a_policy(chunks=3) as (images, counters):
+        before = open_fds()
+        broken = images | {abi.Path.TO_VM: [*images[abi.Path.TO_VM], 0x7FFFFFFF]}
+        with pytest.raises(KernelError):
+            maps.stage(abi.EndpointConfig(), broken, counters)
+        assert open_fds() == before
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize("deletions", range(5))
+def test_a_release_that_was_killed_is_noticed(
+    maps: EndpointMaps, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    """Whatever is left of the policies, the next change has to find it."""
+    with a_policy(chunks=2) as (images, counters):
+        slot = maps.stage(abi.EndpointConfig(), images, counters)
+    real, made = libbpf.maps.map_delete, 0
+
+    def dying(fd: int, key: bytes) -> bool:
+        nonlocal made
+        made += 1
+        if made > deletions:
+            raise KernelError("killed", 0)
+        return real(fd, key)
+
+    with monkeypatch.context() as patched:
+        # One after the other, with the counters first, is one of the orders that threads may take.
+        patched.setattr(libbpf, "map_delete", dying)
+        patched.setattr(libbpf.maps, "map_delete", dying)
+        one_by_one = lambda *calls: [call() for call in calls]  # noqa: E731
+        patched.setattr(libbpf, "side_by_side", one_by_one)
+        patched.setattr(libbpf.maps, "side_by_side", one_by_one)
+        with pytest.raises(KernelError):
+            maps.release(slot)
+
+    assert any(maps.policies(slot).values())
+    assert maps.spare_is_used()

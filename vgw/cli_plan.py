@@ -24,13 +24,9 @@ def plan(host: Host, document: PolicyDocument) -> Row:
     `pending` are those of AttachResult. The rule lists are null when the policy in force is not
     remembered. Raises what Host.apply raises.
     """
-    from vgw.controller.policy_store import load_policy
-    from vgw.policy.resolve import effective_policy
-
     outcome = host.apply(document, dry_run=True)
     rows = []
     for result in outcome.vms:
-        now = load_policy(host.paths.policy_record(result.vm), host.manifest(result.vm).generation)
         rows.append(
             {
                 "vm": result.vm,
@@ -38,7 +34,7 @@ def plan(host: Host, document: PolicyDocument) -> Row:
                 "generation": result.generation,
                 "named": result.named,
                 "pending": result.pending,
-                **compare(now, effective_policy(document, result.vm)),
+                **compare(_now(host, result.vm), _then(host, document, result.vm)),
             }
         )
     return {"vms": rows, "waiting": outcome.waiting}
@@ -58,6 +54,27 @@ def compare(now: EffectivePolicy | None, then: EffectivePolicy) -> Row:
         "reordered": kept != [key for key in old if key in new],
         "defaults": now.defaults != then.defaults,
     }
+
+
+def _now(host: Host, vm: str) -> EffectivePolicy | None:
+    """Return the policy that a VM has, without rules that match nothing; None: nobody knows."""
+    from vgw.controller.recovery import policy_of
+
+    manifest = host.manifest(vm)
+    return policy_of(manifest, manifest.generation, host.store)
+
+
+def _then(host: Host, document: PolicyDocument, vm: str) -> EffectivePolicy:
+    """Return the policy that a VM would have, without rules that match nothing."""
+    from vgw.abi import Path
+    from vgw.controller.desired import Order, desired_interfaces, sources_of
+    from vgw.policy.compile import compile_policy
+    from vgw.policy.resolve import effective_policy
+
+    wanted, _ = desired_interfaces(host.paths, document, vm, Order())
+    effective = effective_policy(document, vm)
+    images = compile_policy(effective, sources=sources_of(wanted.values()))
+    return replace(effective, ingress=images[Path.TO_VM].rules, egress=images[Path.FROM_VM].rules)
 
 
 def _by_key(policy: EffectivePolicy) -> Mapping[str, EffectiveRule]:

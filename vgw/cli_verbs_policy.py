@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ def check(session: Session, path: Path | None, output: Output) -> int:
     changed. Exit code 3 when there is a mistake; warnings alone leave it 0.
     """
     from vgw.controller.inventory import read_policy
+    from vgw.policy.shadow import shadowed_rules
 
     source = path or session.paths().policy
     problems: Sequence[Problem] = ()
@@ -61,7 +62,7 @@ def check(session: Session, path: Path | None, output: Output) -> int:
             raise
         problems = error.problems
     else:
-        warnings = document.warnings
+        warnings = (*document.warnings, *shadowed_rules(document))
     if output is Output.TABLE:
         for warning in warnings:
             warn(str(warning))
@@ -80,22 +81,25 @@ def _compile_all(document: PolicyDocument, source: Path) -> None:
         for number, name in enumerate(document.vms, start=1):
             progress.say(f"compiling {name} ({number} of {len(document.vms)})")
             try:
-                _compiled(document, name)
+                _compiled(document, name, progress.say)
             except PolicyTooLargeError as error:
                 problems.append(Problem(str(source), 0, 0, f"vms.{name}", str(error)))
     if problems:
         raise PolicyError(problems)
 
 
-def _compiled(document: PolicyDocument, vm: str) -> tuple[EffectivePolicy, int]:
+def _compiled(
+    document: PolicyDocument, vm: str, say: Callable[[str], None] | None = None
+) -> tuple[EffectivePolicy, int]:
     """Return the policy of one VM and the bytes of its tables."""
+    from vgw.controller.desired import sources_of
     from vgw.policy.compile import compile_policy
     from vgw.policy.resolve import effective_policy
 
     effective = effective_policy(document, vm)
-    rules = (*effective.ingress, *effective.egress)
-    image = compile_policy(effective, {rule.key: number for number, rule in enumerate(rules)})
-    return effective, len(image)
+    sources = sources_of(document.vms[vm].interfaces)
+    images = compile_policy(effective, sources=sources, progress=say)
+    return effective, sum(len(image.data) for image in images.values())
 
 
 def _summary(document: PolicyDocument) -> str:

@@ -98,14 +98,21 @@ def _hook_text(interface: Row) -> str:
 
 @click.command(epilog=example("vgw rules --vm web01"))
 @vm_option
+@click.option("--never-hit", is_flag=True, help="Only rules that have decided nothing so far.")
 @output_option
 @pass_session
-def rules(session: Session, vm: str, output: Output) -> None:
+def rules(session: Session, vm: str, never_hit: bool, output: Output) -> None:
     """Show the rules of a VM and what each has decided.
 
-    Packets of an open connection count for the connection, not for the rule that let it in.
+    Packets of an open connection count for the connection, not for the rule that let it in. Counts
+    go on when the policy changes; rules that match no packet of this VM are not listed.
     """
     document = session.target().rules(vm)
+    empty = f"{vm} has no rules, only defaults"
+    if never_hit:
+        if document["rules"]:
+            empty = f"every rule of {vm} has decided something"
+        document = {**document, "rules": [row for row in document["rules"] if not row["packets"]]}
     table = Table(
         *("DIRECTION", "TIER", "RULE", "ACTION", "PACKETS", "BYTES", "LAST HIT"),
         right=("PACKETS", "BYTES", "LAST HIT"),
@@ -120,7 +127,7 @@ def rules(session: Session, vm: str, output: Output) -> None:
             size(row["bytes"]),
             ago(row["last_hit"]),
         )
-    print_rows(output, document, "rules", table, empty=f"{vm} has no rules, only defaults")
+    print_rows(output, document, "rules", table, empty=empty)
 
 
 @click.command(epilog=example("vgw logs --vm web01 -f"))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The maps of one endpoint as typed values: the structures of vgw/abi.py in, and out.
 
-What changes how packets are judged goes through stage() and switch(): the spare slot is written
-while packets are judged by the active one, and one store makes it active.
+What changes how packets are judged goes through stage() and switch(): the spare slot of policies,
+configurations and rule counters is written while packets are judged by the active one, and one
+store makes it active.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import ctypes
 import os
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from vgw import abi, libbpf
 from vgw.abi_maps import size_mismatch
 from vgw.errors import VgwError
 
-_BLOCK_BYTES: Final = ctypes.sizeof(abi.ImageBlock)
+_CHUNK_BYTES: Final = ctypes.sizeof(abi.ImageChunk)
+#: Maps that are open at a time when a policy is put into a slot; a process may have 1,024 files.
+_MOST_OPEN: Final = 64
+_COUNTER_BYTES: Final = ctypes.sizeof(abi.RuleCounter)
 _FIRST: Final = bytes(4)
 _ID_BYTES: Final = 4
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
@@ -32,17 +37,75 @@ class Counter(NamedTuple):
     bytes: int
 
 
-def policy_blocks(image: bytes) -> int:
-    """Return how many entries the map for a compiled policy needs."""
-    return -(-len(image) // _BLOCK_BYTES)
+class RuleCount(NamedTuple):
+    """What a rule counter holds: packets, wire bytes, and the time of the last of them."""
+
+    packets: int
+    bytes: int
+    last_hit_ns: int
 
 
-def write_policy(fd: int, words: bytes) -> None:
-    """Write a compiled policy into its map, which has policy_blocks(words) entries or more.
+#: The maps that hold an image of a policy, by their ids and in their order.
+ChunkIds = Sequence[int]
 
-    Raises KernelError.
+
+def image_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield what each of the maps of a policy's image holds."""
+    for start in range(0, len(data), _CHUNK_BYTES):
+        yield data[start : start + _CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0")
+
+
+def write_chunk(fd: int, chunk: bytes) -> None:
+    """Write a part of an image into its map; raises KernelError."""
+    libbpf.map_update(fd, _FIRST, chunk)
+
+
+def put_chunks(fd: int, first: int, chunks: ChunkIds) -> None:
+    """Put the maps of an image into a map of maps, from index `first` on. Raises KernelError."""
+    for start in range(0, len(chunks), _MOST_OPEN):
+        with ExitStack() as stack:
+            fds: list[int] = []
+            for chunk in chunks[start : start + _MOST_OPEN]:
+                fds.append(libbpf.map_fd_by_id(chunk))
+                stack.callback(os.close, fds[-1])
+            put_fds(fd, first + start, fds)
+
+
+def put_fds(fd: int, first: int, fds: Sequence[int]) -> None:
+    """Put open maps into a map of maps, from index `first` on. Raises KernelError."""
+    libbpf.map_update_many(fd, {_index(n): _index(each) for n, each in enumerate(fds, first)})
+
+
+def read_chunks(fd: int) -> dict[int, int]:
+    """Return the ids of the maps in a map of maps, by index. Raises KernelError."""
+    return {
+        _number(key): _number(value) for key, value in libbpf.map_entries(fd, _ID_BYTES, _ID_BYTES)
+    }
+
+
+def place_counters(config: abi.EndpointConfig, rules: Mapping[abi.Path, int]) -> int:
+    """Say in a configuration where the counters of each path's rules begin.
+
+    `rules` is how many rules the policy of a path has. Return how many entries the counter map
+    needs, which is one at least.
     """
-    libbpf.map_fill(fd, words.ljust(policy_blocks(words) * _BLOCK_BYTES, b"\0"), _BLOCK_BYTES)
+    total = 0
+    for path in abi.Path:
+        config.first_counter[path] = total
+        total += rules[path]
+    return max(total, 1)
+
+
+def counted(counters: bytes) -> Iterator[tuple[int, RuleCount]]:
+    """Yield index and counts of the counters that have counted.
+
+    `counters` is an array of abi.RuleCounter.
+    """
+    words = memoryview(counters).cast("Q")
+    step = _COUNTER_BYTES // words.itemsize
+    for index, packets in enumerate(words[::step].tolist()):
+        if packets:
+            yield index, RuleCount(*words[index * step : (index + 1) * step].tolist())
 
 
 class EndpointMaps:
@@ -79,17 +142,37 @@ class EndpointMaps:
         """Return the slot of configs and policies that packets are judged by."""
         return self._read("active", 0, abi.ActiveSlot).slot  # type: ignore[no-any-return]
 
-    def config(self) -> abi.EndpointConfig:
-        """Return the configuration in force."""
-        return self._read("configs", self.active_slot(), abi.EndpointConfig)
+    def config(self, slot: int | None = None) -> abi.EndpointConfig:
+        """Return the configuration of a slot, by default the one in force."""
+        return self._read("configs", self._slot(slot), abi.EndpointConfig)
 
-    def stage(self, config: abi.EndpointConfig, policy_fd: int) -> int:
+    def latest_generation(self) -> int:
+        """Return the greatest generation that either slot has or had."""
+        latest: int = max(self.config(slot).generation for slot in range(abi.CONFIG_SLOTS))
+        return latest
+
+    def stage(
+        self,
+        config: abi.EndpointConfig,
+        policies: Mapping[abi.Path, ChunkIds],
+        counters_fd: int,
+    ) -> int:
         """Write the spare slot and return its number for switch(); no packet sees it yet.
 
-        Takes an RCU grace period. The kernel keeps the policy map; its fd may be closed.
+        Takes an RCU grace period, more for large policies. The kernel keeps the maps; the fd may
+        be closed.
         """
         slot = 1 - self.active_slot()
-        libbpf.map_update(self._fds["policies"], _index(slot), _index(policy_fd))
+        fd = self._fds["policies"]
+        libbpf.side_by_side(
+            *(
+                partial(put_chunks, fd, abi.first_chunk(slot, path), policies[path])
+                for path in abi.Path
+            ),
+            lambda: libbpf.map_update(
+                self._fds["rule_counters"], _index(slot), _index(counters_fd)
+            ),
+        )
         libbpf.map_update(self._fds["configs"], _index(slot), bytes(config))
         return slot
 
@@ -101,27 +184,78 @@ class EndpointMaps:
         libbpf.map_update(self._fds["active"], _FIRST, bytes(abi.ActiveSlot(slot=slot)))
 
     def release(self, slot: int) -> None:
-        """Free the policy of a slot that no packet is judged by any more."""
-        libbpf.map_delete(self._fds["policies"], _index(slot))
+        """Free the policies and counters of a slot that no packet is judged by any more.
 
-    def set_rule_counters(self, fd: int) -> None:
-        """Make the map `fd` the one that rules count in; its fd may be closed afterwards."""
-        libbpf.map_update(self._fds["rule_counters"], _FIRST, _index(fd))
+        Takes an RCU grace period, more for large policies.
+        """
+        libbpf.side_by_side(
+            lambda: libbpf.map_delete(self._fds["rule_counters"], _index(slot)),
+            lambda: self._remove_policies(slot),
+        )
 
-    def rule_counters(self, ids: Iterable[int]) -> dict[int, abi.RuleCounter]:
-        """Return the counters of rules by id; an id without room in the map is left out."""
-        with self._inner("rule_counters", 0) as fd:
-            if fd is None:
-                return {}
-            size = ctypes.sizeof(abi.RuleCounter)
-            values = b"".join(value for _, value in libbpf.map_entries(fd, 4, size))
-        table = (abi.RuleCounter * (len(values) // size)).from_buffer_copy(values)
-        return {rule: table[rule] for rule in ids if 0 <= rule < len(table)}
+    def _remove_policies(self, slot: int) -> None:
+        """Remove the maps of policies; the first ones last, for by them spare_is_used() goes."""
+        places = self._places(slot)
+        firsts = places.keys() & {abi.first_chunk(slot, path) for path in abi.Path}
+        for part in (places.keys() - firsts, firsts):
+            libbpf.map_delete_many(self._fds["policies"], [_index(n) for n in sorted(part)])
 
-    def rule_capacity(self) -> int:
-        """Return how many rule ids have a counter, 0 before set_rule_counters()."""
-        with self._inner("rule_counters", 0) as fd:
-            return 0 if fd is None else libbpf.map_info(fd).max_entries
+    def policies(self, slot: int) -> dict[abi.Path, ChunkIds]:
+        """Return the maps that a slot's policies are in, none where there is no policy."""
+        found: dict[abi.Path, list[int]] = {path: [] for path in abi.Path}
+        for index, chunk in sorted(self._places(slot).items()):
+            found[abi.path_of_chunk(index)].append(chunk)
+        return dict(found)
+
+    def policy_ids(self, slot: int) -> dict[abi.Path, int | None]:
+        """Return what tells a slot's policies from others: the id of the first map of each."""
+        return {path: self._inner_id("policies", abi.first_chunk(slot, path)) for path in abi.Path}
+
+    def _places(self, slot: int) -> dict[int, int]:
+        """Return the maps of a slot's policies, by index in `policies`."""
+        first, beyond = (abi.first_chunk(each, abi.Path(0)) for each in (slot, slot + 1))
+        chunks = read_chunks(self._fds["policies"])
+        return {index: chunk for index, chunk in chunks.items() if first <= index < beyond}
+
+    def counters_id(self, slot: int) -> int | None:
+        """Return the id of the map that a slot's rules count in, None when there is none."""
+        return self._inner_id("rule_counters", slot)
+
+    def spare_is_used(self) -> bool:
+        """Tell whether the spare slot has policies or counters: a change is not finished."""
+        spare = 1 - self.active_slot()
+        ids = (*self.policy_ids(spare).values(), self.counters_id(spare))
+        return any(map_id is not None for map_id in ids)
+
+    def rule_counters(self, slot: int | None = None) -> bytes:
+        """Return the counters of a slot (default: the active one), an array of abi.RuleCounter.
+
+        The configuration of the slot says where those of each path begin. Empty without counters.
+        """
+        with self._inner("rule_counters", self._slot(slot)) as fd:
+            return b"" if fd is None else libbpf.array_values(fd, _COUNTER_BYTES)
+
+    def rule_counts(self, slot: int | None = None) -> Iterator[tuple[abi.Path, int, RuleCount]]:
+        """Yield path, number and counts of each rule of a slot that has counted."""
+        slot = self._slot(slot)
+        first = self.config(slot).first_counter
+        for index, count in counted(self.rule_counters(slot)):
+            path = abi.Path.FROM_VM if index >= first[abi.Path.FROM_VM] else abi.Path.TO_VM
+            yield path, index - first[path], count
+
+    @contextmanager
+    def in_force(self) -> Iterator[tuple[dict[abi.Path, ChunkIds], int]]:
+        """Give the policies and the counters of the active slot, as stage() takes them.
+
+        The fd of the counters is closed after the `with` block. Raises VgwError when one is
+        missing.
+        """
+        slot = self.active_slot()
+        policies = self.policies(slot)
+        with self._inner("rule_counters", slot) as counters:
+            if counters is None or not all(policies.values()):
+                raise VgwError("no policy is in force: apply the policy of the VM")
+            yield policies, counters
 
     def stats(self) -> dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]:
         """Return the packet counters that are not zero, summed over the CPUs."""
@@ -155,16 +289,33 @@ class EndpointMaps:
         return libbpf.map_info(self._fds["conntrack"]).max_entries
 
     def memory(self) -> int:
-        """Return the bytes of kernel memory that the maps take, inner maps included.
+        """Return the bytes of kernel memory that the maps take, rule counters included.
 
-        The host-wide `events` is not counted.
+        The host-wide `events` is not counted, nor are policies: see policy_memory().
         """
         total = sum(libbpf.map_memory(fd) for name, fd in self._fds.items() if name != "events")
-        slots = [("policies", slot) for slot in range(abi.CONFIG_SLOTS)]
-        for name, slot in [*slots, ("rule_counters", 0)]:
-            with self._inner(name, slot) as fd:
-                total += 0 if fd is None else libbpf.map_memory(fd)
+        seen: set[int | None] = set()
+        for slot in range(abi.CONFIG_SLOTS):
+            map_id = self.counters_id(slot)
+            with self._inner("rule_counters", slot) as fd:
+                total += 0 if fd is None or map_id in seen else libbpf.map_memory(fd)
+            seen.add(map_id)
         return total
+
+    def policy_memory(self) -> dict[int, int]:
+        """Return the bytes of kernel memory of the maps of policies, by their ids.
+
+        Endpoints with equal policies share their maps: count each id once.
+        """
+        found: dict[int, int] = {}
+        for index, chunk in read_chunks(self._fds["policies"]).items():
+            with self._inner("policies", index) as fd:
+                if fd is not None:
+                    found[chunk] = libbpf.map_memory(fd)
+        return found
+
+    def _slot(self, slot: int | None) -> int:
+        return self.active_slot() if slot is None else slot
 
     def _read(self, name: str, index: int, structure: type[_Structure]) -> _Structure:
         """Return an element of an array."""
@@ -173,11 +324,15 @@ class EndpointMaps:
             raise VgwError(f"the map {name} has no element {index}: detach the VM, attach it again")
         return structure.from_buffer_copy(value)
 
+    def _inner_id(self, name: str, index: int) -> int | None:
+        value = libbpf.map_lookup(self._fds[name], _index(index), _ID_BYTES)
+        return None if value is None else _number(value)
+
     @contextmanager
-    def _inner(self, name: str, slot: int) -> Iterator[int | None]:
-        """Open the map in a slot of a map of maps for the `with` block; None when it is empty."""
-        value = libbpf.map_lookup(self._fds[name], _index(slot), _ID_BYTES)
-        fd = None if value is None else libbpf.map_fd_by_id(_number(value))
+    def _inner(self, name: str, index: int) -> Iterator[int | None]:
+        """Open a map in a map of maps for the `with` block; None when there is none."""
+        map_id = self._inner_id(name, index)
+        fd = None if map_id is None else libbpf.map_fd_by_id(map_id)
         try:
             yield fd
         finally:

@@ -235,7 +235,7 @@ def test_a_lost_manifest_does_not_open_anything(host: Host, paths: Paths, tap: T
     vm = tap("tap0")
     host.attach(document(HTTP), "web01")
     file = paths.manifest("web01")
-    file.write_text(file.read_text().replace("http", "hxxp"))
+    file.write_text(file.read_text().replace('"generation":1', '"generation":9'))
 
     there = row(host)
     assert there["attached"]
@@ -246,10 +246,22 @@ def test_a_lost_manifest_does_not_open_anything(host: Host, paths: Paths, tap: T
     result = host.apply(document(HTTP))
 
     assert result.vms[0].generation == 2
-    assert [rule["id"] for rule in host.rules("web01")["rules"]] == [64]  # behind all ids in use
     send_to_vm("tap0", to_vm())
     assert received(vm, to_vm())
     assert host.rules("web01")["rules"][0]["packets"] == 1
+
+
+def test_lost_rules_are_written_anew(host: Host, paths: Paths, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    shutil.rmtree(paths.policies)
+
+    with pytest.raises(VgwError, match=r"names of web01's rules are lost .* apply its policy"):
+        host.rules("web01")
+    (result,) = host.apply(document(HTTP)).vms
+
+    assert (result.changed, result.generation) == (False, 1)
+    assert [rule["rule"] for rule in host.rules("web01")["rules"]] == ["http"]
 
 
 @pytest.mark.parametrize("ordered", [Mode.QUARANTINE, Mode.MONITOR])

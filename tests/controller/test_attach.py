@@ -232,9 +232,10 @@ class _InjectedError(VgwError):
     ("module", "name", "calls"),
     [
         ("vgw.loader.clone", "prog_load", 2),
-        ("vgw.loader.clone", "map_create", 12),
+        ("vgw.loader.clone", "map_create", 16),
         ("vgw.libbpf", "map_update", 3),
-        ("vgw.libbpf", "pin", 12),
+        ("vgw.libbpf", "map_update_many", 1),
+        ("vgw.libbpf", "pin", 18),
         ("vgw.libbpf", "link_create", 2),
         ("vgw.controller.change", "save_manifest", 1),
     ],

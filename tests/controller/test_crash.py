@@ -5,19 +5,16 @@ and the next process brings the host to what it should be.
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Callable
-from typing import Any, Final
 
 import pytest
 
+from tests.controller.killed import killed_after
 from tests.controller.observe import received, row, send_to_vm, traces
 from tests.controller.policies import document, to_vm
 from vgw import libbpf
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
-from vgw.loader import clone
 from vgw.loader.sources import PROGRAMS
 from vgw.policy.model import Hook
 
@@ -25,42 +22,6 @@ pytestmark = pytest.mark.bpf
 
 HTTP = "[{name: http, action: accept, services: [tcp/80]}]"
 HTTPS = "[{name: https, action: accept, services: [tcp/443]}]"
-
-#: Everything by which a change touches the kernel or the disk.
-_STEPS: Final = (
-    *((libbpf, name) for name in ("map_update", "map_delete", "map_create", "pin")),
-    *((libbpf, name) for name in ("link_create", "link_update", "link_detach")),
-    *((clone, name) for name in ("map_create", "prog_load")),
-    *((pathlib.Path, name) for name in ("mkdir", "rename", "replace", "unlink", "rmdir")),
-)
-
-
-def killed_after(steps: int, change: Callable[[], object]) -> bool:
-    """Make a change in a process that dies after so many steps; return whether it finished."""
-    child = os.fork()
-    if child == 0:
-        left = steps
-
-        def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*arguments: Any, **options: Any) -> Any:
-                nonlocal left
-                if left == 0:
-                    os._exit(9)
-                left -= 1
-                return function(*arguments, **options)
-
-            return counted
-
-        for owner, name in _STEPS:
-            setattr(owner, name, counting(getattr(owner, name)))
-        try:
-            change()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 0
 
 
 def judged_by(vm: int, port: int) -> bool:

@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.controller.policies import document, from_vm
+from tests.controller.observe import send_to_vm
+from tests.controller.policies import document, from_vm, to_vm
 from vgw import abi, libbpf
 from vgw.abi import Action
 from vgw.controller import event_reader
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader, Meter
 from vgw.controller.events import LogWriter, RuleName, read_log
-from vgw.controller.manifest import EndpointEntry, Manifest, save_manifest
+from vgw.controller.manifest import EndpointEntry, Manifest, PolicyEntry, save_manifest
 from vgw.controller.paths import Paths
+from vgw.controller.policy_store import PolicyStore
 from vgw.controller.readings import read_meters
 from vgw.controller.reconcile import Host
 from vgw.policy.model import Direction, EffectiveRule, Interface, Tier
@@ -117,41 +119,122 @@ def test_slots_that_another_reader_took_are_taken_back(
     assert losses.totals()["buffer"] > 0
 
 
+@pytest.mark.bpf
+def test_an_old_flow_that_a_rule_ends_is_logged_with_that_rule(
+    paths: Paths, host: Host, tap: Callable[[str], int]
+) -> None:
+    """The VM opened the flow, so a packet to it is judged by a rule for what the VM sends."""
+    vm = tap("tap0")
+    rules = "  - {name: out, tier: vm, applies_to: {all: true}, egress: [%s]}"
+    host.attach(document(extra=rules % "{name: dns, action: accept}"), "web01")
+    log = LogWriter(paths.log_file)
+    reader = EventReader(paths.events, EventNames(paths), log, EventLosses(lambda: ()))
+    reader.start()
+    reader.catch_up()
+    os.write(vm, from_vm(proto="udp", sport=4000, dport=53))
+
+    host.apply(document(extra=rules % "{name: shut, action: drop, services: [udp/53], log: true}"))
+    send_to_vm("tap0", to_vm(proto="udp", sport=53, dport=4000))
+    reader.stop()
+    log.close()
+
+    (found,) = [each for each in drops(paths) if each["reason"] == "RULE"]
+    assert (found["direction"], found["generation"]) == ("ingress", 2)
+    assert (found["policy"], found["tier"], found["rule"]) == ("out", "vm", "shut")
+
+
 RULE = EffectiveRule(Direction.INGRESS, Tier.VM, "web-tier", "site", Action.ACCEPT)
+Save = Callable[[Manifest], None]
 
 
-def manifest(vm: str, endpoint: int, *names: str) -> Manifest:
-    """Return a manifest of a VM with one endpoint and rules of these names."""
-    made = Manifest(vm, endpoints={"tap0": EndpointEntry(endpoint, Interface("tap0"))})
-    return made.with_rules(dataclasses.replace(RULE, name=name) for name in names)
+def manifest(vm: str, endpoint: int, **policies: str) -> Manifest:
+    """Return a manifest of a VM with one endpoint; `g1="x"`: generation 1 ran the image x."""
+    return Manifest(
+        vm,
+        endpoints={"tap0": EndpointEntry(endpoint, Interface("tap0"))},
+        policies={
+            int(generation[1:]): PolicyEntry({abi.Path.TO_VM: digest}, {abi.Path.TO_VM: 1})
+            for generation, digest in policies.items()
+        },
+    )
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> tuple[EventNames, Callable[[Manifest], None]]:
-    paths = Paths.from_environment({}, state_dir=tmp_path)
-    return EventNames(paths), lambda made: save_manifest(paths.manifest(made.vm), made)
+def places(tmp_path: Path) -> Paths:
+    return Paths.from_environment({}, state_dir=tmp_path)
 
 
-def test_names_are_known_as_soon_as_they_are_written(
-    names: tuple[EventNames, Callable[[Manifest], None]],
-) -> None:
+@pytest.fixture
+def store(places: Paths) -> PolicyStore:
+    """What is kept of policies: each image has a rule of its own name."""
+    kept = PolicyStore(places.policies)
+    for name in ("site", "more"):
+        kept.keep_names(name, [dataclasses.replace(RULE, name=name)])
+    return kept
+
+
+@pytest.fixture
+def names(places: Paths, store: PolicyStore) -> tuple[EventNames, Save]:  # noqa: ARG001
+    return EventNames(places), lambda made: save_manifest(places.manifest(made.vm), made)
+
+
+def test_names_are_known_as_soon_as_they_are_written(names: tuple[EventNames, Save]) -> None:
     known, save = names
+    to_vm = abi.Path.TO_VM
     assert known.endpoint(1) is None
     for number in range(1, 30):
-        save(manifest(f"vm{number}", number, "site"))
+        save(manifest(f"vm{number}", number, g1="site"))
         assert known.endpoint(number) == (f"vm{number}", "tap0")
-        assert known.rule(number, 0) == RuleName("web-tier", "vm", "site")
-        save(manifest(f"vm{number}", number, "site", "more"))
-        assert known.rule(number, 1) == RuleName("web-tier", "vm", "more")
-    assert known.rule(1, 2) is None
-    assert known.rule(99, 0) is None
+        assert known.rule(number, 1, to_vm, 0) == RuleName("web-tier", "vm", "site")
+        save(manifest(f"vm{number}", number, g1="site", g2="more"))
+        assert known.rule(number, 2, to_vm, 0) == RuleName("web-tier", "vm", "more")
+        assert known.rule(number, 1, to_vm, 0) == RuleName("web-tier", "vm", "site")
+
+
+def test_a_change_that_failed_gives_no_names_to_the_next(names: tuple[EventNames, Save]) -> None:
+    """The change that follows one that was undone has its generation again."""
+    known, save = names
+    save(manifest("web01", 1, g1="site"))
+    assert known.rule(1, 1, abi.Path.TO_VM, 0) is not None
+    save(manifest("web01", 1, g1="site", g2="lost"))
+    assert known.endpoint(99) is None  # another VM's event makes it look while that is there
+    save(manifest("web01", 1, g1="site"))
+    save(manifest("web01", 1, g1="site", g2="more"))
+    assert known.rule(1, 2, abi.Path.TO_VM, 0) == RuleName("web-tier", "vm", "more")
+
+
+def test_numbers_that_nobody_knows_have_no_names(names: tuple[EventNames, Save]) -> None:
+    known, save = names
+    save(manifest("web01", 1, g1="site", g2="lost"))
+    assert known.rule(1, 1, abi.Path.TO_VM, 0) is not None
+    for generation, path, rule in (
+        (1, abi.Path.TO_VM, 1),
+        (1, abi.Path.FROM_VM, 0),
+        (2, abi.Path.TO_VM, 0),
+        (3, abi.Path.TO_VM, 0),
+    ):
+        assert known.rule(1, generation, path, rule) is None
+    assert known.rule(99, 1, abi.Path.TO_VM, 0) is None
+
+
+def test_names_outlive_their_file_until_something_new_is_asked(
+    names: tuple[EventNames, Save], store: PolicyStore
+) -> None:
+    known, save = names
+    save(manifest("web01", 1, g1="site"))
+    assert known.rule(1, 1, abi.Path.TO_VM, 0) is not None
+    store.remove("site")
+    assert known.rule(1, 1, abi.Path.TO_VM, 0) is not None
+    save(manifest("web01", 1, g2="more"))
+    assert known.rule(1, 2, abi.Path.TO_VM, 0) is not None
+    assert known.rule(1, 1, abi.Path.TO_VM, 0) is None
 
 
 def test_names_of_a_vm_outlive_it_until_something_new_is_asked(
-    names: tuple[EventNames, Callable[[Manifest], None]], tmp_path: Path
+    names: tuple[EventNames, Save], tmp_path: Path
 ) -> None:
     known, save = names
-    save(manifest("web01", 1, "site"))
+    save(manifest("web01", 1, g1="site"))
     save(manifest("db01", 2))
     assert known.endpoint(1) == ("web01", "tap0")
     (tmp_path / "vms" / "web01.json").unlink()
@@ -163,7 +246,7 @@ def test_names_of_a_vm_outlive_it_until_something_new_is_asked(
 
 
 def test_endpoint_that_is_made_anew_has_another_number(
-    names: tuple[EventNames, Callable[[Manifest], None]],
+    names: tuple[EventNames, Save],
 ) -> None:
     known, save = names
     save(manifest("web01", 1))

@@ -29,8 +29,9 @@ class FakeNames:
     def endpoint(self, endpoint: int) -> tuple[str, str] | None:
         return ("web01", "tap-web01") if endpoint == 7 else None
 
-    def rule(self, endpoint: int, rule: int) -> RuleName | None:
-        return RuleName("web-tier", "group", "site") if (endpoint, rule) == (7, 3) else None
+    def rule(self, endpoint: int, generation: int, path: abi.Path, rule: int) -> RuleName | None:
+        is_known = (endpoint, generation, path, rule) == (7, 4, abi.Path.TO_VM, 3)
+        return RuleName("web-tier", "group", "site") if is_known else None
 
 
 def event(**fields: Any) -> abi.Event:
@@ -99,6 +100,12 @@ def test_record_of_a_rule() -> None:
         ("tcp_flags", "SA"),
         ("length", 74),
     ]
+
+
+def test_a_rule_is_that_of_the_path_that_opened_the_flow() -> None:
+    assert record(rule=3, path=abi.Path.FROM_VM, rule_path=abi.Path.TO_VM)["rule"] == "site"
+    assert "rule" not in record(rule=3, path=abi.Path.TO_VM, rule_path=abi.Path.FROM_VM)
+    assert "rule" not in record(rule=3, generation=5)
 
 
 @pytest.mark.parametrize(

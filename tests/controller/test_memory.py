@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vgw remembers on disk: ids of rules, policies in force, names for events."""
+"""What vgw remembers on disk: manifests, rules of policies, what they had counted."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from pathlib import Path
 import pytest
 
 from tests.controller.policies import document
-from vgw.abi import Action, Mode, RuleCounter
+from vgw.abi import Action, Mode
+from vgw.abi import Path as PacketPath
 from vgw.controller.event_names import EventNames
 from vgw.controller.inventory import read_policy, read_sources
-from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest, save_manifest
+from vgw.controller.manifest import (
+    EndpointEntry,
+    Manifest,
+    PolicyEntry,
+    load_manifest,
+    save_manifest,
+)
 from vgw.controller.paths import Paths
-from vgw.controller.policy_store import load_policy, save_policy
+from vgw.controller.policy_store import PolicyStore, labels_of_rules
+from vgw.controller.rule_counts import RuleCounts, load_counts, save_counts
 from vgw.errors import PolicyError, VgwError
+from vgw.maps import RuleCount
 from vgw.policy.model import (
     AllowedPair,
     Defaults,
     Direction,
-    EffectivePolicy,
     EffectiveRule,
     Guards,
     Hook,
@@ -51,18 +59,29 @@ def rule(name: str, **more: object) -> EffectiveRule:
 
 
 def full_manifest() -> Manifest:
-    manifest = Manifest(
+    return Manifest(
         vm="web01",
         generation=7,
         mode=Mode.MONITOR,
         mode_override=Mode.QUARANTINE,
         policy="abc",
         named=True,
-        endpoints={"tap0": EndpointEntry(1 << 61, INTERFACE, "image", Hook.TC)},
+        endpoints={"tap0": EndpointEntry(1 << 61, INTERFACE, Hook.TC)},
         extra=("tap1",),
-        carried={3: (1, 2, 3)},
+        policies={
+            6: policy_entry("old"),
+            7: policy_entry("new", Defaults(Action.REJECT, log=True)),
+        },
     )
-    return manifest.with_rules([rule("a"), rule("b", log=True)])
+
+
+def policy_entry(digest: str, defaults: Defaults | None = None) -> PolicyEntry:
+    return PolicyEntry(
+        {PacketPath.TO_VM: digest, PacketPath.FROM_VM: "both"},
+        {PacketPath.TO_VM: 3},
+        True,
+        defaults,
+    )
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -84,7 +103,7 @@ def flip(text: str) -> str:
 
 
 def other_schema(text: str) -> str:
-    return text.replace("vgw/manifest/v1", "vgw/manifest/v9")
+    return text.replace("vgw/manifest/v2", "vgw/manifest/v9")
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, other_schema, lambda _: "", lambda _: "[]"])
@@ -104,73 +123,111 @@ def test_a_file_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
         save_manifest(tmp_path / "vms" / "web01.json", full_manifest())
 
 
-def test_a_rule_keeps_its_id_and_no_id_is_used_twice() -> None:
-    first = Manifest("web01").with_rules([rule("a"), rule("b")])
-    second = first.with_rules([rule("b"), rule("c")])
-    third = second.with_rules([rule("a"), rule("d")])
-
-    assert first.rule_ids() == {"ingress/vm/base/a": 0, "ingress/vm/base/b": 1}
-    assert second.rules["ingress/vm/base/b"].id == 1
-    assert second.rules["ingress/vm/base/c"].id == 2
-    assert not second.rules["ingress/vm/base/a"].current
-    assert third.rules["ingress/vm/base/a"].id == 0
-    assert third.rules["ingress/vm/base/a"].current
-    assert third.rules["ingress/vm/base/d"].id == 3
-    assert third.next_rule_id == 4
+def test_what_a_manifest_refers_to() -> None:
+    manifest = full_manifest()
+    assert manifest.digests() == {"old", "new", "both"}
+    assert manifest.current() == manifest.policies[7]
+    assert manifest.digest(6, PacketPath.TO_VM) == "old"
+    assert manifest.digest(5, PacketPath.TO_VM) is None
+    read = manifest.in_generation({"new": 1}.get)
+    assert [read(number, PacketPath.TO_VM) for number in (5, 6, 7)] == [None, None, 1]
 
 
-def test_names_of_rules_that_are_gone_do_not_grow_without_end() -> None:
-    manifest = Manifest("web01")
-    for number in range(0, 4000, 100):
-        manifest = manifest.with_rules([rule(f"r{number + n}") for n in range(100)])
-
-    assert manifest.next_rule_id == 4000
-    assert len(manifest.rules) == 1024 + 100
-    assert manifest.rules["ingress/vm/base/r3999"].id == 3999
-
-
-def test_final_counts_are_added_up() -> None:
-    final = b"".join(
-        bytes(RuleCounter(packets=n, bytes=10 * n, last_hit_ns=100 + n)) for n in range(3)
-    )
-
-    carried = Manifest("web01").carrying(final).carrying(final).carried
-
-    assert carried == {1: (2, 20, 101), 2: (4, 40, 102)}
+RULES = (
+    rule("a", peers=(ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")), log=True),
+    rule("b", peers=(), services=(Service(6, (80, 81)), Service(1, None, 8, 0))),
+    rule("c", local=(ip_network("10.1.1.1/32"),), source_ports=((1, 2), (5, 5))),
+    rule("d", action=Action.PASS, tier=Tier.ADMIN, policy="other"),
+    rule("e", peers=(ip_network("10.0.0.0/8"), ip_network("2001:db8::/32"))),
+)
 
 
-def test_a_policy_is_read_as_it_was_written(tmp_path: Path) -> None:
-    file = tmp_path / "policies" / "web01.json"
-    policy = EffectivePolicy(
-        vm="web01",
-        ingress=(
-            rule("a", peers=(ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")), log=True),
-            rule("b", peers=(), services=(Service(6, (80, 81)), Service(1, None, 8, 0))),
-            rule("c", local=(ip_network("10.1.1.1/32"),), source_ports=((1, 2), (5, 5))),
-        ),
-        egress=(rule("d", direction=Direction.EGRESS, action=Action.PASS, tier=Tier.ADMIN),),
-        defaults=Defaults(Action.REJECT, Action.DROP, True),
-    )
-
-    save_policy(file, policy, 5)
-
-    assert load_policy(file, 5) == policy
-    assert load_policy(file, 6) is None
-    file.write_text(file.read_text()[:-10])
-    assert load_policy(file, 5) is None
+@pytest.fixture
+def store(tmp_path: Path) -> PolicyStore:
+    return PolicyStore(tmp_path / "policies")
 
 
-def test_a_policy_of_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_rules_are_read_as_they_were_written(store: PolicyStore, tmp_path: Path) -> None:
+    store.keep_names("one", RULES)
+    assert store.labels("one") == labels_of_rules(RULES)
+    assert store.rules("one") is None
+    store.keep_matches("one", RULES)
+    assert store.rules("one") == RULES
+    assert [label.key for label in labels_of_rules(RULES)] == [each.key for each in RULES]
+    assert store.labels("two") is None
+    assert store.digests() == {"one"}
+    store.remove("one")
+    assert not (tmp_path / "policies").exists()
+
+
+def test_rules_of_a_document_are_read_as_they_were_written(store: PolicyStore) -> None:
     effective = effective_policy(document(), "web01")
 
-    save_policy(tmp_path / "p.json", effective, 1)
-    loaded = load_policy(tmp_path / "p.json", 1)
+    store.keep_names("x", effective.ingress)
+    store.keep_matches("x", effective.ingress)
 
-    assert loaded is not None
     # Where a rule was written is not kept: only what it means.
-    assert loaded.ingress == tuple(
+    assert store.rules("x") == tuple(
         dataclasses.replace(each, file="", line=0) for each in effective.ingress
     )
+
+
+@pytest.mark.parametrize("file", ["names.json", "matches.json"])
+def test_damaged_rules_count_as_lost(store: PolicyStore, tmp_path: Path, file: str) -> None:
+    store.keep_names("one", RULES)
+    store.keep_matches("one", RULES)
+    path = tmp_path / "policies" / "one" / file
+    path.write_text(path.read_text()[:-10])
+
+    assert store.rules("one") is None
+    assert (store.labels("one") is None) == (file == "names.json")
+
+
+def test_what_many_rules_share_is_kept_once(store: PolicyStore, tmp_path: Path) -> None:
+    group = tuple(ip_network(f"10.{n}.0.0/16") for n in range(200))
+    for name, count in (("few", 10), ("many", 1000)):
+        copies = [rule(f"r{n}", peers=tuple(group)) for n in range(count)]
+        store.keep_matches(name, copies)
+    few, many = (
+        (tmp_path / "policies" / name / "matches.json").stat().st_size for name in ("few", "many")
+    )
+    assert many - few < 990 * 20
+
+
+def test_rules_that_are_there_are_not_written_again(store: PolicyStore, tmp_path: Path) -> None:
+    for _ in range(2):
+        store.keep_names("one", RULES)
+        stamp = (tmp_path / "policies" / "one" / "names.json").stat().st_ino
+    store.keep_names("one", RULES)
+    assert (tmp_path / "policies" / "one" / "names.json").stat().st_ino == stamp
+
+
+@pytest.mark.parametrize("file", ["names.json", "matches.json"])
+def test_damaged_rules_are_written_anew(store: PolicyStore, tmp_path: Path, file: str) -> None:
+    store.keep_names("one", RULES)
+    store.keep_matches("one", RULES)
+    path = tmp_path / "policies" / "one" / file
+    path.write_text(path.read_text().replace("ingress", "egress")[:-1])
+    store.keep_names("one", RULES)
+    store.keep_matches("one", RULES)
+    assert store.rules("one") is None  # what was whole a moment ago is not looked at again
+
+    later = PolicyStore(tmp_path / "policies")
+    later.keep_names("one", RULES)
+    later.keep_matches("one", RULES)
+
+    assert later.rules("one") == RULES
+
+
+def test_counts_are_read_as_they_were_written(tmp_path: Path) -> None:
+    file = tmp_path / "counts" / "web01.json"
+    counts = RuleCounts({"a": RuleCount(1, 60, 9), "b": RuleCount(2, 120, 8)}, {7: 3, 8: 1})
+    assert load_counts(file) == RuleCounts()
+    save_counts(file, counts)
+    assert load_counts(file) == counts
+    assert counts.only({"a"}, {8}) == RuleCounts({"a": RuleCount(1, 60, 9)}, {8: 1})
+    file.write_text(file.read_text().replace("60", "61"))
+    assert load_counts(file) == RuleCounts()
 
 
 @pytest.fixture
@@ -185,8 +242,6 @@ def test_names_are_looked_up_again_when_one_is_unknown(places: Paths) -> None:
     save_manifest(places.manifest("web01"), full_manifest())
 
     assert names.endpoint(1 << 61) == ("web01", "tap0")
-    assert names.rule(1 << 61, 1) == ("base", "vm", "b")
-    assert names.rule(1 << 61, 9) is None
 
 
 def test_names_survive_a_damaged_neighbour(places: Paths) -> None:

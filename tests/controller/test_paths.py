@@ -22,6 +22,7 @@ ODD_NAMES = [
     "\x1b[31m",
     "münchen",
     "events",
+    "images",
     "eth0.100",
 ]
 
@@ -31,7 +32,7 @@ def test_a_name_becomes_one_component_of_a_path_and_back(name: str) -> None:
     pinned = pin_name(name)
 
     assert not set(pinned) & set("./\n\x1b")
-    assert pinned not in ("", "events")
+    assert pinned not in ("", "events", "images")
     assert unpin_name(pinned) == name
 
 
@@ -47,7 +48,7 @@ def test_a_name_that_no_file_can_have_is_refused_in_one_short_line(name: str) ->
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("pinned", ["events", "%4", "%zz", "a.b", "", "%41", "%ff"])
+@pytest.mark.parametrize("pinned", ["events", "images", "%4", "%zz", "a.b", "", "%41", "%ff"])
 def test_what_was_not_made_by_pin_name_is_no_name(pinned: str) -> None:
     assert unpin_name(pinned) is None
 
@@ -58,8 +59,8 @@ def test_defaults_are_those_of_the_manual() -> None:
     assert paths.policy == Path("/etc/vgw/policy.d")
     assert paths.socket == Path("/run/vgw/vgw.sock")
     assert paths.manifest("web.01") == Path("/var/lib/vgw/vms/web%2e01.json")
-    assert paths.endpoint_dir("web01", "eth0.5") == Path("/sys/fs/bpf/vgw/v1/web01/eth0%2e5")
-    assert paths.events == Path("/sys/fs/bpf/vgw/v1/events")
+    assert paths.endpoint_dir("web01", "eth0.5") == Path("/sys/fs/bpf/vgw/v2/web01/eth0%2e5")
+    assert paths.events == Path("/sys/fs/bpf/vgw/v2/events")
     assert paths.cache_dir == Path("/var/cache/vgw")
     assert paths.log_file == Path("/var/log/vgw/events.jsonl")
 

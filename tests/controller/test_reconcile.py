@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +25,15 @@ from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.loader.sources import PROGRAMS
+from vgw.maps import EndpointMaps
+from vgw.policy import compile as compiler
 from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.bpf
 
 HTTP = "[{name: http, action: accept, services: [tcp/80]}]"
 HTTPS = "[{name: https, action: accept, services: [tcp/443]}]"
+SSH = "[{name: ssh, action: accept, services: [tcp/22]}]"
 Tap = Callable[[str], int]
 Veth = Callable[[str], str]
 
@@ -55,6 +60,22 @@ def test_apply_changes_what_differs_and_leaves_the_rest(host: Host, tap: Tap) ->
     assert not any(each.changed for each in host.apply(document(HTTP, vms=vms, extra=only_web)).vms)
 
 
+def test_more_vms_than_the_usual_limit_of_files_are_changed_at_once(host: Host, veth: Veth) -> None:
+    """Each endpoint is some 15 files, and a login shell or a service may have 1,024."""
+    count = 12
+    names = [veth(f"tap{number}") for number in range(count)]
+    vms = {f"vm-{name}": f"{{interfaces: [{{name: {name}}}]}}" for name in names}
+    host.attach_many(document(vms=vms))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 100  # noqa: PTH208 (a number of files)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        changed = host.apply(document("[{name: ssh, action: accept}]", vms=vms))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [each.changed for each in changed.vms] == [True] * count
+
+
 def test_a_dry_run_tells_and_does_nothing(host: Host, tap: Tap) -> None:
     tap("tap0")
     host.attach(document(HTTP), "web01")
@@ -66,12 +87,15 @@ def test_a_dry_run_tells_and_does_nothing(host: Host, tap: Tap) -> None:
     assert not host.attach(document(HTTP), "web01").changed
 
 
-def test_what_fails_for_one_vm_does_not_keep_the_others_back(host: Host, tap: Tap) -> None:
+def test_what_fails_for_one_vm_does_not_keep_the_others_back(
+    host: Host, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "MAX_RULES", 100)
     for name in ("tap0", "tap1"):
         tap(name)
     vms = {"web01": interface("tap0"), "db01": "{interfaces: [{name: tap1}]}"}
     host.attach_many(document(HTTP, vms=vms))
-    many = ", ".join(f"{{name: r{n}, action: accept, services: [tcp/{n}]}}" for n in range(1, 4700))
+    many = ", ".join(f"{{name: r{n}, action: accept, services: [tcp/{n}]}}" for n in range(1, 102))
     too_many = f"""  - name: more
     tier: vm
     applies_to: {{vms: [db01]}}
@@ -86,6 +110,32 @@ def test_what_fails_for_one_vm_does_not_keep_the_others_back(host: Host, tap: Ta
     generations = {vm["vm"]: vm["generation"] for vm in host.status()["vms"]}
     assert generations == {"web01": 2, "db01": 1}
     assert row(host, "db01")["attached"]
+
+
+def test_the_number_of_an_undone_change_is_not_used_again(
+    host: Host, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flows may carry it: one that the undone policy accepted must be judged by the next."""
+    for name in ("tap0", "tap1"):
+        tap(name)
+    vms = {"web01": "{interfaces: [{name: tap0}, {name: tap1}]}"}
+    host.attach(document(HTTP, vms=vms), "web01")
+    real, calls = EndpointMaps.switch, []
+
+    def switch(maps: EndpointMaps, slot: int) -> None:
+        calls.append(slot)
+        if len(calls) == 2:
+            raise VgwError("refused")
+        real(maps, slot)
+
+    monkeypatch.setattr(EndpointMaps, "switch", switch)
+    with pytest.raises(VgwError, match="keeps what it had"):
+        host.apply(document(HTTPS, vms=vms))
+    monkeypatch.undo()
+    assert host.status("web01")["vms"][0]["generation"] == 1
+
+    (done,) = host.apply(document(SSH, vms=vms)).vms
+    assert done.generation == 3
 
 
 def test_apply_follows_interfaces_that_the_policy_adds_and_removes(host: Host, tap: Tap) -> None:
@@ -156,7 +206,7 @@ def test_counters_of_rules_go_on_over_changes(host: Host, tap: Tap) -> None:
     assert received(vm, to_vm(sport=41000))
 
 
-def test_events_have_names_for_rules_that_are_gone(host: Host, paths: Paths, tap: Tap) -> None:
+def test_events_have_names_for_the_policy_before(host: Host, paths: Paths, tap: Tap) -> None:
     tap("tap0")
     host.attach(document(HTTP), "web01")
     manifest = load_manifest(paths.manifest("web01"))
@@ -166,12 +216,17 @@ def test_events_have_names_for_rules_that_are_gone(host: Host, paths: Paths, tap
     host.apply(document(HTTPS))
 
     names = EventNames(paths)
+    to_vm_rule = functools.partial(names.rule, identity, path=PacketPath.TO_VM, rule=0)
     assert names.endpoint(identity) == ("web01", "tap0")
-    assert names.rule(identity, 0) == ("base", "vm", "http")
-    assert names.rule(identity, 1) == ("base", "vm", "https")
-    assert names.rule(identity, 2) is None
-    host.apply(document(HTTP))
-    assert [rule["id"] for rule in host.rules("web01")["rules"]] == [0]
+    assert to_vm_rule(generation=1) == ("base", "vm", "http")
+    assert to_vm_rule(generation=2) == ("base", "vm", "https")
+    assert to_vm_rule(generation=3) is None
+    assert to_vm_rule(generation=2, rule=1) is None
+    assert to_vm_rule(generation=2, path=PacketPath.FROM_VM) is None
+    host.apply(document("[{name: ssh, action: accept, services: [tcp/22]}]"))
+    assert to_vm_rule(generation=3) == ("base", "vm", "ssh")
+    assert to_vm_rule(generation=2) == ("base", "vm", "https")
+    assert to_vm_rule(generation=1) is None
 
 
 def test_detach_all(host: Host, paths: Paths, tap: Tap) -> None:

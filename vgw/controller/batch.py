@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from vgw import libbpf
-from vgw.controller.change import Change, Tools
+from vgw.controller.change import Change
 from vgw.controller.desired import Desired
+from vgw.controller.tools import Tools
 from vgw.errors import VgwError
 
-#: A change waits most of its time for grace periods of the kernel, so many run side by side.
-_WORKERS: Final = 12
+#: A change waits most of its time for grace periods of the kernel, so many run side by side; those
+#: that wait at the same time wait for the same one.
+_WORKERS: Final = 48
 
 _Result = TypeVar("_Result")
 

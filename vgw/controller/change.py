@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from vgw import abi
+from vgw import abi, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import links, pinned
 from vgw.controller.desired import Desired
@@ -25,35 +22,21 @@ from vgw.controller.links import InterfaceFacts
 from vgw.controller.manifest import (
     EndpointEntry,
     Manifest,
+    PolicyEntry,
     load_manifest,
     save_manifest,
 )
-from vgw.controller.paths import Paths, unpin_name
+from vgw.controller.paths import unpin_name
 from vgw.controller.pins import endpoint_dirs, quietly, settle
-from vgw.controller.policy_store import save_policy
+from vgw.controller.recovery import forget, recovered
+from vgw.controller.rule_counts import load_counts, save_counts, settle_spares
+from vgw.controller.stages import load_stages, with_stages
 from vgw.controller.state_file import remove_state
+from vgw.controller.tools import Tools
 from vgw.errors import VgwError
-from vgw.loader import Artefact
-from vgw.policy.compile import compile_policy
+from vgw.maps import place_counters
+from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.model import Hook
-
-_DIGEST_CHARACTERS: Final = 32
-#: Modes from that which lets most through to that which lets nothing through.
-_STRICTNESS: Final = (abi.Mode.MONITOR, abi.Mode.ENFORCE, abi.Mode.QUARANTINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What changes are made with.
-
-    `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
-    for only when needed.
-    """
-
-    paths: Paths
-    artefact: Callable[[Collection[str]], Artefact]
-    events_fd: Callable[[], int]
-    prefer_link: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +64,14 @@ class Change:
         self._new: dict[str, InterfaceFacts] = {}
         self._dropped: list[str] = []
         self._staged: dict[str, int] = {}
+        #: Endpoints of which the staged slot has counters of its own.
+        self._counting_anew: list[str] = []
         self._restage = False
-        self._image = b""
+        self._needed = False
+        self._images: dict[abi.Path, PolicyImage] = {}
         self._old: Manifest | None = None
-        self._manifest = Manifest(desired.vm)
+        self._base = Manifest(desired.vm)
+        self._manifest = self._base
 
     def __enter__(self) -> Change:
         return self
@@ -120,21 +107,20 @@ class Change:
         self._old = load_manifest(self._file)
         settle(self._directory)
         self._sort_endpoints()
-        base = self._manifest = self._base_manifest()
-        effective = self._desired.effective
-        numbered = base.with_rules((*effective.ingress, *effective.egress))
-        self._image = compile_policy(effective, numbered.rule_ids())
-        digest = hashlib.sha256(self._image).hexdigest()[:_DIGEST_CHARACTERS]
-        self._restage = any(self._differs(name, digest) for name in self._kept)
-        generation = base.generation + (1 if self._restage or not self._kept else 0)
-        self._manifest = dataclasses.replace(
-            numbered,
-            generation=generation,
-            endpoints=self._absent()
-            | {name: self._entry(name, digest) for name in self.interfaces},
+        self._base = self._manifest = self._base_manifest()
+        self._images = compile_policy(
+            self._desired.effective, sources=self._desired.sources, progress=self._tools.progress
         )
+        self._restage = any(self._differs(name) for name in self._kept)
+        self._manifest = dataclasses.replace(
+            self._base,
+            generation=self._base.generation + (1 if self._restage or not self._kept else 0),
+            endpoints=self._absent() | {name: self._entry(name) for name in self.interfaces},
+        )
+        self._manifest = dataclasses.replace(self._manifest, policies=self._policies())
         moved = any(kept.hook is not kept.wanted_hook for kept in self._kept.values())
-        return bool(self._restage or self._new or self._dropped or moved)
+        self._needed = bool(self._restage or self._new or self._dropped or moved)
+        return self._needed
 
     def commit(self) -> None:
         """Make the change. Raises VgwError, and everything is as before then."""
@@ -149,17 +135,22 @@ class Change:
             undo.pop_all()
 
     def _commit(self, undo: contextlib.ExitStack) -> None:
+        opened = [kept.endpoint.maps for kept in self._kept.values()]
+        settle_spares(self._counts_file, opened, self._base.in_generation(self._tools.names.labels))
         if self._restage:
-            self._stage(undo)
-        if self._manifest != self._old:
-            save_manifest(self._file, self._manifest)
-            undo.callback(quietly, self._restore_manifest)
+            # Both wait, one for the kernel and one for the disk.
+            libbpf.side_by_side(lambda: self._stage(undo), lambda: self._remember(undo))
+        else:
+            self._remember(undo)
         for name in self._new:
             self._create(name, undo)
         for kept in self._kept.values():
             if kept.hook is not kept.wanted_hook:
                 self._move(kept, kept.wanted_hook)
                 undo.callback(quietly, self._move, kept, kept.hook)
+        if self._staged:
+            # Switched back, no packet is judged any more by what is released then.
+            undo.callback(quietly, libbpf.wait_for_programs)
         for name, slot in self._staged.items():
             maps = self._kept[name].endpoint.maps
             maps.switch(slot)
@@ -167,14 +158,14 @@ class Change:
 
     def finish(self) -> None:
         """Free what was replaced; no packet is judged by it any more."""
+        self._harvest()
         for name, slot in self._staged.items():
             self._kept[name].endpoint.maps.release(1 - slot)
         for name in self._dropped:
             directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
             endpoints.destroy(directory, pinned.present_ifindex(name))
         if self.interfaces:
-            record = self._tools.paths.policy_record(self._desired.vm)
-            save_policy(record, self._desired.effective, self.generation)
+            self._keep_matches()
         else:
             forget(self._tools.paths, self._manifest)
 
@@ -221,8 +212,8 @@ class Change:
         return None if entry is None else entry.hook_override
 
     def _base_manifest(self) -> Manifest:
-        """Return the manifest to go on from: ids of rules live as long as an endpoint does."""
-        old = self._old or recovered(self._desired.vm, self._opened)
+        """Return the manifest to go on from."""
+        old = self._old or recovered(self._tools.paths, self._desired.vm, self._opened)
         override = old.mode_override
         if self._opened and not old.endpoints and override is self._desired.mode:
             override = None  # it was read from the kernel, and needs no order
@@ -234,32 +225,69 @@ class Change:
             named=self._desired.named,
             extra=self._desired.extra,
         )
-        if not self._kept:
-            return dataclasses.replace(base, rules={}, next_rule_id=0, carried={})
-        generation = max(kept.config.generation for kept in self._kept.values())
-        return dataclasses.replace(base, generation=max(base.generation, generation))
+        # A change that was undone had a number too: flows may carry it, so nothing else gets it.
+        used = (kept.endpoint.maps.latest_generation() for kept in self._kept.values())
+        return dataclasses.replace(base, generation=max(base.generation, *used, 0))
 
-    def _differs(self, name: str, image: str) -> bool:
+    def _policies(self) -> dict[int, PolicyEntry]:
+        """Return the policies to remember: the one to be in force and those that it replaces."""
+        entry = PolicyEntry(
+            images={path: image.digest for path, image in self._images.items()},
+            rules={path: len(image.rules) for path, image in self._images.items()},
+            staged=self._is_staged,
+            defaults=self._desired.effective.defaults,
+        )
+        replaced = {kept.config.generation for kept in self._kept.values()}
+        before = {
+            generation: policy
+            for generation, policy in self._base.policies.items()
+            if generation in replaced or (self._kept and not self._restage)
+        }
+        return before | {self.generation: entry}
+
+    def _differs(self, name: str) -> bool:
         """Tell whether an endpoint needs another policy or configuration."""
         kept = self._kept[name]
-        entry = self._old.endpoints.get(name) if self._old is not None else None
-        if entry is None or self._old is None or entry.image != image:
+        if self._old is None or name not in self._old.endpoints or not self._has_images(kept):
             return True
         now = kept.config
         if now.generation != self._old.generation:
             return True  # a process died between writing the manifest and switching
         return bytes(self._config(name, now.generation)) != bytes(now)
 
+    def _has_images(self, kept: _Kept) -> bool:
+        """Tell whether an endpoint has the images already that it shall have."""
+        generation = kept.config.generation
+        return all(
+            self._base.digest(generation, path) == image.digest
+            for path, image in self._images.items()
+        )
+
+    @property
+    def _is_staged(self) -> bool:
+        return any(image.staged for image in self._images.values())
+
+    @property
+    def _counts_file(self) -> pathlib.Path:
+        return self._tools.paths.counts(self._desired.vm)
+
     def _config(self, name: str, generation: int) -> abi.EndpointConfig:
         """Return the configuration that an endpoint shall have."""
         kept = self._kept.get(name)
-        return endpoints.build_config(
+        config = endpoints.build_config(
             self._desired.interfaces[name],
             self._manifest.effective_mode,
             generation,
             self._manifest.endpoints[name].endpoint if kept is None else kept.config.endpoint,
             0 if kept is None else kept.config.flow_epoch,
         )
+        self._place_counters(config)
+        return config
+
+    def _place_counters(self, config: abi.EndpointConfig) -> int:
+        """Say where the counters of each path begin; return how many there have to be."""
+        rules = {path: len(image.rules) for path, image in self._images.items()}
+        return place_counters(config, rules)
 
     def _absent(self) -> dict[str, EndpointEntry]:
         """Return what is remembered of interfaces that were ordered and do not exist now."""
@@ -267,50 +295,88 @@ class Change:
         absent = set(self._desired.extra).intersection(self._desired.missing, known)
         return {name: known[name] for name in sorted(absent)}
 
-    def _entry(self, name: str, image: str) -> EndpointEntry:
+    def _entry(self, name: str) -> EndpointEntry:
         kept = self._kept.get(name)
         identity = endpoints.new_endpoint_id() if kept is None else kept.config.endpoint
         interface = self._desired.interfaces[name]
-        return EndpointEntry(identity, interface, image, self._ordered_hook(name))
+        return EndpointEntry(identity, interface, self._ordered_hook(name))
 
     def _stage(self, undo: contextlib.ExitStack) -> None:
-        """Write policy and configuration beside those in force, and make room for new rules."""
+        """Write policy, configuration and counters beside those in force."""
         artefact = self._tools.artefact(endpoints.TABLES)
-        for name, kept in self._kept.items():
-            if self._manifest.next_rule_id > kept.endpoint.maps.rule_capacity():
-                self._grow_counters(kept.endpoint, artefact)
-            config = self._config(name, self.generation)
-            with endpoints.policy_map(artefact, self._image) as policy:
-                slot = kept.endpoint.maps.stage(config, policy)
-            undo.callback(quietly, kept.endpoint.maps.release, slot)
-            self._staged[name] = slot
+        with self._tools.images.opened(artefact, self._images) as policies:
+            for name, kept in self._kept.items():
+                config = self._config(name, self.generation)
+                maps = kept.endpoint.maps
+                if self._has_images(kept):
+                    slot = endpoints.restage(kept.endpoint, config)
+                else:
+                    counters = self._place_counters(config)
+                    with endpoints.counters_map(artefact, counters) as counters_fd:
+                        slot = maps.stage(config, policies, counters_fd)
+                    self._counting_anew.append(name)
+                undo.callback(quietly, maps.release, slot)
+                self._staged[name] = slot
+                self._load_stages(kept)
 
-    def _grow_counters(self, endpoint: OpenEndpoint, artefact: Artefact) -> None:
-        """Move an endpoint to a larger counter map; what the old one had counted is carried."""
-        final = endpoints.replace_counters(artefact, endpoint, self._manifest.next_rule_id)
-        self._manifest = self._manifest.carrying(final)
-        if self._old is not None:
-            # Also when the rest of the change fails: these counts are in no map any more.
-            self._old = self._old.carrying(final)
-            save_manifest(self._file, self._old)
+    def _load_stages(self, kept: _Kept) -> None:
+        if not self._is_staged:
+            return
+        programs = list(endpoints.programs_of(kept.hook).values())
+        artefact = self._tools.artefact(with_stages(programs))
+        load_stages(artefact, programs, kept.endpoint.fds, self._tools.events_fd())
+
+    def _remember(self, undo: contextlib.ExitStack) -> None:
+        """Write the names of rules and the manifest: before an event can carry their numbers."""
+        for image in self._images.values():
+            self._tools.store.keep_names(image.digest, image.rules)
+        if not self._needed:
+            self._keep_matches()  # which a process that died has not come to
+        if not self._kept:
+            remove_state(self._counts_file)
+        if self._manifest != self._old:
+            save_manifest(self._file, self._manifest)
+            undo.callback(quietly, self._restore_manifest)
+
+    def _keep_matches(self) -> None:
+        for image in self._images.values():
+            self._tools.store.keep_matches(image.digest, image.rules)
+
+    def _harvest(self) -> None:
+        """Add up what the replaced policies had counted, for the rules that are still there."""
+        labels_of = self._base.in_generation(self._tools.names.labels)
+        counts = old = load_counts(self._counts_file)
+        for name in self._counting_anew:
+            maps = self._kept[name].endpoint.maps
+            counts = counts.harvesting(maps, 1 - self._staged[name], labels_of)
+        if counts != old:
+            known = {entry.endpoint for entry in self._manifest.endpoints.values()}
+            rules = [self._tools.names.keys(image.digest) for image in self._images.values()]
+            save_counts(self._counts_file, counts.only(set[str]().union(*rules), known))
 
     def _create(self, name: str, undo: contextlib.ExitStack) -> None:
         facts = self._new[name]
         directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
-        plan = Blueprint(
-            vm=self._desired.vm,
-            interface=facts,
-            hook=links.choose_hook(facts.kind, self._hook(name)),
-            config=self._config(name, self.generation),
-            image=self._image,
-            conntrack_max=self._desired.interfaces[name].conntrack_max,
-            rules=self._manifest.next_rule_id,
-            force=self._desired.force,
-            prefer_link=self._tools.prefer_link,
-            replaces=self._former(facts.ifindex),
-        )
-        artefact = self._tools.artefact(endpoints.programs_of(plan.hook).values())
-        endpoints.create(artefact, directory, self._tools.events_fd(), plan)
+        hook = links.choose_hook(facts.kind, self._hook(name))
+        programs = endpoints.programs_of(hook).values()
+        artefact = self._tools.artefact(with_stages(programs) if self._is_staged else programs)
+        config = self._config(name, self.generation)
+        counters = self._place_counters(config)
+        with self._tools.images.opened(artefact, self._images) as policies:
+            plan = Blueprint(
+                vm=self._desired.vm,
+                interface=facts,
+                hook=hook,
+                config=config,
+                policies=policies,
+                counters=counters,
+                conntrack_max=self._desired.interfaces[name].conntrack_max,
+                staged=self._is_staged,
+                force=self._desired.force,
+                prefer_link=self._tools.prefer_link,
+                replaces=self._former(facts.ifindex),
+            )
+            endpoints.create(artefact, directory, self._tools.events_fd(), plan)
         undo.callback(quietly, endpoints.destroy, directory, facts.ifindex)
 
     def _former(self, ifindex: int) -> pathlib.Path | None:
@@ -322,40 +388,21 @@ class Change:
         return None
 
     def _move(self, kept: _Kept, hook: Hook) -> None:
-        artefact = self._tools.artefact((endpoints.FROM_VM_PROGRAM[hook],))
-        events_fd = self._tools.events_fd()
-        ifindex, force = kept.facts.ifindex, self._desired.force
-        endpoints.move_hook(artefact, kept.endpoint, events_fd, ifindex, hook, force=force)
+        programs = (endpoints.FROM_VM_PROGRAM[hook],)
+        # Until the switch the program judges by the policy before.
+        staged = any(entry.staged for entry in self._manifest.policies.values())
+        endpoints.move_hook(
+            self._tools.artefact(with_stages(programs) if staged else programs),
+            kept.endpoint,
+            self._tools.events_fd(),
+            kept.facts.ifindex,
+            hook,
+            staged=staged,
+            force=self._desired.force,
+        )
 
     def _restore_manifest(self) -> None:
         if self._old is None:
             remove_state(self._file)
         else:
             save_manifest(self._file, self._old)
-
-
-def recovered(vm: str, opened: Sequence[OpenEndpoint]) -> Manifest:
-    """Return what the kernel knows of a VM whose manifest is lost.
-
-    The mode that it runs counts as ordered. What the ids of rules stand for is lost: new ones
-    begin behind all of them.
-    """
-    if not opened:
-        return Manifest(vm)
-    configs = [endpoint.maps.config() for endpoint in opened]
-    return Manifest(
-        vm,
-        generation=max(config.generation for config in configs),
-        mode_override=max((abi.Mode(config.mode) for config in configs), key=_STRICTNESS.index),
-        next_rule_id=max(endpoint.maps.rule_capacity() for endpoint in opened),
-    )
-
-
-def forget(paths: Paths, manifest: Manifest) -> None:
-    """Remove what is remembered of a VM without endpoints, but for what the user ordered."""
-    remove_state(paths.policy_record(manifest.vm))
-    left = manifest.only(manifest.extra)
-    if left.mode_override is None and not left.extra:
-        remove_state(paths.manifest(manifest.vm))
-    else:
-        save_manifest(paths.manifest(manifest.vm), left)

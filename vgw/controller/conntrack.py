@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from vgw import abi
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.endpoint import OpenEndpoint
-from vgw.controller.manifest import RuleEntry
+from vgw.controller.policy_store import RuleLabel, RuleNames
 from vgw.controller.reconcile import Host
 from vgw.policy.model import DIRECTION_OF_PATH, ICMP_PROTOCOLS, PORT_PROTOCOLS, Direction
 
 _PROTOCOL_NAMES: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 Row = dict[str, Any]
+_LabelsOf = Callable[[int, abi.Path], Sequence[RuleLabel] | None]
 
 
 def list_flows(host: Host, vm: str) -> Row:
@@ -24,11 +25,11 @@ def list_flows(host: Host, vm: str) -> Row:
     A flow's `direction` is that of its first packet; `age` is seconds since then, `expires_in`
     seconds until it is forgotten unless a packet comes. Ports are null where there are none.
     """
-    rules = {rule.id: rule for rule in host.manifest(vm).rules.values()}
+    labels_of = host.manifest(vm).in_generation(RuleNames(host.store).labels)
     flows: list[Row] = []
     for endpoint in host.open_endpoints(vm):
         with endpoint:
-            flows += _rows(endpoint, rules)
+            flows += _rows(endpoint, labels_of)
     return {"schema": "vgw/v1", "vm": vm, "flows": flows}
 
 
@@ -40,12 +41,12 @@ def is_live(flow: abi.Flow, config: abi.EndpointConfig, now_ns: int) -> bool:
     return now_ns - int(flow.last_seen_ns) <= timeout
 
 
-def _rows(endpoint: OpenEndpoint, rules: dict[int, RuleEntry]) -> Iterator[Row]:
+def _rows(endpoint: OpenEndpoint, labels_of: _LabelsOf) -> Iterator[Row]:
     config = endpoint.maps.config()
     for key, flow in endpoint.maps.flows():
         now = coarse_now_ns()
         if is_live(flow, config, now):
-            yield _row(endpoint.interface, key, flow, config, now) | _rule(rules.get(flow.rule))
+            yield _row(endpoint.interface, key, flow, config, now) | _rule(flow, labels_of)
 
 
 def _row(
@@ -79,8 +80,15 @@ def _both_ways(by_path: Any) -> dict[str, int]:
 _DIRECTIONS: Final[tuple[tuple[abi.Path, Direction], ...]] = tuple(DIRECTION_OF_PATH.items())
 
 
-def _rule(rule: RuleEntry | None) -> Row:
-    """Return the names of the rule that let a flow in; null when the default did."""
-    if rule is None:
+def _rule(flow: abi.Flow, labels_of: _LabelsOf) -> Row:
+    """Return the names of the rule that let a flow in.
+
+    Null when the default did, or when the policy that did is no longer known.
+    """
+    labels = None
+    if flow.rule != abi.NO_RULE:
+        labels = labels_of(flow.generation, abi.Path(flow.opener))
+    if labels is None or flow.rule >= len(labels):
         return {"tier": None, "policy": None, "rule": None}
-    return {"tier": rule.tier, "policy": rule.policy, "rule": rule.name}
+    label = labels[flow.rule]
+    return {"tier": label.tier, "policy": label.policy, "rule": label.name}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vgw import abi
@@ -11,7 +11,8 @@ from vgw.controller import pinned
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.errors import VgwError
-from vgw.policy.model import EffectivePolicy, Hook, Interface, PolicyDocument
+from vgw.policy.guards import endpoint_facts, possible_sources
+from vgw.policy.model import EffectivePolicy, Hook, Interface, Network, PolicyDocument
 from vgw.policy.resolve import effective_policy
 
 
@@ -30,7 +31,8 @@ class Desired:
 
     `interfaces` are those to protect, which exist; `missing` are names of others. `extra` are
     names, among both, of interfaces that the policy does not list; `hooks` are orders of the user
-    for some (AUTO: as the policy says). `named`: the policy has the VM.
+    for some (AUTO: as the policy says). `sources` are all addresses that the guards let the VM
+    send from, None when they let any. `named`: the policy has the VM.
     """
 
     vm: str
@@ -39,6 +41,7 @@ class Desired:
     policy: str
     named: bool
     interfaces: Mapping[str, Interface]
+    sources: tuple[Network, ...] | None = None
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     hooks: Mapping[str, Hook] = field(default_factory=dict)
@@ -70,6 +73,7 @@ def desired_state(
         policy=document.digest,
         named=known is not None,
         interfaces=present,
+        sources=sources_of(wanted.values()),
         missing=missing,
         extra=extra,
         hooks={} if order.hook is None else dict.fromkeys(present, order.hook),
@@ -101,6 +105,14 @@ def desired_interfaces(
         for name in sorted(extra)
     }
     return listed | added, tuple(added)
+
+
+def sources_of(interfaces: Iterable[Interface]) -> tuple[Network, ...] | None:
+    """Return all addresses that the guards let a VM send from, None when they let any.
+
+    Raises VgwError when an interface has more addresses than an endpoint's configuration holds.
+    """
+    return possible_sources(endpoint_facts(each, abi.Mode.ENFORCE) for each in interfaces)
 
 
 def _is_of_another(paths: Paths, document: PolicyDocument, vm: str, interface: str) -> bool:

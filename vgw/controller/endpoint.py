@@ -8,13 +8,10 @@ first program is attached, and what fails on the way is undone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pathlib
 import secrets
-import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,16 +20,20 @@ from vgw.abi_maps import MAP_SIZES
 from vgw.controller import links
 from vgw.controller.links import Attachment, InterfaceFacts, opened
 from vgw.controller.pins import ASIDE, aside_of, entries, quietly, remove_endpoint
+from vgw.controller.stages import STAGE_MAPS, load_stages
 from vgw.errors import ForeignProgramError, KernelError, VerifierError, VgwError
 from vgw.loader import Artefact, Instance
-from vgw.maps import EndpointMaps, policy_blocks, write_policy
+from vgw.maps import ChunkIds, EndpointMaps
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Hook, Interface
 
-#: Maps that an endpoint pins. `scratch` is only the programs' own, `events` is the host's.
-PINNED_MAPS: Final = tuple(
-    name for name in MAP_SIZES if not name.endswith("_inner") and name != "events"
+#: Maps that every endpoint pins; `events` is the host's. Those of stages are pinned where a
+#: program of the endpoint uses them.
+PINNED_MAPS: Final = (
+    *(name for name in MAP_SIZES if not name.endswith("_inner") and name != "events"),
+    "scratch",
 )
+NEEDED_MAPS: Final = tuple(name for name in PINNED_MAPS if name not in STAGE_MAPS)
 FROM_VM_PROGRAM: Final = {Hook.XDP: "xdp_from_vm", Hook.TC: "tc_from_vm"}
 TO_VM_PROGRAM: Final = "tc_to_vm"
 #: A program that uses every table; enough to make one of its maps.
@@ -46,18 +47,21 @@ class BrokenEndpointError(VgwError):
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """What an endpoint is made of: `image` is a compiled policy, `rules` how many rule ids.
+    """What an endpoint is made of.
 
-    `replaces` is the directory of an endpoint on the same interface that has another name.
+    `policies` are fds of the maps of its policy, `counters` is how many rules count, `staged`
+    whether the policy needs the programs' stages. `replaces` is the directory of an endpoint on the
+    same interface that has another name.
     """
 
     vm: str
     interface: InterfaceFacts
     hook: Hook
     config: abi.EndpointConfig
-    image: bytes
+    policies: Mapping[abi.Path, ChunkIds]
+    counters: int
     conntrack_max: int
-    rules: int
+    staged: bool = False
     force: bool = False
     prefer_link: bool = True
     replaces: pathlib.Path | None = None
@@ -124,11 +128,6 @@ def programs_of(hook: Hook) -> dict[abi.Path, str]:
     return {abi.Path.TO_VM: TO_VM_PROGRAM, abi.Path.FROM_VM: FROM_VM_PROGRAM[hook]}
 
 
-def rule_capacity(rules: int) -> int:
-    """Return the size of a counter map for that many rule ids: a power of two, 64 at least."""
-    return max(64, 1 << (rules - 1).bit_length())
-
-
 def conntrack_sizes(conntrack_max: int) -> dict[str, int]:
     """Return the sizes of the maps that follow from how many flows an endpoint may have."""
     return {
@@ -138,11 +137,10 @@ def conntrack_sizes(conntrack_max: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def policy_map(artefact: Artefact, image: bytes) -> Iterator[int]:
-    """Make a map of a compiled policy, which is gone after the block unless another map has it."""
-    fd = loader.new_inner(artefact, "policies", policy_blocks(image))
+def counters_map(artefact: Artefact, rules: int) -> Iterator[int]:
+    """Make a map of rule counters at zero, gone after the block unless another map has it."""
+    fd = loader.new_inner(artefact, "rule_counters", rules)
     try:
-        write_policy(fd, image)
         yield fd
     finally:
         os.close(fd)
@@ -156,11 +154,12 @@ def open_endpoint(vm: str, interface: str, directory: pathlib.Path) -> OpenEndpo
     """
     fds: dict[str, int] = {}
     try:
-        for name in PINNED_MAPS:
-            fds[name] = libbpf.get_pinned(directory / name)
-        maps = EndpointMaps(fds)
         programs, used = _read_programs(directory)
-        stray = [name for name in PINNED_MAPS if libbpf.map_info(fds[name]).id not in used]
+        for name in NEEDED_MAPS:
+            fds[name] = libbpf.get_pinned(directory / name)
+        stray = [name for name in NEEDED_MAPS if libbpf.map_info(fds[name]).id not in used]
+        fds |= _stage_maps(directory, used)
+        maps = EndpointMaps(fds)
         if stray:
             raise VgwError(f"its programs do not use the map pinned as {stray[0]}")
     except VgwError as error:
@@ -170,6 +169,19 @@ def open_endpoint(vm: str, interface: str, directory: pathlib.Path) -> OpenEndpo
             f"{vm} {interface}: {error}; attach the VM again to repair it"
         ) from error
     return OpenEndpoint(vm, interface, directory, fds, maps, programs)
+
+
+def _stage_maps(directory: pathlib.Path, used: Collection[int]) -> dict[str, int]:
+    """Open the maps of stages that are pinned and that the programs use."""
+    found: dict[str, int] = {}
+    for name in STAGE_MAPS:
+        with contextlib.suppress(KernelError):
+            fd = libbpf.get_pinned(directory / name)
+            if libbpf.map_info(fd).id in used:
+                found[name] = fd
+            else:
+                os.close(fd)  # of a hook that the endpoint had before
+    return found
 
 
 def _read_programs(directory: pathlib.Path) -> tuple[dict[abi.Path, int], set[int]]:
@@ -200,7 +212,7 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
             instance = _instantiate(artefact, tuple(names.values()), events_fd, plan)
             undo.callback(instance.close)
             step = "writing the policy"
-            _fill(artefact, instance, plan)
+            _fill(artefact, instance, events_fd, plan)
             step = "pinning"
             directory.mkdir(mode=0o700, parents=True)
             undo.callback(quietly, remove_endpoint, directory)
@@ -256,27 +268,20 @@ def _instantiate(
     return loader.instantiate(artefact, programs, max_entries=sizes, reuse={"events": events_fd})
 
 
-def _fill(artefact: Artefact, instance: Instance, plan: Blueprint) -> None:
+def _fill(artefact: Artefact, instance: Instance, events_fd: int, plan: Blueprint) -> None:
     """Write counters, configuration and policy, and put them in force."""
     maps = EndpointMaps(instance.maps)
-    counters = loader.new_inner(artefact, "rule_counters", rule_capacity(plan.rules))
-    try:
-        # Each waits for a grace period of the kernel; side by side they wait for the same one.
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="vgw-fill") as pool,
-            policy_map(artefact, plan.image) as policy,
-        ):
-            counting = pool.submit(maps.set_rule_counters, counters)
-            slot = maps.stage(plan.config, policy)
-            counting.result()
-    finally:
-        os.close(counters)
+    with counters_map(artefact, plan.counters) as counters:
+        slot = maps.stage(plan.config, plan.policies, counters)
+    if plan.staged:
+        load_stages(artefact, instance.programs, instance.maps, events_fd)
     maps.switch(slot)
 
 
 def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:
     for name in PINNED_MAPS:
-        libbpf.pin(instance.maps[name], directory / name)
+        if name in instance.maps:
+            libbpf.pin(instance.maps[name], directory / name)
     for path, program in names.items():
         libbpf.pin(instance.programs[program], links.program_pin(directory, path))
 
@@ -307,12 +312,14 @@ def move_hook(  # noqa: PLR0913
     ifindex: int,
     hook: Hook,
     *,
+    staged: bool = False,
     force: bool = False,
 ) -> None:
     """Attach the from_vm program at another hook with the same maps, then remove the old one.
 
-    For a moment both judge every packet. On failure the old one stays, alone; ForeignProgramError
-    when somebody else's program is in the way and not `force`.
+    For a moment both judge every packet. `staged`: the policy in force needs the program's stage.
+    On failure the old one stays, alone; ForeignProgramError when somebody else's program is in the
+    way and not `force`.
     """
     directory = endpoint.directory
     fresh = directory / f"{ASIDE}next"
@@ -325,6 +332,11 @@ def move_hook(  # noqa: PLR0913
         try:
             program = instance.programs[name]
             libbpf.pin(program, links.program_pin(fresh, path))
+            for map_name, fd in instance.maps.items():
+                libbpf.pin(fd, fresh / map_name)
+            if staged:
+                fds = {**endpoint.fds, **instance.maps}
+                load_stages(artefact, (name,), fds, events_fd)
             links.attach(program, ifindex, path, hook, links.link_pin(fresh, path), force=force)
         except BaseException:
             quietly(destroy, fresh, ifindex)
@@ -335,30 +347,13 @@ def move_hook(  # noqa: PLR0913
     fresh.rmdir()
 
 
-def replace_counters(artefact: Artefact, endpoint: OpenEndpoint, rules: int) -> bytes:
-    """Give an endpoint counters for more rules, at zero; return the old ones, final.
-
-    The result is an array of abi.RuleCounter by rule id.
-    """
-    old_fd = inner_map(endpoint.fds["rule_counters"], 0)
-    fresh = loader.new_inner(artefact, "rule_counters", rule_capacity(rules))
-    try:
-        endpoint.maps.set_rule_counters(fresh)
-        # The kernel has waited for every program that may still count in the old map.
-        size = ctypes.sizeof(abi.RuleCounter)
-        return b"".join(value for _, value in libbpf.map_entries(old_fd, 4, size))
-    finally:
-        os.close(fresh)
-        os.close(old_fd)
-
-
 def restage(endpoint: OpenEndpoint, config: abi.EndpointConfig) -> int:
-    """Put another configuration beside the policy in force into the spare slot; return the slot."""
-    policy = inner_map(endpoint.fds["policies"], endpoint.maps.active_slot())
-    try:
-        return endpoint.maps.stage(config, policy)
-    finally:
-        os.close(policy)
+    """Put another configuration into the spare slot, beside the policy and counters in force.
+
+    Return the slot.
+    """
+    with endpoint.maps.in_force() as (policies, counters):
+        return endpoint.maps.stage(config, policies, counters)
 
 
 def pending_note(endpoint: OpenEndpoint, interface: Interface) -> str | None:
@@ -369,14 +364,6 @@ def pending_note(endpoint: OpenEndpoint, interface: Interface) -> str | None:
         f"conntrack_max {interface.conntrack_max} takes effect when the VM is detached and "
         "attached again"
     )
-
-
-def inner_map(outer_fd: int, index: int) -> int:
-    """Return an fd of the map in a slot of a map of maps. Raises VgwError when it is empty."""
-    found = libbpf.map_lookup(outer_fd, index.to_bytes(4, sys.byteorder), 4)
-    if found is None:
-        raise BrokenEndpointError("the endpoint has no policy; apply one")
-    return libbpf.map_fd_by_id(int.from_bytes(found, sys.byteorder))
 
 
 def destroy(directory: pathlib.Path, ifindex: int | None) -> None:

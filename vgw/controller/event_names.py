@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the numbers in events stand for: VMs, interfaces and rules, as their manifests say.
 
-A manifest is written before an event can carry its numbers, so a number that is not known is
-looked for in the files that changed. Names of what is detached stay known until such a look, for
-events that were under way.
+A manifest, and the names of its policies' rules, are written before an event can carry their
+numbers, so a number that is not known is looked for in the files that changed. Names of what is
+detached stay known until such a look, for events that were under way.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Final
 
+from vgw import abi
 from vgw.controller.events import RuleName
 from vgw.controller.manifest import Manifest, load_manifest
 from vgw.controller.paths import Paths
+from vgw.controller.policy_store import PolicyStore, RuleLabel
 
 #: A directory changed this recently may change again without its time of change showing it.
 _SETTLED_NS: Final = 50_000_000
@@ -30,34 +32,43 @@ class EventNames:
         self._paths = paths
         self._looked_at = 0
         self._files: dict[Path, _Stamp] = {}
-        self._vms: dict[Path, str] = {}
-        self._endpoints: dict[int, tuple[str, str]] = {}
-        self._rules: dict[str, dict[int, RuleName]] = {}
+        self._manifests: dict[Path, Manifest] = {}
+        self._endpoints: dict[int, tuple[str, str, Manifest]] = {}
+        #: Endpoint -> the generation of its last event.
+        self._generations: dict[int, int] = {}
+        self._store = PolicyStore(paths.policies)
+        self._labels: dict[str, list[RuleLabel] | None] = {}
 
     def endpoint(self, endpoint: int) -> tuple[str, str] | None:
         """Return the VM and the interface of an endpoint's identity."""
         if endpoint not in self._endpoints:
             self._look()
-        return self._endpoints.get(endpoint)
+        found = self._endpoints.get(endpoint)
+        return None if found is None else found[:2]
 
-    def rule(self, endpoint: int, rule: int) -> RuleName | None:
-        """Return the name of a rule id of an endpoint."""
-        where = self.endpoint(endpoint)
-        if where is None:
-            return None
-        if rule not in self._rules_of(where[0]):
+    def rule(self, endpoint: int, generation: int, path: abi.Path, rule: int) -> RuleName | None:
+        """Return the name of a rule by its number in the policy of a generation on a path."""
+        if self._generations.get(endpoint) != generation:
+            # What is known of it may be of a change that failed: the next one has its generation.
             self._look()
-        return self._rules_of(where[0]).get(rule)
+            self._generations[endpoint] = generation
+        digest = self._digest(endpoint, generation, path)
+        if digest is None:
+            self._look()
+            digest = self._digest(endpoint, generation, path)
+        if digest is None:
+            return None
+        if digest not in self._labels:
+            self._labels[digest] = self._store.labels(digest)
+        labels = self._labels[digest]
+        if labels is None or rule >= len(labels):
+            return None
+        label = labels[rule]
+        return RuleName(label.policy, label.tier, label.name)
 
-    def _rules_of(self, vm: str) -> dict[int, RuleName]:
-        """Return the names of a VM's rules; most VMs never log one, so they are read on demand."""
-        if vm not in self._rules:
-            manifest = load_manifest(self._paths.manifest(vm))
-            rules = () if manifest is None else manifest.rules.values()
-            self._rules[vm] = {
-                rule.id: RuleName(rule.policy, rule.tier, rule.name) for rule in rules
-            }
-        return self._rules[vm]
+    def _digest(self, endpoint: int, generation: int, path: abi.Path) -> str | None:
+        found = self._endpoints.get(endpoint)
+        return None if found is None else found[2].digest(generation, path)
 
     def _look(self) -> None:
         """Read the manifests that changed since the last look, if any did."""
@@ -73,8 +84,8 @@ class EventNames:
             there.add(file)
             self._read(file)
         for file in self._files.keys() - there:
-            del self._files[file]
-            self._forget(self._vms.pop(file, None))
+            del self._files[file], self._manifests[file]
+        self._learn()
 
     def _read(self, file: Path) -> None:
         try:
@@ -87,15 +98,22 @@ class EventNames:
         manifest = load_manifest(file)
         if manifest is not None:
             self._files[file] = stamp
-            self._vms[file] = manifest.vm
-            self._learn(manifest)
+            self._manifests[file] = manifest
 
-    def _learn(self, manifest: Manifest) -> None:
-        self._forget(manifest.vm)
-        for name, entry in manifest.endpoints.items():
-            self._endpoints[entry.endpoint] = manifest.vm, name
-
-    def _forget(self, vm: str | None) -> None:
-        self._rules.pop(vm or "", None)
-        for endpoint in [key for key, (owner, _) in self._endpoints.items() if owner == vm]:
-            del self._endpoints[endpoint]
+    def _learn(self) -> None:
+        """Know what the manifests say, and forget the rules of policies that none refers to."""
+        manifests = self._manifests.values()
+        self._endpoints = {
+            entry.endpoint: (manifest.vm, name, manifest)
+            for manifest in manifests
+            for name, entry in manifest.endpoints.items()
+        }
+        self._generations = {
+            endpoint: generation
+            for endpoint, generation in self._generations.items()
+            if endpoint in self._endpoints
+        }
+        known = {digest for manifest in manifests for digest in manifest.digests()}
+        self._labels = {
+            digest: labels for digest, labels in self._labels.items() if digest in known
+        }

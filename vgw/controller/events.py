@@ -45,7 +45,7 @@ _UNREAD: Final = bytes(16)
 
 
 class RuleName(NamedTuple):
-    """What a rule id of an event stands for."""
+    """What the rule number of an event stands for."""
 
     policy: str
     tier: str
@@ -58,8 +58,8 @@ class Names(Protocol):
     def endpoint(self, endpoint: int) -> tuple[str, str] | None:
         """Return the VM and the interface of an endpoint's identity."""
 
-    def rule(self, endpoint: int, rule: int) -> RuleName | None:
-        """Return the name of a rule id of an endpoint."""
+    def rule(self, endpoint: int, generation: int, path: abi.Path, rule: int) -> RuleName | None:
+        """Return the name of a rule by its number in the policy of a generation on a path."""
 
 
 def timestamp(time_ns: int) -> str:
@@ -91,13 +91,24 @@ def event_record(event: abi.Event, names: Names, clock_offset_ns: int) -> Record
     record["direction"] = DIRECTION_OF_PATH[abi.Path(event.path)].value
     record["verdict"] = verdict.name.lower()
     record["reason"] = reason.name
-    rule = None if event.rule == abi.NO_RULE else names.rule(event.endpoint, event.rule)
+    rule = _rule(event, names)
     if rule is not None:
         record["policy"], record["tier"], record["rule"] = rule
     record["generation"] = event.generation
     record.update(_packet_fields(event, reason))
     record["length"] = event.length
     return record
+
+
+def _rule(event: abi.Event, names: Names) -> RuleName | None:
+    """Return the rule that decided, if one did and its name is known.
+
+    A packet of an older policy's flow is judged by the policy on the path that opened it.
+    """
+    if event.rule == abi.NO_RULE:
+        return None
+    path = abi.Path(event.rule_path)
+    return names.rule(event.endpoint, event.generation, path, event.rule)
 
 
 def _packet_fields(event: abi.Event, reason: abi.Reason) -> Record:

@@ -39,5 +39,7 @@ def expire_idle(
 
 
 def _run(artefact: Artefact, endpoint: OpenEndpoint, batches: int) -> None:
-    with loader.instantiate(artefact, (_PROGRAM,), reuse=endpoint.fds) as instance:
+    # The work memory is a packet's own: one may come on this CPU while the program runs here.
+    reuse = {name: fd for name, fd in endpoint.fds.items() if name != "scratch"}
+    with loader.instantiate(artefact, (_PROGRAM,), reuse=reuse) as instance:
         libbpf.prog_test_run(instance.programs[_PROGRAM], _FRAME, repeat=batches)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,17 @@ def require_capabilities() -> None:
         raise VgwError(
             f"no permission to load BPF programs: run vgw as root ({missing[0]} is missing)"
         )
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as it may ask for: a change opens those of all VMs.
+
+    The usual limit of 1,024 is there for programs that wait by select(), which vgw must not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def require_bpffs(directory: Path) -> None:

@@ -120,8 +120,10 @@ def watch_links(on_event: OnLink, stop: threading.Event) -> None:
         sock.bind((0, _RTMGRP_LINK))
         watcher = LinkWatcher(sock, on_event)
         watcher.start_listing()
+        poll = select.poll()  # select() takes no file beyond the 1,024th
+        poll.register(sock, select.POLLIN)
         while not stop.is_set():
-            if select.select([sock], [], [], _STOP_PERIOD)[0]:
+            if poll.poll(_STOP_PERIOD * 1000):
                 watcher.receive()
 
 

@@ -1,56 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vgw remembers of one VM in the state directory: names, numbers and facts of its endpoints.
+"""What vgw remembers of one VM in the state directory: policies and facts of its endpoints.
 
-The kernel has the truth about what is enforced; this has what the kernel cannot say: which rule an
-id stands for, what the interfaces are, and what the user ordered. It is written before a change
-takes effect, so that no event can carry an id without a name.
+The kernel has the truth about what is enforced; this has what the kernel cannot say: which policy a
+generation was, what the interfaces are, and what the user ordered. It is written before a change
+takes effect, so that no event can carry a generation that is not known.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from vgw.abi import Mode, RuleCounter
+from vgw import abi
+from vgw.abi import Action, Mode
 from vgw.controller.state_file import read_state, write_state
-from vgw.policy.model import AllowedPair, EffectiveRule, Guards, Hook, Interface
+from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface
 
-SCHEMA: Final = "vgw/manifest/v1"
+SCHEMA: Final = "vgw/manifest/v2"
 
-#: Rules that are gone keep their names, for flows and events that still carry them; this many.
-_RETIRED_RULES: Final = 1024
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class RuleEntry:
-    """A rule that has an id; `current` says whether the policy in force still has it."""
+class PolicyEntry:
+    """The policy of one generation.
 
-    id: int
-    direction: str
-    tier: str
-    policy: str
-    name: str
-    action: str
-    log: bool
-    current: bool = True
+    `images` are the digests of its images, `rules` how many rules each has; `staged`: programs need
+    their stages for it. `defaults` None: they are lost.
+    """
+
+    images: Mapping[abi.Path, str]
+    rules: Mapping[abi.Path, int]
+    staged: bool = False
+    defaults: Defaults | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointEntry:
-    """One endpoint: its identity in events, its facts, and what runs in it.
+    """One endpoint: its identity in events, and its facts.
 
-    `image` is the digest of the compiled policy of `Manifest.generation`, `hook_override` the hook
-    that the user ordered, None when it is as the policy says.
+    `hook_override` is the hook that the user ordered, None when it is as the policy says.
     """
 
     endpoint: int
     interface: Interface
-    image: str = ""
     hook_override: Hook | None = None
 
 
@@ -60,7 +57,8 @@ class Manifest:
 
     `extra` names interfaces that were attached by name, without the policy listing them; they are
     protected again when they come back. Without `endpoints` the rest is unknown: it was lost.
-    `carried` holds final counts of rules from counters that are gone: id -> packets, bytes, last.
+    `policies` are those of `generation` and of the generations that it replaced, for flows and
+    events that still carry their rule numbers.
     """
 
     vm: str
@@ -71,9 +69,7 @@ class Manifest:
     named: bool = False
     endpoints: Mapping[str, EndpointEntry] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
-    rules: Mapping[str, RuleEntry] = field(default_factory=dict)
-    next_rule_id: int = 0
-    carried: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    policies: Mapping[int, PolicyEntry] = field(default_factory=dict)
 
     @property
     def effective_mode(self) -> Mode:
@@ -85,55 +81,29 @@ class Manifest:
         left = {name: entry for name, entry in self.endpoints.items() if name in names}
         return dataclasses.replace(self, endpoints=left)
 
-    def rule_ids(self) -> dict[str, int]:
-        """Return key -> id of every rule that has one."""
-        return {key: entry.id for key, entry in self.rules.items()}
+    def current(self) -> PolicyEntry | None:
+        """Return the policy of the generation that the VM runs, None when that is lost."""
+        return self.policies.get(self.generation)
 
-    def with_rules(self, rules: Iterable[EffectiveRule]) -> Manifest:
-        """Return a manifest in which each of these rules has an id: its old one, or a new one."""
-        entries: dict[str, RuleEntry] = {}
-        next_id = self.next_rule_id
-        for rule in rules:
-            old = self.rules.get(rule.key)
-            rule_id = next_id if old is None else old.id
-            next_id = max(next_id, rule_id + 1)
-            entries[rule.key] = RuleEntry(
-                rule_id,
-                str(rule.direction),
-                str(rule.tier),
-                rule.policy,
-                rule.name,
-                rule.action.name.lower(),
-                rule.log,
-            )
-        retired = sorted(
-            (
-                (key, dataclasses.replace(entry, current=False))
-                for key, entry in self.rules.items()
-                if key not in entries
-            ),
-            key=lambda item: item[1].id,
-        )
-        kept = dict(retired[-_RETIRED_RULES:])
-        return dataclasses.replace(self, rules=kept | entries, next_rule_id=next_id)
+    def digest(self, generation: int, path: abi.Path) -> str | None:
+        """Return the image that packets of a path were judged by in a generation, if known."""
+        entry = self.policies.get(generation)
+        return None if entry is None else entry.images.get(path)
 
-    def carrying(self, final: bytes) -> Manifest:
-        """Return a manifest to which the counts of a map that goes are added.
+    def in_generation(
+        self, read: Callable[[str], _Value | None]
+    ) -> Callable[[int, abi.Path], _Value | None]:
+        """Return `read`, which takes a digest, as a function of the image's generation and path."""
 
-        `final` is an array of abi.RuleCounter by rule id.
-        """
-        carried = dict(self.carried)
-        for rule_id in range(len(final) // ctypes.sizeof(RuleCounter)):
-            counter = RuleCounter.from_buffer_copy(final, rule_id * ctypes.sizeof(RuleCounter))
-            if not counter.packets:
-                continue
-            packets, octets, last = carried.get(rule_id, (0, 0, 0))
-            carried[rule_id] = (
-                packets + counter.packets,
-                octets + counter.bytes,
-                max(last, counter.last_hit_ns),
-            )
-        return dataclasses.replace(self, carried=carried)
+        def found(generation: int, path: abi.Path) -> _Value | None:
+            digest = self.digest(generation, path)
+            return None if digest is None else read(digest)
+
+        return found
+
+    def digests(self) -> set[str]:
+        """Return all images that the policies refer to."""
+        return {digest for entry in self.policies.values() for digest in entry.images.values()}
 
 
 def load_manifest(path: Path) -> Manifest | None:
@@ -163,15 +133,15 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
             name: {
                 "endpoint": entry.endpoint,
                 "interface": _interface_to_json(entry.interface),
-                "image": entry.image,
                 "hook_override": None if entry.hook_override is None else str(entry.hook_override),
             }
             for name, entry in manifest.endpoints.items()
         },
         "extra": list(manifest.extra),
-        "rules": {key: dataclasses.asdict(entry) for key, entry in manifest.rules.items()},
-        "next_rule_id": manifest.next_rule_id,
-        "carried": {str(rule_id): list(counts) for rule_id, counts in manifest.carried.items()},
+        "policies": {
+            str(generation): _policy_to_json(entry)
+            for generation, entry in manifest.policies.items()
+        },
     }
 
 
@@ -188,15 +158,39 @@ def _from_json(body: Mapping[str, Any]) -> Manifest:
             name: EndpointEntry(
                 entry["endpoint"],
                 _interface_from_json(entry["interface"]),
-                entry["image"],
                 None if entry["hook_override"] is None else Hook(entry["hook_override"]),
             )
             for name, entry in body["endpoints"].items()
         },
         extra=tuple(body["extra"]),
-        rules={key: RuleEntry(**entry) for key, entry in body["rules"].items()},
-        next_rule_id=body["next_rule_id"],
-        carried={int(key): (row[0], row[1], row[2]) for key, row in body["carried"].items()},
+        policies={
+            int(generation): _policy_from_json(entry)
+            for generation, entry in body["policies"].items()
+        },
+    )
+
+
+def _policy_to_json(entry: PolicyEntry) -> dict[str, Any]:
+    defaults = entry.defaults
+    return {
+        "images": {path.name: digest for path, digest in entry.images.items()},
+        "rules": {path.name: count for path, count in entry.rules.items()},
+        "staged": entry.staged,
+        "defaults": None
+        if defaults is None
+        else [defaults.ingress.name, defaults.egress.name, defaults.log],
+    }
+
+
+def _policy_from_json(body: Mapping[str, Any]) -> PolicyEntry:
+    defaults = body["defaults"]
+    return PolicyEntry(
+        images={abi.Path[name]: digest for name, digest in body["images"].items()},
+        rules={abi.Path[name]: count for name, count in body["rules"].items()},
+        staged=body["staged"],
+        defaults=None
+        if defaults is None
+        else Defaults(Action[defaults[0]], Action[defaults[1]], defaults[2]),
     )
 
 

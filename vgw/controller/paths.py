@@ -26,8 +26,10 @@ _PLACES: Final[dict[str, tuple[str, str]]] = {
     "log_file": ("VGW_LOG", "/var/log/vgw/events.jsonl"),
 }
 
-#: Names beside those of VMs in the directory of the pins: the perf buffer that all share.
+#: Names beside those of VMs in the directory of the pins: the perf buffer that all share, and the
+#: directory of the images that VMs share.
 EVENTS_PIN: Final = "events"
+IMAGES_PIN: Final = "images"
 
 #: File systems allow 255 bytes; what is left is for the suffixes of temporary files.
 _LONGEST_NAME: Final = 200
@@ -46,7 +48,7 @@ def pin_name(name: str) -> str:
         char if _PLAIN.match(char) else "".join(f"%{byte:02x}" for byte in char.encode())
         for char in name
     )
-    if name == EVENTS_PIN:
+    if name in {EVENTS_PIN, IMAGES_PIN}:
         pinned = f"%{ord(name[0]):02x}{name[1:]}"
     if not pinned or len(pinned) > _LONGEST_NAME:
         shown = f"{name[:32]}..." if len(name) > 32 else name
@@ -108,6 +110,16 @@ class Paths:
         return self.pins / EVENTS_PIN
 
     @property
+    def images(self) -> Path:
+        """The directory of the pins of compiled policies, by digest."""
+        return self.pins / IMAGES_PIN
+
+    @property
+    def policies(self) -> Path:
+        """The directory of what the rule numbers of compiled policies mean, by digest."""
+        return self.state_dir / "policies"
+
+    @property
     def manifests(self) -> Path:
         """The directory of what vgw remembers of each VM."""
         return self.state_dir / "vms"
@@ -124,6 +136,6 @@ class Paths:
         """Return the file of what vgw remembers of a VM."""
         return self.manifests / f"{pin_name(vm)}.json"
 
-    def policy_record(self, vm: str) -> Path:
-        """Return the file of the policy that a VM was last given."""
-        return self.state_dir / "policies" / f"{pin_name(vm)}.json"
+    def counts(self, vm: str) -> Path:
+        """Return the file of what a VM's rules had counted before its policy last changed."""
+        return self.state_dir / "counts" / f"{pin_name(vm)}.json"

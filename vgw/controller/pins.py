@@ -50,7 +50,7 @@ def entries(directory: Path) -> list[Path]:
     """Return what is in a directory, nothing when there is no such directory."""
     try:
         return list(directory.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vgw import libbpf
 from vgw.abi import Path
@@ -19,7 +19,9 @@ from vgw.controller.event_reader import Meter
 from vgw.controller.manifest import Manifest, load_manifest
 from vgw.controller.metrics import EndpointReading, RuleReading
 from vgw.controller.pinned import interfaces_of
+from vgw.controller.policy_store import RuleNames
 from vgw.controller.reconcile import Host
+from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus, read_steadily
 from vgw.errors import VgwError
 from vgw.maps import EndpointMaps
 from vgw.policy.model import PATH_OF_DIRECTION
@@ -27,12 +29,13 @@ from vgw.policy.model import PATH_OF_DIRECTION
 
 def read_endpoints(host: Host, *, rules: bool = False) -> Iterator[EndpointReading]:
     """Yield what a scrape shows of each endpoint; with `rules` that of each rule too."""
+    names = RuleNames(host.store)
     for vm in host.attached():
-        manifest = load_manifest(host.paths.manifest(vm)) if rules else None
-        for number, endpoint in enumerate(host.open_endpoints(vm)):
-            with endpoint:
-                counted = () if manifest is None else _rules(endpoint, manifest, number == 0)
-                yield _reading(endpoint, counted)
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(endpoint) for endpoint in host.open_endpoints(vm)]
+            counted = _rules(host, vm, opened, names) if rules else [()] * len(opened)
+            for endpoint, counts in zip(opened, counted, strict=True):
+                yield _reading(endpoint, counts)
 
 
 def read_meters(host: Host) -> Iterator[Meter]:
@@ -74,18 +77,44 @@ def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> Endpoint
     )
 
 
-def _rules(endpoint: OpenEndpoint, manifest: Manifest, first: bool) -> tuple[RuleReading, ...]:
+def _rules(
+    host: Host, vm: str, opened: Sequence[OpenEndpoint], names: RuleNames
+) -> list[tuple[RuleReading, ...]]:
+    """Return the counts of the rules in force, of each of a VM's endpoints."""
+
+    def read(counts: RuleCounts) -> list[tuple[RuleReading, ...]]:
+        manifest = load_manifest(host.paths.manifest(vm))
+        if manifest is None:
+            return [()] * len(opened)
+        return [
+            _rules_of(endpoint, manifest, names, counts, first=number == 0)
+            for number, endpoint in enumerate(opened)
+        ]
+
+    return read_steadily(host.paths.counts(vm), [endpoint.maps for endpoint in opened], read)
+
+
+def _rules_of(
+    endpoint: OpenEndpoint,
+    manifest: Manifest,
+    names: RuleNames,
+    counts: RuleCounts,
+    *,
+    first: bool,
+) -> tuple[RuleReading, ...]:
     """Return the counts of the rules in force.
 
     What counters that are gone had counted is remembered for the whole VM; it is shown with the
     VM's first interface, so that sums over interfaces are right.
     """
-    entries = [entry for entry in manifest.rules.values() if entry.current]
-    counters = endpoint.maps.rule_counters([entry.id for entry in entries])
-    found: list[RuleReading] = []
-    for entry in entries:
-        packets = counters[entry.id].packets if entry.id in counters else 0
-        if first and entry.id in manifest.carried:
-            packets += manifest.carried[entry.id][0]
-        found.append(RuleReading(entry.direction, entry.policy, entry.name, packets))
-    return tuple(found)
+    labels_of = manifest.in_generation(names.labels)
+    totals = dict(counts.carried) if first else {}
+    for key, count in counted_now(endpoint.maps, counts, labels_of):
+        totals[key] = plus(totals.get(key, NO_COUNT), count)
+    return tuple(
+        RuleReading(
+            label.direction, label.policy, label.name, totals.get(label.key, NO_COUNT).packets
+        )
+        for path in PATH_OF_DIRECTION.values()
+        for label in labels_of(manifest.generation, path) or ()
+    )

@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from vgw import abi, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
-from vgw.controller.change import Tools, forget, recovered
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
 from vgw.controller.expiry import expire_idle
+from vgw.controller.images import Images, remove_unused_images
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.pins import remove_tree, settle
+from vgw.controller.policy_store import PolicyStore, RuleNames
+from vgw.controller.recovery import forget, recovered, remove_unused_records
+from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
-from vgw.errors import KernelError, PartlyAppliedError, VgwError
+from vgw.controller.tools import Once, Tools, open_events
+from vgw.errors import PartlyAppliedError, VgwError
 from vgw.loader import Artefact, load_artefact
 from vgw.policy.model import Hook, PolicyDocument
 
 __all__ = ["ApplyResult", "AttachResult", "Host"]
-
-_Value = TypeVar("_Value")
 
 
 class Host:
@@ -129,7 +130,7 @@ class Host:
             if vm not in pinned.known_vms(self.paths):
                 raise VgwError(f"VM {vm} is not attached, so there is nothing to detach")
             self._detach(vm)
-            self._remove_empty()
+            self._tidy()
 
     def detach_all(self) -> list[str]:
         """Stop protecting every VM; return their names."""
@@ -137,7 +138,7 @@ class Host:
             names = pinned.known_vms(self.paths)
             for vm in names:
                 self._detach(vm)
-            self._remove_empty()
+            self._tidy()
         return names
 
     def sweep(self) -> list[tuple[str, str]]:
@@ -157,7 +158,7 @@ class Host:
                 manifest = load_manifest(self.paths.manifest(vm))
                 if gone and manifest is not None:
                     self._forget_endpoints(manifest, gone)
-            self._remove_empty()
+            self._tidy()
         return removed
 
     def set_mode(self, vm: str, mode: abi.Mode) -> bool:
@@ -169,7 +170,7 @@ class Host:
             self._require_attached(vm)
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
             old = load_manifest(self.paths.manifest(vm))
-            manifest = old or recovered(vm, opened)
+            manifest = old or recovered(self.paths, vm, opened)
             override = None if manifest.endpoints and mode is manifest.mode else mode
             ordered = dataclasses.replace(manifest, mode_override=override)
             if ordered != old:
@@ -236,10 +237,18 @@ class Host:
 
     def rules(self, vm: str) -> dict[str, Any]:
         """Return the rules of a VM with their counters, as JSON. Raises VgwError."""
-        manifest = self.manifest(vm)
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
-            return reports.rule_report(manifest, opened)
+            return read_steadily(
+                self.paths.counts(vm),
+                [endpoint.maps for endpoint in opened],
+                lambda counts: reports.rule_report(self.manifest(vm), self.store, counts, opened),
+            )
+
+    @property
+    def store(self) -> PolicyStore:
+        """What is kept of the rules of compiled policies."""
+        return PolicyStore(self.paths.policies)
 
     def manifest(self, vm: str) -> Manifest:
         """Return what is remembered of an attached VM; raises VgwError."""
@@ -275,31 +284,21 @@ class Host:
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
+        fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
         with self._lock.held(), contextlib.ExitStack() as stack:
-            events = _Once(lambda: self._open_events(stack))
-            yield Tools(self.paths, self.artefact, events, self._prefer_link)
-
-    def _open_events(self, stack: contextlib.ExitStack) -> int:
-        """Return the perf buffer's map that all endpoints share; it is made if there is none."""
-        try:
-            fd = libbpf.get_pinned(self.paths.events)
-        except KernelError:
-            fd = self._make_events()
-        stack.callback(os.close, fd)
-        return fd
-
-    def _make_events(self) -> int:
-        fd = libbpf.map_create(
-            libbpf.MapType.PERF_EVENT_ARRAY, "events", 4, 4, libbpf.possible_cpus()
-        )
-        try:
-            self.paths.pins.mkdir(mode=0o700, parents=True, exist_ok=True)
-            libbpf.pin(fd, self.paths.events)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+            events = Once(lambda: open_events(self.paths, stack))
+            images, store = Images(self.paths.images), self.store
+            yield Tools(
+                self.paths,
+                images,
+                store,
+                RuleNames(store),
+                self.artefact,
+                events,
+                self._prefer_link,
+                self._progress,
+            )
 
     def _change_many(
         self,
@@ -340,18 +339,20 @@ class Host:
         try:
             return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
         finally:
-            self._remove_empty()
+            self._tidy()
 
     def _detach(self, vm: str) -> None:
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
             endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
-        remove_state(self.paths.policy_record(vm))
+        remove_state(self.paths.counts(vm))
         remove_state(self.paths.manifest(vm))
 
-    def _remove_empty(self) -> None:
-        """Remove the shared perf buffer and the directories when no endpoint is left."""
+    def _tidy(self) -> None:
+        """Remove what no endpoint uses: policies, and without endpoints all that they shared."""
+        remove_unused_images(self.paths)
+        remove_unused_records(self.paths, self.store)
         if self.attached():
             return
         self.paths.events.unlink(missing_ok=True)
@@ -370,8 +371,14 @@ class Host:
         """Change the configuration of a VM's endpoints, under the policy that they have."""
         staged: list[tuple[OpenEndpoint, int]] = []
         with contextlib.ExitStack() as stack:
-            for endpoint in self.open_endpoints(vm):
-                stack.enter_context(endpoint)
+            opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
+            manifest = load_manifest(self.paths.manifest(vm)) or recovered(self.paths, vm, opened)
+            settle_spares(
+                self.paths.counts(vm),
+                [endpoint.maps for endpoint in opened],
+                manifest.in_generation(self.store.labels),
+            )
+            for endpoint in opened:
                 config = endpoint.maps.config()
                 edit(config)
                 staged.append((endpoint, endpoints.restage(endpoint, config)))
@@ -380,21 +387,6 @@ class Host:
             libbpf.wait_for_programs()
             for endpoint, slot in staged:
                 endpoint.maps.release(1 - slot)
-
-
-class _Once(Generic[_Value]):
-    """A value that is made when it is first asked for, once, whichever thread asks."""
-
-    def __init__(self, make: Callable[[], _Value]) -> None:
-        self._make = make
-        self._lock = threading.Lock()
-        self._made: list[_Value] = []
-
-    def __call__(self) -> _Value:
-        with self._lock:
-            if not self._made:
-                self._made.append(self._make())
-            return self._made[0]
 
 
 def _not_attached(vm: str) -> str:

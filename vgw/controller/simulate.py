@@ -13,21 +13,25 @@ import ctypes
 import dataclasses
 import errno
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vgw import abi, libbpf, loader
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, links
-from vgw.controller.desired import Order, desired_interfaces
-from vgw.controller.manifest import Manifest, RuleEntry, load_manifest
-from vgw.controller.policy_store import load_policy
+from vgw.controller.desired import Order, desired_interfaces, sources_of
+from vgw.controller.images import private_images
+from vgw.controller.manifest import load_manifest
+from vgw.controller.policy_store import RuleLabel, labels_of_rules
 from vgw.controller.reconcile import Host
+from vgw.controller.recovery import policy_of
+from vgw.controller.stages import load_stages, with_stages
 from vgw.errors import KernelError, VgwError
-from vgw.maps import EndpointMaps
-from vgw.policy.compile import compile_policy
+from vgw.maps import EndpointMaps, place_counters
+from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.evaluate import Decision, Evaluator
 from vgw.policy.frame import FieldError, build_frame
 from vgw.policy.guards import EndpointFacts, endpoint_facts
@@ -70,14 +74,20 @@ class PacketError(VgwError):
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """Whose packets are simulated: what the interface is and what decides about it."""
+    """Whose packets are simulated: what the interface is and what decides about it.
+
+    `labels` are what the numbers of rules stand for, as far as that is known; `images` None: those
+    of the live endpoint are used.
+    """
 
     vm: str
     interface: Interface
     mode: abi.Mode
     hook: Hook
-    rules: Mapping[int, RuleEntry]
+    labels: Mapping[abi.Path, Sequence[RuleLabel]]
     effective: EffectivePolicy | None
+    staged: bool
+    images: Mapping[abi.Path, PolicyImage] | None = None
 
 
 def simulate(  # noqa: PLR0913 - one parameter for each thing a user may choose
@@ -128,6 +138,8 @@ def _live_subject(
     directory = host.paths.endpoint_dir(vm, name)
     endpoint = stack.enter_context(endpoints.open_endpoint(vm, name, directory))
     config = endpoint.maps.config()
+    labels_of = manifest.in_generation(host.store.labels)
+    policy = manifest.policies.get(config.generation)
     with links.opened(links.program_pin(directory, abi.Path.FROM_VM)) as program:
         is_xdp = libbpf.prog_info(program).prog_type == libbpf.ProgType.XDP
     subject = _Subject(
@@ -135,8 +147,9 @@ def _live_subject(
         interface=manifest.endpoints[name].interface,
         mode=abi.Mode(config.mode),
         hook=Hook.XDP if is_xdp else Hook.TC,
-        rules={rule.id: rule for rule in manifest.rules.values()},
-        effective=load_policy(host.paths.policy_record(vm), config.generation),
+        labels={path: labels_of(config.generation, path) or () for path in abi.Path},
+        effective=policy_of(manifest, config.generation, host.store),
+        staged=policy is not None and policy.staged,
     )
     return subject, {key: endpoint.fds[key] for key in _SHARED_MAPS}
 
@@ -151,7 +164,7 @@ def _planned_subject(
     wanted, _ = desired_interfaces(host.paths, document, vm, order)
     name = _choose(vm, interface, wanted)
     effective = effective_policy(document, vm)
-    manifest = Manifest(vm).with_rules((*effective.ingress, *effective.egress))
+    images = compile_policy(effective, sources=sources_of(wanted.values()))
     old = load_manifest(host.paths.manifest(vm))
     mode = abi.Mode.ENFORCE if known is None else known.mode
     if old is not None and old.mode_override is not None:
@@ -162,8 +175,10 @@ def _planned_subject(
         interface=wanted[name],
         mode=mode,
         hook=Hook.XDP if hook is Hook.AUTO else hook,
-        rules={rule.id: rule for rule in manifest.rules.values()},
+        labels={path: labels_of_rules(image.rules) for path, image in images.items()},
         effective=effective,
+        staged=any(image.staged for image in images.values()),
+        images=images,
     )
 
 
@@ -205,18 +220,22 @@ class _Bench:
         self.facts = endpoint_facts(subject.interface, subject.mode)
         self._subject = subject
         self._names = endpoints.programs_of(subject.hook)
-        artefact = host.artefact(self._names.values())
+        programs = self._names.values()
+        artefact = host.artefact(with_stages(programs) if subject.staged else programs)
         self._instance = loader.instantiate(
             artefact,
             tuple(self._names.values()),
             max_entries=endpoints.conntrack_sizes(subject.interface.conntrack_max),
             reuse=shared,
         )
-        self._maps = EndpointMaps(self._instance.maps)
+        self._maps = EndpointMaps({**self._instance.maps, **shared})
         self._open = contextlib.ExitStack()
         self._open.callback(self._instance.close)
         try:
-            self._fill(artefact, fresh=not shared)
+            self._fill(artefact)
+            if subject.staged:
+                fds = {**self._instance.maps, **shared}
+                load_stages(artefact, self._instance.programs, fds, fds["events"])
         except BaseException:
             self._open.close()
             raise
@@ -260,27 +279,39 @@ class _Bench:
             )
         return row | _model_row(decision)
 
-    def _fill(self, artefact: loader.Artefact, *, fresh: bool) -> None:
+    def _fill(self, artefact: loader.Artefact) -> None:
         """Write the counters, and the policy too unless it is the live endpoint's."""
-        rules = max(self._subject.rules, default=0) + 1
-        counters = loader.new_inner(artefact, "rule_counters", endpoints.rule_capacity(rules))
-        self._open.callback(os.close, counters)
-        self._maps.set_rule_counters(counters)
-        self._counters = counters
-        if not fresh or self._subject.effective is None:
+        images = self._subject.images
+        config = (
+            self._maps.config()
+            if images is None
+            else endpoints.build_config(self._subject.interface, self._subject.mode, 1, 0, 0)
+        )
+        if images is not None:
+            place_counters(config, {path: len(image.rules) for path, image in images.items()})
+        self._first_counter = {path: config.first_counter[path] for path in abi.Path}
+        rules = sum(len(labels) for labels in self._subject.labels.values())
+        self._counters = loader.new_inner(artefact, "rule_counters", max(rules, 1))
+        self._open.callback(os.close, self._counters)
+        if images is not None:
+            self._put_in_force(artefact, config, images)
             return
-        ids = {
-            f"{rule.direction}/{rule.tier}/{rule.policy}/{rule.name}": rule_id
-            for rule_id, rule in self._subject.rules.items()
-        }
-        image = compile_policy(self._subject.effective, ids)
-        config = endpoints.build_config(self._subject.interface, self._subject.mode, 1, 0, 0)
-        with endpoints.policy_map(artefact, image) as policy:
-            self._maps.switch(self._maps.stage(config, policy))
+        for slot in range(abi.CONFIG_SLOTS):
+            key, value = (number.to_bytes(4, sys.byteorder) for number in (slot, self._counters))
+            libbpf.map_update(self._instance.maps["rule_counters"], key, value)
+
+    def _put_in_force(
+        self,
+        artefact: loader.Artefact,
+        config: abi.EndpointConfig,
+        images: Mapping[abi.Path, PolicyImage],
+    ) -> None:
+        with private_images(artefact, images) as policies:
+            self._maps.switch(self._maps.stage(config, policies, self._counters))
 
     def _run(self, path: abi.Path, frame: bytes) -> Row:
         hook = self._subject.hook if path is abi.Path.FROM_VM else Hook.TC
-        before, rules_before = self._maps.stats(), self._rule_packets()
+        before, rules_before = self._maps.stats(), self._rule_counters()
         program = self._instance.programs[self._names[path]]
         try:
             if hook is Hook.XDP and len(frame) > _LONGEST_XDP_FRAME:
@@ -302,23 +333,32 @@ class _Bench:
             raise VgwError(
                 f"the program counted {verdict.name} and returned {run.retval}; please report this"
             )
-        hits = [
-            rule_id
-            for rule_id, packets in enumerate(self._rule_packets())
-            if packets != rules_before[rule_id]
-        ]
-        rule = self._subject.rules.get(hits[0]) if hits else None
-        return _program_row(hook, (verdict, reason), rule)
+        return _program_row(hook, (verdict, reason), self._label_of_moved(rules_before))
 
-    def _rule_packets(self) -> list[int]:
-        size = ctypes.sizeof(abi.RuleCounter)
-        values = b"".join(value for _, value in libbpf.map_entries(self._counters, 4, size))
-        table = (abi.RuleCounter * (len(values) // size)).from_buffer_copy(values)
-        return [counter.packets for counter in table]
+    def _label_of_moved(self, before: bytes) -> RuleLabel | None:
+        """Return the rule whose counter is not what it was, if its name is known."""
+        now, size = self._rule_counters(), ctypes.sizeof(abi.RuleCounter)
+        moved = (index for index in range(0, len(now), size) if _differ(now, before, index, size))
+        index = next(moved, None)
+        if index is None:
+            return None
+        number = index // size
+        first = self._first_counter[abi.Path.FROM_VM]
+        path = abi.Path.FROM_VM if number >= first else abi.Path.TO_VM
+        labels = self._subject.labels[path]
+        number -= self._first_counter[path]
+        return labels[number] if number < len(labels) else None
+
+    def _rule_counters(self) -> bytes:
+        return libbpf.array_values(self._counters, ctypes.sizeof(abi.RuleCounter))
+
+
+def _differ(one: bytes, other: bytes, start: int, size: int) -> bool:
+    return one[start : start + size] != other[start : start + size]
 
 
 def _program_row(
-    hook: Hook, answer: tuple[abi.Verdict, abi.Reason] | None, rule: RuleEntry | None
+    hook: Hook, answer: tuple[abi.Verdict, abi.Reason] | None, rule: RuleLabel | None
 ) -> Row:
     verdict, reason = (None, None) if answer is None else answer
     return {

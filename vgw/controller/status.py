@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,10 +17,14 @@ from vgw.controller.endpoint import (
     pending_note,
 )
 from vgw.controller.links import Attachment
-from vgw.controller.manifest import Manifest, RuleEntry, load_manifest
+from vgw.controller.manifest import Manifest, load_manifest
 from vgw.controller.paths import Paths
+from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
+from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
+from vgw.errors import VgwError
+from vgw.maps import RuleCount
 from vgw.policy.guards import missing_guards
-from vgw.policy.model import Direction, Hook, Interface
+from vgw.policy.model import PATH_OF_DIRECTION, Hook, Interface
 
 SCHEMA: Final = "vgw/v1"
 
@@ -130,10 +133,10 @@ def _attachment_row(attachment: Attachment) -> Row:
 
 def _rule_counts(manifest: Manifest | None) -> dict[str, int] | None:
     """Return how many rules a VM has in each direction; None when that is lost."""
-    if manifest is None:
+    entry = None if manifest is None else manifest.current()
+    if entry is None:
         return None
-    counts = Counter(rule.direction for rule in manifest.rules.values() if rule.current)
-    return {str(direction): counts[str(direction)] for direction in Direction}
+    return {str(direction): entry.rules[path] for direction, path in PATH_OF_DIRECTION.items()}
 
 
 def _is_blind_to_tags(interface: str, row: Row) -> bool:
@@ -159,35 +162,45 @@ def drops(endpoint: OpenEndpoint) -> int:
     )
 
 
-def rule_report(manifest: Manifest, endpoints: Sequence[OpenEndpoint]) -> Row:
+def rule_report(
+    manifest: Manifest,
+    store: PolicyStore,
+    counts: RuleCounts,
+    endpoints: Sequence[OpenEndpoint],
+) -> Row:
     """Return the rules that a VM has now, in their order, with packets and bytes they decided.
 
-    Counts are sums over the VM's interfaces; `last_hit` is in seconds before now.
+    Counts are sums over the VM's interfaces and over policies; `last_hit` is in seconds before
+    now. Raises VgwError when the names of the rules are lost.
     """
-    current = {key: rule for key, rule in manifest.rules.items() if rule.current}
-    totals = {rule.id: list(manifest.carried.get(rule.id, (0, 0, 0))) for rule in current.values()}
+    labels_of = manifest.in_generation(RuleNames(store).labels)
+    totals = dict(counts.carried)
     for endpoint in endpoints:
-        for rule_id, counter in endpoint.maps.rule_counters(totals).items():
-            total = totals[rule_id]
-            total[0] += counter.packets
-            total[1] += counter.bytes
-            total[2] = max(total[2], counter.last_hit_ns)
+        for key, count in counted_now(endpoint.maps, counts, labels_of):
+            totals[key] = plus(totals.get(key, NO_COUNT), count)
     now = coarse_now_ns()
-    rows = [_rule_row(rule, totals[rule.id], now) for rule in current.values()]
+    rows: list[Row] = []
+    for path in PATH_OF_DIRECTION.values():
+        labels = labels_of(manifest.generation, path)
+        if labels is None:
+            raise VgwError(
+                f"the names of {manifest.vm}'s rules are lost or damaged; the VM stays protected, "
+                "apply its policy to write them anew"
+            )
+        rows += [_rule_row(label, totals.get(label.key, NO_COUNT), now) for label in labels]
     return {"schema": SCHEMA, "vm": manifest.vm, "rules": rows}
 
 
-def _rule_row(rule: RuleEntry, total: Sequence[int], now_ns: int) -> Row:
-    packets, octets, last = total
+def _rule_row(label: RuleLabel, count: RuleCount, now_ns: int) -> Row:
+    last = count.last_hit_ns
     return {
-        "id": rule.id,
-        "direction": rule.direction,
-        "tier": rule.tier,
-        "policy": rule.policy,
-        "rule": rule.name,
-        "action": rule.action,
-        "log": rule.log,
-        "packets": packets,
-        "bytes": octets,
+        "direction": label.direction,
+        "tier": label.tier,
+        "policy": label.policy,
+        "rule": label.name,
+        "action": label.action,
+        "log": label.log,
+        "packets": count.packets,
+        "bytes": count.bytes,
         "last_hit": round(max(0, now_ns - last) / SECOND_NS, 3) if last else None,
     }

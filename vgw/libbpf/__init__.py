@@ -27,8 +27,10 @@ from vgw.libbpf.maps import (
     MapFlag,
     MapInfo,
     MapType,
+    array_values,
     map_create,
     map_delete,
+    map_delete_many,
     map_entries,
     map_fd_by_id,
     map_fill,
@@ -36,6 +38,7 @@ from vgw.libbpf.maps import (
     map_lookup,
     map_memory,
     map_update,
+    map_update_many,
     possible_cpus,
     wait_for_programs,
 )
@@ -50,6 +53,7 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
+from vgw.libbpf.side_by_side import side_by_side
 from vgw.libbpf.xdp_query import xdp_program
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "ProgInfo",
     "ProgType",
     "TestRun",
+    "array_values",
     "get_pinned",
     "library",
     "link_create",
@@ -76,6 +81,7 @@ __all__ = [
     "link_update",
     "map_create",
     "map_delete",
+    "map_delete_many",
     "map_entries",
     "map_fd_by_id",
     "map_fill",
@@ -83,12 +89,14 @@ __all__ = [
     "map_lookup",
     "map_memory",
     "map_update",
+    "map_update_many",
     "pin",
     "possible_cpus",
     "prog_fd_by_id",
     "prog_info",
     "prog_load",
     "prog_test_run",
+    "side_by_side",
     "tcx_programs",
     "wait_for_programs",
     "xdp_link",

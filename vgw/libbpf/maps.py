@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import enum
 import errno
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_char, c_size_t, c_uint32, c_uint64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from vgw.libbpf.library import ENOTSUPP, check, failure, library
+from vgw.libbpf.side_by_side import side_by_side
 
 BATCH_ENTRIES: Final = 4096
 _MAX_WALK: Final = 1 << 24
+#: Deletions that wait for the kernel at the same time.
+_WAITING: Final = 64
 _UNSUPPORTED: Final = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
 
 
@@ -26,6 +30,7 @@ class MapType(enum.IntEnum):
 
     HASH = 1
     ARRAY = 2
+    PROG_ARRAY = 3
     PERF_EVENT_ARRAY = 4
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
@@ -131,6 +136,33 @@ def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
     check(library().bpf_map_update_elem(fd, key, value, flags), "write to a map")
 
 
+def map_update_many(fd: int, entries: Mapping[bytes, bytes]) -> None:
+    """Write several entries by one call; raises KernelError, and some may be written then.
+
+    A map of maps makes the kernel wait for an RCU grace period: here once, from Linux 6.8 on,
+    instead of once an entry.
+    """
+    keys, values = b"".join(entries), b"".join(entries.values())
+    count = c_uint32(len(entries))
+    result = library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), None)
+    if -result in _UNSUPPORTED:
+        for key, value in entries.items():
+            map_update(fd, key, value)
+        return
+    check(result, f"write {len(entries)} entries to a map")
+
+
+def map_delete_many(fd: int, keys: Sequence[bytes]) -> None:
+    """Delete entries that are there from a map of maps; raises KernelError.
+
+    The kernel waits for an RCU grace period at each, and takes no batch; calls at the same time
+    wait for the same one.
+    """
+    for start in range(0, len(keys), _WAITING):
+        part = keys[start : start + _WAITING]
+        side_by_side(*(functools.partial(map_delete, fd, key) for key in part))
+
+
 def map_delete(fd: int, key: bytes) -> bool:
     """Delete one entry and return whether it was there; raises KernelError."""
     result = library().bpf_map_delete_elem(fd, key)
@@ -161,6 +193,10 @@ def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes
         if begin is None and -result in _UNSUPPORTED:
             yield from _walk(fd, key_size, value_size)
             return
+        if result == -errno.EINTR:  # older kernels: no batch gets over a hole in a map of maps
+            key = None if begin is None else begin.raw[:key_size]
+            yield from _walk(fd, key_size, value_size, key)
+            return
         if result not in (0, -errno.ENOENT):
             raise failure("walk a map", -result)
         all_keys, all_values = keys.raw, values.raw
@@ -175,9 +211,29 @@ def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes
         tokens.reverse()
 
 
-def _walk(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Walk a map entry by entry, for kernels or map types without batch lookups."""
-    key: bytes | None = None
+def array_values(fd: int, value_size: int) -> bytes:
+    """Return all values of an array, one behind the other by index; raises KernelError.
+
+    `value_size` is that of one value as for map_lookup. Quick for many small ones.
+    """
+    entries = map_info(fd).max_entries
+    keys = ctypes.create_string_buffer(4 * entries)
+    values = ctypes.create_string_buffer(value_size * entries)
+    token, filled = c_uint32(), c_uint32(entries)
+    result = library().bpf_map_lookup_batch(
+        fd, None, ctypes.byref(token), keys, values, ctypes.byref(filled), None
+    )
+    if -result in _UNSUPPORTED:
+        return b"".join(value for _, value in _walk(fd, 4, value_size))
+    if result != -errno.ENOENT:  # which says that the end was reached
+        check(result, "read an array")
+    return values.raw
+
+
+def _walk(
+    fd: int, key_size: int, value_size: int, key: bytes | None = None
+) -> Iterator[tuple[bytes, bytes]]:
+    """Walk a map entry by entry behind a key, for kernels or map types without batch lookups."""
     following = ctypes.create_string_buffer(key_size)
     for _ in range(_MAX_WALK):  # a key deleted under the walk starts it again
         result = library().bpf_map_get_next_key(fd, key, following)
@@ -193,7 +249,7 @@ def _walk(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, byte
 def map_fill(fd: int, values: bytes, value_size: int) -> None:
     """Write an array from index 0 on with the concatenated `values`; raises KernelError."""
     total = len(values) // value_size
-    keys = (c_uint32 * total)(*range(total))
+    keys = array.array("I", range(total)).tobytes()
     count = c_uint32(total)
     result = library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), None)
     if -result in _UNSUPPORTED and not count.value:

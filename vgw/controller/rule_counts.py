@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rules have counted over changes of their policy: the counts of counters that are gone.
+
+Each policy counts in a map of its own. When it is replaced, its counters are final after a grace
+period, and are added to a file of the VM's by the rules' keys. That file says too up to which
+policy of each endpoint they were added, so that a process that is killed on the way neither loses
+counts nor adds them twice: what it left in a spare slot is added by the next change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from vgw import abi, libbpf
+from vgw.controller.policy_store import RuleLabel
+from vgw.controller.state_file import read_state, write_state
+from vgw.maps import EndpointMaps, RuleCount
+
+_SCHEMA: Final = "vgw/rule-counts/v1"
+NO_COUNT: Final = RuleCount(0, 0, 0)
+#: How often counts are read at most until no change went on meanwhile.
+_TRIES: Final = 5
+
+_Found = TypeVar("_Found")
+
+#: The rules of the policy that a VM had in a generation on a path; None when they are lost.
+LabelsOf = Callable[[int, abi.Path], Sequence[RuleLabel] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCounts:
+    """What was counted in counters that are gone.
+
+    `carried` holds the counts by rule key, `harvested` the last generation whose counters were
+    added to them, by endpoint.
+    """
+
+    carried: Mapping[str, RuleCount] = field(default_factory=dict)
+    harvested: Mapping[int, int] = field(default_factory=dict)
+
+    def harvesting(self, maps: EndpointMaps, slot: int, labels_of: LabelsOf) -> RuleCounts:
+        """Return these with the counts of a slot that no packet is judged by any more."""
+        counts = list(counts_in(maps, slot, labels_of))
+        if not counts:
+            return self
+        carried = dict(self.carried)
+        for key, count in counts:
+            carried[key] = plus(carried.get(key, NO_COUNT), count)
+        config = maps.config(slot)
+        harvested = {**self.harvested, config.endpoint: config.generation}
+        return RuleCounts(carried, harvested)
+
+    def only(self, keys: Collection[str], endpoints: Collection[int]) -> RuleCounts:
+        """Return what is known of some rules and endpoints."""
+        return RuleCounts(
+            {key: count for key, count in self.carried.items() if key in keys},
+            {number: last for number, last in self.harvested.items() if number in endpoints},
+        )
+
+    def left_over(self, maps: EndpointMaps) -> int | None:
+        """Return the spare slot if it has counts that are not among these, None otherwise.
+
+        It has none when it counts in the map of the active slot, and none that matter when it was
+        not in force before it.
+        """
+        active = maps.active_slot()
+        spare = 1 - active
+        counters = maps.counters_id(spare)
+        if counters is None or counters == maps.counters_id(active):
+            return None
+        old, now = maps.config(spare), maps.config(active)
+        is_new = self.harvested.get(old.endpoint, 0) < old.generation < now.generation
+        return spare if is_new else None
+
+
+def plus(one: RuleCount, other: RuleCount) -> RuleCount:
+    """Return the sum of two counts."""
+    return RuleCount(
+        one.packets + other.packets,
+        one.bytes + other.bytes,
+        max(one.last_hit_ns, other.last_hit_ns),
+    )
+
+
+def counts_in(
+    maps: EndpointMaps, slot: int, labels_of: LabelsOf
+) -> Iterator[tuple[str, RuleCount]]:
+    """Yield key and counts of the rules that have counted in a slot, as far as they have names."""
+    generation = maps.config(slot).generation
+    found: dict[abi.Path, Sequence[RuleLabel]] = {}
+    for path, number, count in maps.rule_counts(slot):
+        if path not in found:
+            found[path] = labels_of(generation, path) or ()
+        if number < len(found[path]):
+            yield found[path][number].key, count
+
+
+def counted_now(
+    maps: EndpointMaps, counts: RuleCounts, labels_of: LabelsOf
+) -> Iterator[tuple[str, RuleCount]]:
+    """Yield key and counts of the rules that have counted in an endpoint and are not in `counts`.
+
+    A rule appears twice while what it counted under the policy before is in the spare slot.
+    """
+    yield from counts_in(maps, maps.active_slot(), labels_of)
+    left = counts.left_over(maps)
+    if left is not None:
+        yield from counts_in(maps, left, labels_of)
+
+
+def read_steadily(
+    file: Path, opened: Sequence[EndpointMaps], read: Callable[[RuleCounts], _Found]
+) -> _Found:
+    """Return what `read` makes of a VM's counts; it reads again when a change went on meanwhile.
+
+    Otherwise what a change moves from the maps to the file would be missed, or be seen twice.
+    """
+
+    def moment() -> tuple[RuleCounts, list[int]]:
+        return load_counts(file), [maps.active_slot() for maps in opened]
+
+    now = moment()
+    for _ in range(_TRIES):
+        before, found = now, read(now[0])
+        now = moment()
+        if now == before:
+            break
+    return found
+
+
+def settle_spares(file: Path, opened: Iterable[EndpointMaps], labels_of: LabelsOf) -> None:
+    """Add up and free what a change that was killed left in the spare slots of a VM's endpoints.
+
+    `file` is that of the VM's counts. To be done before anything is staged. Raises VgwError.
+    """
+    left = [maps for maps in opened if maps.spare_is_used()]
+    if not left:
+        return
+    libbpf.wait_for_programs()
+    counts = old = load_counts(file)
+    for maps in left:
+        slot = counts.left_over(maps)
+        if slot is not None:
+            counts = counts.harvesting(maps, slot, labels_of)
+    if counts != old:
+        save_counts(file, counts)
+    for maps in left:
+        maps.release(1 - maps.active_slot())
+
+
+def load_counts(path: Path) -> RuleCounts:
+    """Return what is remembered in a file, nothing when there is none or it is damaged."""
+    body = read_state(path, _SCHEMA)
+    try:
+        return (
+            RuleCounts()
+            if body is None
+            else RuleCounts(
+                {key: RuleCount(*row) for key, row in body["carried"].items()},
+                {int(number): last for number, last in body["harvested"].items()},
+            )
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return RuleCounts()
+
+
+def save_counts(path: Path, counts: RuleCounts) -> None:
+    """Write counts so that a crash leaves the old or the new ones. Raises VgwError."""
+    write_state(path, _SCHEMA, {"carried": counts.carried, "harvested": counts.harvested})

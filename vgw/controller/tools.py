@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changes are made with: the host's places, its shared maps, and what is made only once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from vgw import libbpf
+from vgw.controller.images import Images
+from vgw.controller.paths import Paths
+from vgw.controller.policy_store import PolicyStore, RuleNames
+from vgw.errors import KernelError
+from vgw.loader import Artefact
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What changes are made with.
+
+    `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
+    for only when needed. `images` are the maps of policies, `store` what their rules are, `names`
+    what their rules are called. `progress` is told what takes long.
+    """
+
+    paths: Paths
+    images: Images
+    store: PolicyStore
+    names: RuleNames
+    artefact: Callable[[Collection[str]], Artefact]
+    events_fd: Callable[[], int]
+    prefer_link: bool = True
+    progress: Callable[[str], None] | None = None
+
+
+class Once(Generic[_Value]):
+    """A value that is made when it is first asked for, once, whichever thread asks."""
+
+    def __init__(self, make: Callable[[], _Value]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: list[_Value] = []
+
+    def __call__(self) -> _Value:
+        """Return the value."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+
+def open_events(paths: Paths, stack: contextlib.ExitStack) -> int:
+    """Return the perf buffer's map that all endpoints share; it is made if there is none.
+
+    It is closed with `stack`. Raises KernelError.
+    """
+    try:
+        fd = libbpf.get_pinned(paths.events)
+    except KernelError:
+        fd = _make_events(paths)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _make_events(paths: Paths) -> int:
+    fd = libbpf.map_create(libbpf.MapType.PERF_EVENT_ARRAY, "events", 4, 4, libbpf.possible_cpus())
+    try:
+        paths.pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        libbpf.pin(fd, paths.events)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
