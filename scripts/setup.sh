@@ -19,10 +19,12 @@ packages=(
   iputils-ping            # the demo
   ca-certificates         # pip's downloads
 )
-# What the tests need besides.
+# What the tests and measurements need besides.
 dev_packages=(
   busybox                 # a DHCP client and a DHCP server
   prometheus              # scrapes the exporter; promtool checks its output
+  nftables                # what vgw is measured against
+  gcc libc6-dev           # the programs that measurements send traffic with
 )
 
 usage() {
