@@ -195,6 +195,14 @@ def test_one_policy_of_many_vms_is_compiled_once(monkeypatch: pytest.MonkeyPatch
     assert second[Path.TO_VM] is first[Path.TO_VM]
 
 
+def test_large_images_are_not_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_REMEMBERED_BYTES", 1 << 16)
+    for seed in range(4):
+        compile_policy(EffectivePolicy("vm", World(seed).rules(300)))
+    assert len(compiler._memory) == 2
+    assert sum(len(each.image.data) for each in compiler._memory) > 1 << 16
+
+
 def test_the_defaults_are_in_the_image() -> None:
     defaults = Defaults(ingress=Action.REJECT, log=True)
     word = ImageReader(image_of((), defaults=defaults).data).by_default

@@ -35,8 +35,10 @@ MAX_RULES: Final = 50_000
 MAX_BYTES: Final = 80 << 20
 #: Rules from which on a build takes long enough to say what it is at.
 _SLOW_RULES: Final = 5_000
-#: Images that are remembered, for VMs of one policy follow each other.
+#: Images that are remembered, for VMs of one policy follow each other; fewer where they are large,
+#: but those of both directions of the latest policy always.
 _REMEMBERED: Final = 8
+_REMEMBERED_BYTES: Final = 16 << 20
 
 _Progress = Callable[[str], None]
 
@@ -112,6 +114,10 @@ def _compile(
         made = _build(f"VM {effective.vm}, {direction}", rules, sources, by_default, progress)
         _memory.insert(0, _Remembered(rules, sources, by_default, made))
         del _memory[_REMEMBERED:]
+        while (
+            len(_memory) > 2 and sum(len(each.image.data) for each in _memory) > _REMEMBERED_BYTES
+        ):
+            _memory.pop()
         return made
 
 
