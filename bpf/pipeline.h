@@ -272,7 +272,7 @@ static __always_inline struct endpoint_config *config_in_force(u32 *slot)
 
 /*
  * Judges a frame on its path. Returns whether its rule lookup is unfinished: the hook's
- * stage goes on with it then. Without configuration work->config is NULL, and nothing passes.
+ * stage goes on with it then. Without configuration judged->config is NULL, and nothing passes.
  */
 static __always_inline bool begin_packet(struct judged *judged, const struct frame *frame, u32 path)
 {

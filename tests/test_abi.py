@@ -16,6 +16,8 @@ from vgw import abi, loader
 from vgw.errors import CompileError
 from vgw.libbpf import ProgType
 from vgw.loader.sources import bpf_dir
+from vgw.policy import image
+from vgw.policy.model import TIERS
 
 CONSTANTS = {
     "VGW_ABI_VERSION": abi.ABI_VERSION,
@@ -32,6 +34,36 @@ CONSTANTS = {
     "VGW_SERVICE_FOREIGN_ICMP": abi.SERVICE_FOREIGN_ICMP,
     "VGW_RULE_LOG": abi.RULE_LOG,
     **{f"VGW_GUARD_{guard.name}": guard.value for guard in abi.Guard},
+}
+
+
+#: The format of compiled policies: image.py writes it, bpf/image.h and its includers read it.
+IMAGE_FORMAT = {
+    "VGW_IMAGE_NARROW": image.NARROW,
+    "VGW_IMAGE_WIDE": image.WIDE,
+    "VGW_BLOCK_RULES": image.BLOCK_RULES,
+    "VGW_ADDRESS_STEPS": image.ADDRESS_STEPS,
+    "VGW_VALUE_STEPS": image.VALUE_STEPS,
+    "VGW_STEPS": image.PROGRAM_STEPS,
+    "DE_BRUIJN_SEQUENCE": image.DE_BRUIJN_SEQUENCE,
+    "REF_CLASS": 0,
+    "REF_IS_TABLE(0xffffffffU)": 1,
+    f"REF_IS_TABLE({image.NODE}U)": 0,
+    f"REF_KIND({image.TABLE}U)": 2,
+    f"REF_KIND({image.NODE}U)": 1,
+    f"REF_NEXT_WORD({image.NEXT_WORD}U)": 1,
+    f"REF_INDEX({image.NEXT_WORD}U)": 0,
+    "sizeof(struct image_header)": image.HEADER_LINES * image.LINE_BYTES,
+    "sizeof(struct image_node)": image.LINE_BYTES,
+    "sizeof(((struct image_node *)0)->keys)": 4 * image.NODE_KEYS,
+    "__builtin_offsetof(struct image_node, refs)": image.LINE_BYTES - 4 * image.NODE_REFS,
+    "sizeof(struct image_table)": len(image.table(0, 0, 0, 0)),
+    "sizeof(struct image_groups) / 2 * 16": image.BLOCK_RULES,
+    "__builtin_offsetof(struct image_header, every_rule) / 64 - IMAGE_EVERY_RULE": 0,
+    "__builtin_offsetof(struct image_header, every_ref) / 8 - IMAGE_EVERY_REF": 0,
+    # A step for each block, one behind each tier, and one that finds the end.
+    f"VGW_STAGE_STEPS >= {image.MAX_BLOCKS} + VGW_TIERS + 1": 1,
+    "VGW_TIERS": len(TIERS),
 }
 
 
@@ -61,13 +93,17 @@ def all_asserts() -> list[str]:
         lines += layout_asserts(name, structure)
     for tag, (prefix, mirror) in abi.ENUMERATIONS.items():
         lines += enum_asserts(tag, prefix, mirror)
+    lines += [
+        f"_Static_assert(({code}) == {value}ULL, {code!r});".replace("'", '"')
+        for code, value in IMAGE_FORMAT.items()
+    ]
     return lines
 
 
 def compile_asserts(directory: Path, lines: list[str]) -> None:
     source = directory / "bpf"
     shutil.copytree(bpf_dir(), source)
-    program = ["#include <linux/types.h>", '#include "abi.h"', *lines]
+    program = ["#include <linux/types.h>", '#include "policy.h"', *lines]
     program += ["int abi_check(struct __sk_buff *skb) { return skb->len; }", ""]
     (source / "abi_check.c").write_text("\n".join(program))
     tree = loader.SourceTree(source, {"abi_check": ProgType.SCHED_CLS})
@@ -86,6 +122,7 @@ def test_mirror_is_the_header(tmp_path: Path) -> None:
     [
         ("sizeof(struct flow) == 88", "sizeof(struct flow) == 96"),
         ("VGW_REASON_TRUNCATED == 13", "VGW_REASON_TRUNCATED == 14"),
+        ("(VGW_ADDRESS_STEPS) == 10", "(VGW_ADDRESS_STEPS) == 9"),
         (
             "__builtin_offsetof(struct event, path) == 70",
             "__builtin_offsetof(struct event, path) == 71",

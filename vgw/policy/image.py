@@ -32,7 +32,7 @@ NODE_REFS: Final = 8
 #: The class of values that every rule admits.
 EVERY_RULE: Final = 0
 
-#: Steps of bpf/search.h and bpf/policy.h that a lookup may take.
+#: Steps of bpf/search.h and bpf/wide.h that a lookup may take.
 ADDRESS_STEPS: Final = 10
 VALUE_STEPS: Final = 4
 PROGRAM_STEPS: Final = 4
@@ -44,8 +44,8 @@ _KIND: Final = NODE | TABLE
 _INDEX: Final = NEXT_WORD - 1
 
 _HEADER: Final = struct.Struct("=5I12x4Q")
-_HEADER_LINES: Final = 5
-_DE_BRUIJN_SEQUENCE: Final = 0x03F79D71B4CB0A89
+HEADER_LINES: Final = 5
+DE_BRUIJN_SEQUENCE: Final = 0x03F79D71B4CB0A89
 _EVERY_RULE: Final = b"\xff" * LINE_BYTES
 #: All groups have rules, and vector 0 says which; it counts from the line _EVERY_RULE.
 _EVERY_REF: Final = 0xFFFFFFFF << 32
@@ -91,7 +91,7 @@ def _bit_places() -> bytes:
     """Return the place of the one bit in a word by the product of bpf/image.h's lowest_bit."""
     places = bytearray(64)
     for place in range(64):
-        places[(_DE_BRUIJN_SEQUENCE << place & (1 << 64) - 1) >> 58] = place
+        places[(DE_BRUIJN_SEQUENCE << place & (1 << 64) - 1) >> 58] = place
     return bytes(places)
 
 
@@ -99,7 +99,7 @@ class Lines:
     """An image under construction; the header's lines are written at the end."""
 
     def __init__(self) -> None:
-        self._data = bytearray(_HEADER_LINES * LINE_BYTES)
+        self._data = bytearray(HEADER_LINES * LINE_BYTES)
 
     def __len__(self) -> int:
         """Return the number of lines."""
