@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define VGW_ABI_VERSION 2
+#define VGW_ABI_VERSION 3
 
 /* The packet's path at a hook. User space calls to_vm "ingress", from_vm "egress". */
 #define VGW_PATHS(X) \
@@ -41,14 +41,15 @@
 	X(TRUNCATED) X(BAD_LENGTH) X(BAD_VERSION) X(BAD_HEADER) X(BAD_ADDRESS) \
 	X(LLC)                                                                \
 	X(ETHERTYPE) X(VLAN) X(IP_OPTIONS) X(FRAGMENT) X(EXTENSION_HEADER)    \
-	X(TCP_FLAGS) X(PORT_ZERO) X(ICMP_INNER) X(ARP_INVALID) X(ND_INVALID)  \
-	X(MEMBERSHIP_INVALID) X(DHCP_INVALID)                                 \
+	X(TCP_FLAGS) X(PORT_ZERO) X(ICMP_INNER) X(BAD_MTU) X(ARP_INVALID)     \
+	X(ND_INVALID) X(MEMBERSHIP_INVALID) X(DHCP_INVALID)                   \
 	/* a guard refused it */                                              \
-	X(NOT_FOR_VM) X(SPOOF_MAC) X(SPOOF_ADDRESS) X(SPOOF_ARP) X(SPOOF_ND)  \
-	X(DHCP_SERVER) X(ROUTER_ADVERTISEMENT) X(REDIRECT)                    \
-	X(MEMBERSHIP_QUERY)                                                   \
+	X(GROUP_MISMATCH) X(NOT_FOR_VM) X(SPOOF_MAC) X(SPOOF_ADDRESS)         \
+	X(SPOOF_ARP) X(SPOOF_ND) X(DHCP_SERVER) X(ROUTER_ADVERTISEMENT)       \
+	X(REDIRECT) X(ECHO_TO_GROUP) X(MEMBERSHIP_QUERY)                      \
 	/* connection tracking refused it */                                  \
-	X(NO_STATE) X(ICMP_UNRELATED) X(CT_FULL) X(CT_BUSY)
+	X(NO_STATE) X(ICMP_UNRELATED) X(CT_FULL) X(CT_HALF_OPEN) X(CT_RATE)   \
+	X(CT_BUSY)
 
 #define VGW_MODES(X) \
 	X(ENFORCE)   \
@@ -104,6 +105,7 @@ enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 #define VGW_MAX_VLANS 16           /* tags an interface may use */
 #define VGW_REASON_SLOTS 64        /* room for reasons in the stats map */
 #define VGW_QUEUE_BATCH 4          /* flow keys in one element of expiry_queue */
+#define VGW_FRAGMENTS 512          /* datagrams in fragments that an endpoint remembers */
 #define VGW_EXPIRY_MARGIN 16       /* batches that expiry leaves in expiry_queue */
 #define VGW_SERVICE_FOREIGN_ICMP 0x01000000 /* ICMP over IPv6, ICMPv6 over IPv4: mere numbers */
 #define VGW_IMAGE_LINE_WORDS 8     /* words in a line of a compiled policy: those of a cache line */
@@ -133,9 +135,15 @@ struct endpoint_config {
 	__u64 endpoint;                 /* identity of this attachment, in every event */
 	__u64 flow_epoch;               /* flows of another epoch are dead: flushed */
 	__u64 timeout_ns[16];           /* ns, by enum vgw_flow_state */
+	__u64 grace_until_ns;           /* CLOCK_MONOTONIC_COARSE up to which open TCP connections
+					 * that nobody knows of are taken over; 0: they are not */
 	__u32 generation;               /* number of the policy in force; 0: none */
 	__u32 first_counter[VGW_PATH_COUNT]; /* of the policy of each path, in rule_counters */
 	__u32 log_per_second;           /* events a second before suppression */
+	__u32 reject_per_second;        /* answers to rejected packets a second */
+	__u32 reply_mark;               /* skb mark that our own answers carry; 0: they carry none */
+	__u32 half_open_max;            /* half-open flows that each side may have opened */
+	__u32 new_per_second;           /* flows each side may open in a second; 0: any number */
 	__u32 address_count;            /* used entries of addresses */
 	__u32 vlan_count;               /* used entries of vlans */
 	__u16 vlans[VGW_MAX_VLANS];     /* 802.1Q ids the guest may use */
@@ -191,6 +199,8 @@ struct flow {
 	__u32 generation;               /* policy under which it was last accepted */
 	__u32 rule;                     /* number of the rule that accepted it, or VGW_NO_RULE: default */
 	__u32 tcp_acked[2];             /* by enum vgw_path: last acknowledgement number sent on it */
+	__u32 tcp_end[2];               /* by enum vgw_path: number behind the last byte sent on it */
+	__u64 half_open;                /* 1 while it counts in conntrack_meta.half_open */
 	__u8 state;                     /* enum vgw_flow_state */
 	__u8 opener;                    /* enum vgw_path of the first packet */
 	__u8 tcp_fins;                  /* bit 1 << path: a FIN was seen on it */
@@ -203,6 +213,9 @@ struct conntrack_meta {
 	__u64 tail;                     /* next position of expiry_queue to fill */
 	__u64 entries;                  /* flows in the table, dead ones included */
 	__u64 created[2];               /* new connections by enum vgw_path */
+	__u64 half_open[2];             /* half-open flows by enum vgw_path of the opener */
+	__u64 window[2];                /* by enum vgw_path: the second that `opened` counts for */
+	__u64 opened[2];                /* by enum vgw_path: new connections asked for in it */
 	__u64 dhcp_asked_ns[2];         /* CLOCK_MONOTONIC_COARSE of the VM's last broadcast or
 					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
 };
@@ -216,6 +229,24 @@ struct queue_batch {
 struct queue_buffer {
 	__u64 count;                    /* used entries of batch.keys */
 	struct queue_batch batch;
+};
+
+/* The datagram that a fragment is part of, on one path. */
+struct fragment_key {
+	struct vgw_address source;      /* wire */
+	struct vgw_address destination; /* wire */
+	__be32 identification;          /* wire; IPv4: in the last two bytes */
+	__u16 vlan;                     /* 802.1Q id, 0: untagged */
+	__u8 protocol;                  /* as the fragment's header names it */
+	__u8 path;                      /* enum vgw_path */
+};
+
+/* What is remembered of the first fragment of a datagram, after it was accepted. */
+struct fragment {
+	struct flow_key flow;           /* the flow it belongs to */
+	__u64 seen_ns;                  /* CLOCK_MONOTONIC_COARSE of the first fragment */
+	__u32 end;                      /* bytes of the datagram's payload in the first fragment */
+	__u32 pad;
 };
 
 struct packet_counter {
@@ -236,6 +267,15 @@ struct event_meter {
 	__u64 sent;
 	__u64 suppressed;               /* over endpoint_config.log_per_second */
 	__u64 lost;                     /* no reader, or the reader's buffer was full */
+};
+
+/* Answers to rejected packets of one endpoint: due = sent + suppressed + failed. */
+struct reject_meter {
+	__u64 window;                   /* second the budget counts for */
+	__u64 used;                     /* answers in that second */
+	__u64 sent;
+	__u64 suppressed;               /* over endpoint_config.reject_per_second */
+	__u64 failed;                   /* the kernel could not send it */
 };
 
 /* One record of the perf buffer. */

@@ -45,12 +45,18 @@ BPF_F_TABLE("hash", u64, struct queue_batch, expiry_queue, VGW_QUEUE_TEMPLATE, V
 BPF_PERCPU_ARRAY(expiry_buffer, struct queue_buffer, 1);
 BPF_ARRAY(conntrack_meta, struct conntrack_meta, 1);
 
+/* fragments.h: first fragments whose datagrams may go on; an older one makes room. */
+BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, VGW_FRAGMENTS);
+
 /* stats.h */
 BPF_PERCPU_ARRAY(stats, struct packet_counter, VGW_STATS_ENTRIES);
 
 /* events.h: the host's one perf buffer, and this endpoint's budget of it. */
 BPF_PERF_OUTPUT(events);
 BPF_ARRAY(event_meter, struct event_meter, 1);
+
+/* reject.h: this endpoint's budget of answers. */
+BPF_ARRAY(reject_meter, struct reject_meter, 1);
 
 /* pipeline.h: work memory of the packet being judged; too large for the stack. */
 BPF_PERCPU_ARRAY(scratch, struct scratch, 1);

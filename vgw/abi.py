@@ -15,12 +15,13 @@ import sys
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 NO_RULE: Final = 0xFFFFFFFF
 MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
 REASON_SLOTS: Final = 64
 QUEUE_BATCH: Final = 4
+FRAGMENTS: Final = 512
 EXPIRY_MARGIN: Final = 16
 CONFIG_SLOTS: Final = 2
 SERVICE_FOREIGN_ICMP: Final = 0x01000000
@@ -79,23 +80,28 @@ class Reason(enum.IntEnum):
     TCP_FLAGS = 24
     PORT_ZERO = 25
     ICMP_INNER = 26
-    ARP_INVALID = 27
-    ND_INVALID = 28
-    MEMBERSHIP_INVALID = 29
-    DHCP_INVALID = 30
-    NOT_FOR_VM = 31
-    SPOOF_MAC = 32
-    SPOOF_ADDRESS = 33
-    SPOOF_ARP = 34
-    SPOOF_ND = 35
-    DHCP_SERVER = 36
-    ROUTER_ADVERTISEMENT = 37
-    REDIRECT = 38
-    MEMBERSHIP_QUERY = 39
-    NO_STATE = 40
-    ICMP_UNRELATED = 41
-    CT_FULL = 42
-    CT_BUSY = 43
+    BAD_MTU = 27
+    ARP_INVALID = 28
+    ND_INVALID = 29
+    MEMBERSHIP_INVALID = 30
+    DHCP_INVALID = 31
+    GROUP_MISMATCH = 32
+    NOT_FOR_VM = 33
+    SPOOF_MAC = 34
+    SPOOF_ADDRESS = 35
+    SPOOF_ARP = 36
+    SPOOF_ND = 37
+    DHCP_SERVER = 38
+    ROUTER_ADVERTISEMENT = 39
+    REDIRECT = 40
+    ECHO_TO_GROUP = 41
+    MEMBERSHIP_QUERY = 42
+    NO_STATE = 43
+    ICMP_UNRELATED = 44
+    CT_FULL = 45
+    CT_HALF_OPEN = 46
+    CT_RATE = 47
+    CT_BUSY = 48
 
 
 class Mode(enum.IntEnum):
@@ -164,9 +170,14 @@ class EndpointConfig(ctypes.Structure):
         ("endpoint", c_uint64),
         ("flow_epoch", c_uint64),
         ("timeout_ns", c_uint64 * 16),
+        ("grace_until_ns", c_uint64),
         ("generation", c_uint32),
         ("first_counter", c_uint32 * 2),
         ("log_per_second", c_uint32),
+        ("reject_per_second", c_uint32),
+        ("reply_mark", c_uint32),
+        ("half_open_max", c_uint32),
+        ("new_per_second", c_uint32),
         ("address_count", c_uint32),
         ("vlan_count", c_uint32),
         ("vlans", c_uint16 * MAX_VLANS),
@@ -223,6 +234,8 @@ class Flow(ctypes.Structure):
         ("generation", c_uint32),
         ("rule", c_uint32),
         ("tcp_acked", c_uint32 * 2),
+        ("tcp_end", c_uint32 * 2),
+        ("half_open", c_uint64),
         ("state", c_uint8),
         ("opener", c_uint8),
         ("tcp_fins", c_uint8),
@@ -238,6 +251,9 @@ class ConntrackMeta(ctypes.Structure):
         ("tail", c_uint64),
         ("entries", c_uint64),
         ("created", c_uint64 * 2),
+        ("half_open", c_uint64 * 2),
+        ("window", c_uint64 * 2),
+        ("opened", c_uint64 * 2),
         ("dhcp_asked_ns", c_uint64 * 2),
     ]
 
@@ -252,6 +268,30 @@ class QueueBuffer(ctypes.Structure):
     """The batch a CPU is filling before it goes to expiry_queue."""
 
     _fields_ = [("count", c_uint64), ("batch", QueueBatch)]
+
+
+class FragmentKey(ctypes.Structure):
+    """The datagram that a fragment is part of, on one path."""
+
+    _fields_ = [
+        ("source", Address),
+        ("destination", Address),
+        ("identification", c_uint32),
+        ("vlan", c_uint16),
+        ("protocol", c_uint8),
+        ("path", c_uint8),
+    ]
+
+
+class Fragment(ctypes.Structure):
+    """What is remembered of the first fragment of a datagram, after it was accepted."""
+
+    _fields_ = [
+        ("flow", FlowKey),
+        ("seen_ns", c_uint64),
+        ("end", c_uint32),
+        ("pad", c_uint32),
+    ]
 
 
 class PacketCounter(ctypes.Structure):
@@ -275,6 +315,18 @@ class EventMeter(ctypes.Structure):
         ("sent", c_uint64),
         ("suppressed", c_uint64),
         ("lost", c_uint64),
+    ]
+
+
+class RejectMeter(ctypes.Structure):
+    """Answers to rejected packets of one endpoint: due = sent + suppressed + failed."""
+
+    _fields_ = [
+        ("window", c_uint64),
+        ("used", c_uint64),
+        ("sent", c_uint64),
+        ("suppressed", c_uint64),
+        ("failed", c_uint64),
     ]
 
 
@@ -321,9 +373,12 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "conntrack_meta": ConntrackMeta,
     "queue_batch": QueueBatch,
     "queue_buffer": QueueBuffer,
+    "fragment_key": FragmentKey,
+    "fragment": Fragment,
     "packet_counter": PacketCounter,
     "rule_counter": RuleCounter,
     "event_meter": EventMeter,
+    "reject_meter": RejectMeter,
     "event": Event,
 }
 

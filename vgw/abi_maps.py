@@ -32,6 +32,7 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "expiry_buffer": (_INDEX, ctypes.sizeof(abi.QueueBuffer)),
     "stats": (_INDEX, ctypes.sizeof(abi.PacketCounter)),
     "event_meter": (_INDEX, ctypes.sizeof(abi.EventMeter)),
+    "reject_meter": (_INDEX, ctypes.sizeof(abi.RejectMeter)),
     "events": (_INDEX, 4),
 }
 
