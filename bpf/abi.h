@@ -216,6 +216,7 @@ struct conntrack_meta {
 	__u64 half_open[2];             /* half-open flows by enum vgw_path of the opener */
 	__u64 window[2];                /* by enum vgw_path: the second that `opened` counts for */
 	__u64 opened[2];                /* by enum vgw_path: new connections asked for in it */
+	__u64 pressed;                  /* 1: the last new flow found no room */
 	__u64 dhcp_asked_ns[2];         /* CLOCK_MONOTONIC_COARSE of the VM's last broadcast or
 					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Connection tracking: the flow a packet belongs to, its state, and new flows.
+ * Connection tracking: the flow a packet belongs to, and new flows.
  *
  * A flow is named from the VM's side, so one lookup finds it in both directions. An
  * expired flow is a miss. expiry.h says how flows leave the table.
@@ -11,17 +11,7 @@
 #include <linux/errno.h>
 
 #include "expiry.h"
-#include "parse.h"
-
-static __always_inline u32 other_path(u32 path)
-{
-	return path == VGW_PATH_FROM_VM ? VGW_PATH_TO_VM : VGW_PATH_FROM_VM;
-}
-
-static __always_inline bool is_echo_reply(const struct packet *packet)
-{
-	return packet->icmp_type == ICMP_ECHOREPLY || packet->icmp_type == ICMPV6_ECHO_REPLY;
-}
+#include "tcp_state.h"
 
 static __always_inline void fill_key(struct flow_key *key, u32 path,
 				     const struct vgw_address *source, __be16 source_port,
@@ -67,16 +57,6 @@ static __always_inline void flow_key_of(const struct packet *packet, u32 path,
 	key->asker = packet->kind == KIND_ECHO ? asker_of(path, is_echo_reply(packet)) : 0;
 }
 
-static __always_inline bool is_new_tcp(const struct packet *packet)
-{
-	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
-
-static __always_inline bool is_tcp(const struct packet *packet)
-{
-	return packet->kind == KIND_PLAIN && packet->protocol == IPPROTO_TCP;
-}
-
 /* Whether the packet opens its ports anew where an old connection is about to be forgotten. */
 static __always_inline bool reuses_ports(const struct packet *packet, const struct flow *flow)
 {
@@ -105,30 +85,33 @@ static __always_inline u8 first_state(const struct packet *packet)
 	if (packet->kind == KIND_ECHO)
 		return VGW_FLOW_ICMP;
 	if (packet->protocol == IPPROTO_TCP)
-		return VGW_FLOW_TCP_SYN;
+		return is_new_tcp(packet) ? VGW_FLOW_TCP_SYN : VGW_FLOW_TCP_ESTABLISHED;
 	return packet->protocol == IPPROTO_UDP ? VGW_FLOW_UDP_SINGLE : VGW_FLOW_OTHER;
 }
 
+/* Fills the flow that the packet on `path` opens for work->opener, but not whether it is half open. */
 static __always_inline void fill_flow(struct flow *flow, const struct endpoint_config *config,
-				      const struct packet *packet, u32 path, u32 rule, u64 now)
+				      const struct scratch *work, u32 path)
 {
+	const struct packet *packet = &work->packet;
 	bool from_vm = path == VGW_PATH_FROM_VM;
 
-	flow->last_seen_ns = now;
-	flow->created_ns = now;
+	flow->last_seen_ns = work->now;
+	flow->created_ns = work->now;
 	flow->epoch = config->flow_epoch;
 	flow->packets[VGW_PATH_TO_VM] = !from_vm;
 	flow->packets[VGW_PATH_FROM_VM] = from_vm;
 	flow->bytes[VGW_PATH_TO_VM] = from_vm ? 0 : packet->wire_length;
 	flow->bytes[VGW_PATH_FROM_VM] = from_vm ? packet->wire_length : 0;
 	flow->generation = config->generation;
-	flow->rule = rule;
-	/* As if the other side had acknowledged the SYN: what a RST on either side must match. */
-	flow->tcp_acked[VGW_PATH_TO_VM] = from_vm ? packet->tcp_sequence + 1 : 0;
-	flow->tcp_acked[VGW_PATH_FROM_VM] = from_vm ? 0 : packet->tcp_sequence + 1;
-	flow->opener = path;
+	flow->rule = work->decision.rule;
+	flow->opener = work->opener;
 	flow->tcp_fins = 0;
 	flow->state = first_state(packet);
+	if (work->taken)
+		tcp_take_over(flow, packet, path);
+	else
+		tcp_begin(flow, packet, path);
 }
 
 /* Puts a new flow into the table. Returns NONE, or why it is not there. */
@@ -137,6 +120,8 @@ static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
 {
 	int error = conntrack.insert(key, flow);
 
+	if (error)
+		half_open_leave(meta, flow); /* of this copy: the one in the table is another's */
 	if (error == -EEXIST) /* another CPU was first; the policy accepts this packet too */
 		return VGW_REASON_NONE;
 	if (error)
@@ -144,8 +129,20 @@ static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
 	__sync_fetch_and_add(&meta->entries, 1);
 	if (queue_append(meta, key))
 		return VGW_REASON_NONE;
-	flow_delete(meta, key);
+	flow_delete(meta, key, flow);
 	return VGW_REASON_CT_FULL;
+}
+
+/* Whether one more flow is within the limits of the side that opens it. Returns NONE, or why not. */
+static __always_inline enum vgw_reason flow_admit(const struct endpoint_config *config,
+						  struct conntrack_meta *meta,
+						  const struct scratch *work)
+{
+	if (!within_rate(config, meta, work->opener, work->now))
+		return VGW_REASON_CT_RATE;
+	if (!work->taken && !half_open_enter(config, meta, work->opener))
+		return VGW_REASON_CT_HALF_OPEN;
+	return VGW_REASON_NONE;
 }
 
 /*
@@ -157,7 +154,7 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 				      struct conntrack_meta *meta, struct scratch *work, u32 path)
 {
 	struct flow *old = conntrack.lookup(&work->key), *flow = old ? old : &work->flow;
-	enum vgw_reason reason = VGW_REASON_NONE;
+	enum vgw_reason reason;
 
 	if (old && !flow_claim(old)) {
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_BUSY);
@@ -167,63 +164,38 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 		old->claim = 0; /* another CPU has just replaced it, for a packet like this one */
 		return;
 	}
-	fill_flow(flow, config, &work->packet, path, work->decision.rule, work->now);
+	reason = flow_admit(config, meta, work);
+	if (reason) {
+		if (old)
+			old->claim = 0;
+		decide(work, VGW_VERDICT_DROP, reason);
+		return;
+	}
+	if (old)
+		half_open_leave(meta, old);
+	fill_flow(flow, config, work, path);
+	flow->half_open = !work->taken;
 	flow->claim = 0;
 	if (!old)
 		reason = flow_insert(meta, &work->key, &work->flow);
 	if (reason)
 		decide(work, VGW_VERDICT_DROP, reason);
 	else
-		work->expire = __sync_fetch_and_add(&meta->created[path & 1], 1) %
-				       EXPIRY_INTERVAL == 0;
+		__sync_fetch_and_add(&meta->created[work->opener & 1], 1);
 }
 
-/*
- * Whether a RST is one that its receiver heeds: at the sequence that was acknowledged last
- * (RFC 5961), or, in answer to a SYN, with the acknowledgement of it (RFC 9293, 3.10.7.3).
- */
-static __always_inline bool reset_is_exact(const struct packet *packet, u32 path,
-					   const struct flow *flow)
+/* What an answer, or the end of a handshake, means for the limit of half-open flows. */
+static __always_inline void flow_answered(struct flow *flow, u32 path)
 {
-	if (flow->state == VGW_FLOW_TCP_SYN && path != flow->opener)
-		return packet->tcp_flags & TCP_ACK &&
-		       packet->tcp_acknowledged == flow->tcp_acked[path & 1];
-	return packet->tcp_sequence == flow->tcp_acked[other_path(path)];
-}
+	struct conntrack_meta *meta;
+	u32 zero = 0;
 
-/*
- * TCP state after an accepted packet. Returns false for a packet that must not keep
- * the flow alive: a RST that is not exactly at the acknowledged sequence (RFC 5961),
- * a SYN within an open connection, anything after the close. Such a packet changes nothing:
- * it may be forged.
- */
-static __always_inline bool track_tcp(const struct packet *packet, u32 path, struct flow *flow)
-{
-	u8 flags = packet->tcp_flags;
-	bool answered = flow->packets[other_path(flow->opener & 1)];
-
-	if (flow->state == VGW_FLOW_TCP_CLOSED)
-		return false;
-	if (flags & TCP_RST) {
-		if (!reset_is_exact(packet, path, flow))
-			return false;
-		flow->state = VGW_FLOW_TCP_CLOSED;
-		return true;
-	}
-	if (is_new_tcp(packet) && flow->state == VGW_FLOW_TCP_ESTABLISHED)
-		return false;
-	/* What answers a SYN may be forged: it does not choose the number of the next RST. */
-	if (flags & TCP_ACK && (flow->state != VGW_FLOW_TCP_SYN || path == flow->opener))
-		flow->tcp_acked[path & 1] = packet->tcp_acknowledged;
-	if (flow->state == VGW_FLOW_TCP_SYN && path == flow->opener && answered &&
-	    (flags & (TCP_SYN | TCP_ACK)) == TCP_ACK)
-		flow->state = VGW_FLOW_TCP_ESTABLISHED;
-	if (flags & TCP_FIN) {
-		flow->tcp_fins |= 1 << (path & 1);
-		if (flow->tcp_fins == 3)
-			flow->state = VGW_FLOW_TCP_FIN;
-	}
-	return true;
+	if (!flow->half_open || (flow->opener == path && flow->state != VGW_FLOW_TCP_ESTABLISHED) ||
+	    flow->state == VGW_FLOW_TCP_SYN || flow->state == VGW_FLOW_TCP_CLOSED)
+		return;
+	meta = conntrack_meta.lookup(&zero);
+	if (meta)
+		half_open_leave(meta, flow);
 }
 
 /* Counts an accepted packet of a live flow and moves the flow's state on. */
@@ -233,9 +205,12 @@ static __always_inline void flow_track(const struct packet *packet, u32 path, st
 	if (is_tcp(packet)) {
 		if (!track_tcp(packet, path, flow))
 			return;
+	} else if (flow->state == VGW_FLOW_TCP_CLOSED) {
+		return; /* a fragment: nothing keeps a closed connection */
 	} else if (flow->state == VGW_FLOW_UDP_SINGLE && path != flow->opener) {
 		flow->state = VGW_FLOW_UDP_REPLIED;
 	}
+	flow_answered(flow, path);
 	flow->last_seen_ns = now;
 	flow->packets[path & 1]++;
 	flow->bytes[path & 1] += packet->wire_length;

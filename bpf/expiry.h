@@ -4,7 +4,7 @@
  *
  * Every flow in the table has its key exactly once in a queue ordered by age. Each
  * CPU collects the keys of new flows in a buffer and appends it as one batch when
- * it is full. Creating flows pays for expiry: from time to time the creator takes
+ * it is full. Creating flows pays for expiry: every other time the creator takes first
  * the oldest batch, deletes the dead flows and appends the live ones again, like the
  * hand of a clock. It looks at two keys for each new flow, so at most half of the
  * table is dead flows, and work per packet is bounded.
@@ -17,10 +17,11 @@
 
 #include "branchless.h"
 #include "clock.h"
+#include "flow_limits.h"
 #include "maps.h"
 
 #define EXPIRY_HOLE 1024 /* batches behind a position that nobody will fill any more */
-#define EXPIRY_INTERVAL 2 /* new flows for each batch looked at */
+#define EXPIRY_INTERVAL 2 /* new flows for each batch looked at, where there is room */
 
 /* A flow of an earlier epoch, marked dead, or idle for longer than its timeout. */
 static __always_inline bool flow_is_dead(const struct endpoint_config *config,
@@ -77,8 +78,10 @@ static __always_inline bool queue_append(struct conntrack_meta *meta, const stru
 	return true;
 }
 
-static __always_inline void flow_delete(struct conntrack_meta *meta, struct flow_key *key)
+static __always_inline void flow_delete(struct conntrack_meta *meta, struct flow_key *key,
+					struct flow *flow)
 {
+	half_open_leave(meta, flow);
 	if (!conntrack.delete(key))
 		__sync_fetch_and_add(&meta->entries, -1);
 }
@@ -97,7 +100,7 @@ static __always_inline bool flow_expire(const struct endpoint_config *config,
 		flow->claim = 0;
 		return false;
 	}
-	flow_delete(meta, key);
+	flow_delete(meta, key, flow);
 	return true;
 }
 
@@ -128,6 +131,12 @@ static __always_inline bool queue_take(struct conntrack_meta *meta, struct queue
 	*batch = *oldest;
 	expiry_queue.delete(&position);
 	return true;
+}
+
+/* Whether opening a flow pays for a batch; where there is no room, each attempt looks for some. */
+static __always_inline bool expiry_is_due(const struct conntrack_meta *meta, u32 opener)
+{
+	return meta->pressed || meta->created[opener & 1] % EXPIRY_INTERVAL == 0;
 }
 
 /* Deletes the dead flows of the oldest batch. Returns whether there was one to look at. */

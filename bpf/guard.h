@@ -243,6 +243,8 @@ static __always_inline bool guard_dhcp_request(struct scratch *work)
 	struct conntrack_meta *meta;
 	u32 zero = 0;
 
+	if (packet->first_fragment)
+		return refuse(work, VGW_REASON_DHCP_INVALID);
 	if (is_dhcp_request(packet)) {
 		if (!packet->dhcp_well_formed ||
 		    !same_mac(packet->dhcp_client_mac, packet->source_mac))
@@ -278,6 +280,8 @@ static __always_inline bool guard_ip(const struct endpoint_config *config, struc
 		return guard_dhcp_request(work);
 	if (packet->kind == KIND_MEMBERSHIP)
 		return guard_membership(work);
+	if (packet->kind == KIND_ECHO && !is_echo_reply(packet) && is_group(&packet->destination))
+		return refuse(work, VGW_REASON_ECHO_TO_GROUP);
 	return false;
 }
 
@@ -341,9 +345,22 @@ static __always_inline bool guard_to_vm(const struct endpoint_config *config, st
 	case KIND_MEMBERSHIP:
 		return pass_as(work, VGW_REASON_MEMBERSHIP);
 	}
-	if (is_dhcp_answer(packet) && dhcp_was_asked(packet))
+	if (is_dhcp_answer(packet) && !packet->first_fragment && dhcp_was_asked(packet))
 		return pass_as(work, VGW_REASON_DHCP);
 	return false;
+}
+
+/*
+ * Whether only one of frame and packet goes to a group: a packet for one host that all get,
+ * or one for all that is slipped to one host past what the bridge knows of groups.
+ */
+static __always_inline bool groups_differ(const struct packet *packet)
+{
+	bool group = packet->destination_mac[0] & 1;
+
+	if (packet->ethertype != ETH_P_IP && packet->ethertype != ETH_P_IPV6)
+		return false;
+	return group != is_group(&packet->destination);
 }
 
 /* Returns whether the guards decided; the rest is for connection tracking and policy. */
@@ -352,6 +369,8 @@ static __always_inline bool guard(const struct endpoint_config *config, struct s
 {
 	if (!vlan_allowed(config, work->packet.vlan))
 		return refuse(work, VGW_REASON_VLAN);
+	if (groups_differ(&work->packet))
+		return refuse(work, VGW_REASON_GROUP_MISMATCH);
 	return path == VGW_PATH_FROM_VM ? guard_from_vm(config, work) : guard_to_vm(config, work);
 }
 

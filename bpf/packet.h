@@ -21,6 +21,7 @@ enum packet_kind {
 	KIND_ECHO,       /* ICMP echo request or reply: ports hold the identifier */
 	KIND_ICMP_ERROR, /* quotes a packet that went the other way */
 	KIND_ICMP_OTHER, /* judged by the policy, without state */
+	KIND_FRAGMENT,   /* a later fragment: belongs to the flow of the first one */
 };
 
 /* The frame as a hook hands it over. */
@@ -42,6 +43,7 @@ struct quoted_packet {
 	struct vgw_address destination;
 	__be16 source_port;      /* wire; echo: identifier */
 	__be16 destination_port; /* wire; echo: identifier */
+	u32 tcp_sequence;        /* host order */
 	u8 protocol;
 	bool echo;
 	bool echo_reply;
@@ -54,6 +56,10 @@ struct packet {
 	struct quoted_packet quoted;    /* of an ICMP error */
 	u32 tcp_sequence;               /* host order */
 	u32 tcp_acknowledged;           /* host order */
+	u32 tcp_payload;                /* bytes behind the TCP header */
+	__be32 fragment_id;             /* wire; of the datagram that this is a fragment of */
+	u32 fragment_offset;            /* bytes of that datagram's payload before this fragment */
+	u32 fragment_length;            /* bytes of it in this fragment */
 	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
 	u32 header_length;              /* bytes in front of the TCP or UDP payload */
 	u32 segments;                   /* as in struct frame */
@@ -76,7 +82,9 @@ struct packet {
 	bool nd_has_link_layer;
 	bool foreign_icmp;              /* ICMP over IPv6 or ICMPv6 over IPv4: just a number */
 	bool dhcp_well_formed;          /* a client's BOOTP request with plain fields */
-	bool fragment_header;           /* IPv6: an atomic fragment */
+	bool fragment_header;           /* IPv6: there is a fragment header */
+	bool first_fragment;            /* the datagram goes on in later fragments */
+	u8 fragment_protocol;           /* as the fragment's header names it */
 	bool router_alert;              /* IPv6: hop-by-hop header with a router alert */
 	u8 hop_limit;                   /* IPv6 */
 	u8 dhcp_client_mac[6];
@@ -137,12 +145,15 @@ struct scratch {
 	struct flow flow;
 	u64 now;     /* CLOCK_MONOTONIC_COARSE, read once the packet comes to conntrack */
 	u32 rejudge; /* 1: query is about a flow of an older policy, not a new one */
-	u32 expire;  /* 1: opening this flow pays for a batch of the expiry queue */
+	u32 opener;  /* enum vgw_path of the side that opens the flow that query is about */
+	u32 taken;   /* 1: it is an open TCP connection that is taken over */
 	u32 asked;   /* 1: the decision is the policy's, on query */
 	u32 slot;    /* of configs and policies, read once for the packet */
 	struct policy_query query;
 	struct lookup lookup;
 	struct queue_batch batch; /* of the expiry queue */
+	struct fragment_key fragment_key;
+	struct fragment fragment;
 	struct event event;
 };
 

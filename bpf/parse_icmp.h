@@ -15,6 +15,7 @@
 
 /* Not from linux/icmp.h, which wants the C library's headers. */
 #define ICMP_ECHOREPLY 0
+#define ICMP_FRAG_NEEDED 4 /* code of ICMP_DEST_UNREACH */
 #define ICMP_DEST_UNREACH 3
 #define ICMP_REDIRECT 5
 #define ICMP_ECHO 8
@@ -42,6 +43,8 @@
 #define MLD_HOP_LIMIT 1
 #define MLD_V1_LENGTH 24
 
+#define IPV4_MTU_MIN 68    /* RFC 791 */
+#define IPV6_MTU_MIN 1280  /* RFC 8200 */
 #define QUOTED_TRANSPORT 8 /* bytes behind the quoted IP header that are read */
 
 struct icmp_header {
@@ -49,7 +52,7 @@ struct icmp_header {
 	u8 code;
 	__be16 checksum;
 	__be16 identifier; /* of an echo */
-	__be16 sequence;
+	__be16 mtu;        /* of the next hop, if fragmentation was needed (RFC 1191) */
 };
 
 /* The fixed part of a neighbour solicitation or advertisement (RFC 4861, 4.3 and 4.4). */
@@ -69,6 +72,7 @@ static __always_inline enum vgw_reason quote_ports(struct packet *packet, const 
 {
 	packet->quoted.source_port = ports[0];
 	packet->quoted.destination_port = ports[1];
+	packet->quoted.tcp_sequence = ntohl(*(const __be32 *)(ports + 2)); /* if it is TCP */
 	return VGW_REASON_NONE;
 }
 
@@ -140,6 +144,20 @@ static __always_inline enum vgw_reason parse_quoted_ipv6(struct cursor *cursor,
 	return parse_quoted_transport(cursor, packet, false);
 }
 
+/* Whether an error announces a path that no link has, to make its receiver send tiny packets. */
+static __always_inline bool mtu_is_absurd(const struct icmp_header *icmp)
+{
+	u16 mtu = ntohs(icmp->mtu);
+
+	return icmp->type == ICMP_DEST_UNREACH && icmp->code == ICMP_FRAG_NEEDED && mtu &&
+	       mtu < IPV4_MTU_MIN; /* 0: a router older than RFC 1191 */
+}
+
+static __always_inline bool is_echo_reply(const struct packet *packet)
+{
+	return packet->icmp_type == ICMP_ECHOREPLY || packet->icmp_type == ICMPV6_ECHO_REPLY;
+}
+
 static __always_inline void take_echo(struct packet *packet, __be16 identifier)
 {
 	packet->kind = KIND_ECHO;
@@ -166,6 +184,8 @@ static __always_inline enum vgw_reason parse_icmp(struct cursor *cursor, struct 
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETERPROB:
 		packet->kind = KIND_ICMP_ERROR;
+		if (mtu_is_absurd(icmp))
+			return VGW_REASON_BAD_MTU;
 		advance(cursor, sizeof(*icmp));
 		return parse_quoted_ipv4(cursor, packet);
 	default:
@@ -283,6 +303,8 @@ static __always_inline enum vgw_reason parse_icmpv6(struct cursor *cursor, struc
 		return parse_nd(cursor, packet);
 	case ICMPV6_DEST_UNREACH ... ICMPV6_PARAMPROB:
 		packet->kind = KIND_ICMP_ERROR;
+		if (icmp->icmp6_type == ICMPV6_PKT_TOOBIG && ntohl(icmp->icmp6_mtu) < IPV6_MTU_MIN)
+			return VGW_REASON_BAD_MTU;
 		advance(cursor, sizeof(*icmp));
 		return parse_quoted_ipv6(cursor, packet);
 	default:

@@ -20,6 +20,9 @@
 #define IPV4_WORDS_WITH_ROUTER_ALERT 6
 #define IPV4_ROUTER_ALERT 0x94040000 /* RFC 2113 */
 
+#define FRAGMENT_UNIT 8 /* bytes that offsets count in */
+#define DATAGRAM_MAX 65535
+
 /*
  * Hop-by-hop options of an MLD message: router alert (RFC 2711) and two bytes of padding,
  * as one PadN (Linux hosts) or two Pad1 (the Linux bridge's querier), behind or before it.
@@ -81,7 +84,8 @@ static __always_inline enum vgw_reason parse_arp(struct cursor *cursor, struct p
 								    VGW_REASON_ARP_INVALID;
 }
 
-static __always_inline enum vgw_reason parse_upper(struct cursor *cursor, struct packet *packet)
+static __always_inline enum vgw_reason parse_upper_header(struct cursor *cursor,
+							  struct packet *packet)
 {
 	bool ipv4 = packet->ethertype == ETH_P_IP;
 
@@ -105,6 +109,64 @@ static __always_inline enum vgw_reason parse_upper(struct cursor *cursor, struct
 	default:
 		return VGW_REASON_NONE;
 	}
+}
+
+/*
+ * A first fragment must have what rules and state need, or a later one could bring it
+ * unseen (RFC 1858, RFC 7112). A later one has nothing to read.
+ */
+static __always_inline enum vgw_reason parse_upper(struct cursor *cursor, struct packet *packet)
+{
+	enum vgw_reason reason;
+
+	if (packet->kind == KIND_FRAGMENT)
+		return VGW_REASON_NONE;
+	reason = parse_upper_header(cursor, packet);
+	if (!packet->first_fragment)
+		return reason;
+	switch (reason) {
+	case VGW_REASON_TRUNCATED:
+	case VGW_REASON_BAD_LENGTH:
+	case VGW_REASON_BAD_HEADER:
+		return VGW_REASON_FRAGMENT;
+	default:
+		return packet->kind == KIND_ICMP_ERROR ? VGW_REASON_FRAGMENT : reason;
+	}
+}
+
+/*
+ * Takes down which part of which datagram the payload at the cursor is. Refuses what no
+ * host sends and what could not be put together (ping of death, tear drop).
+ */
+static __always_inline enum vgw_reason take_fragment(struct cursor *cursor, struct packet *packet,
+						     __be32 id, u32 offset, bool more)
+{
+	u32 length = cursor->left;
+
+	packet->fragment_id = id;
+	packet->fragment_offset = offset;
+	packet->fragment_length = length;
+	packet->fragment_protocol = packet->protocol;
+	packet->first_fragment = !offset;
+	if (offset)
+		packet->kind = KIND_FRAGMENT;
+	if (!length || offset + length > DATAGRAM_MAX || (more && length % FRAGMENT_UNIT))
+		return VGW_REASON_FRAGMENT;
+	return VGW_REASON_NONE;
+}
+
+static __always_inline enum vgw_reason parse_ipv4_fragment(struct cursor *cursor,
+							   struct packet *packet, __be16 id,
+							   u16 flags)
+{
+	bool more = flags & IP_MORE_FRAGMENTS;
+	u32 offset = (flags & IP_OFFSET_MASK) * FRAGMENT_UNIT;
+
+	if (!more && !offset)
+		return VGW_REASON_NONE;
+	if (more && flags & IP_DONT_FRAGMENT)
+		return VGW_REASON_FRAGMENT;
+	return take_fragment(cursor, packet, htonl(ntohs(id)), offset, more);
 }
 
 /* Only IGMP carries an option that has a use here, the router alert. */
@@ -154,8 +216,9 @@ static __always_inline enum vgw_reason parse_ipv4(struct cursor *cursor, struct 
 	reason = parse_ipv4_options(cursor, packet, header / 4);
 	if (reason)
 		return reason;
-	if (ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_OFFSET_MASK))
-		return VGW_REASON_FRAGMENT;
+	reason = parse_ipv4_fragment(cursor, packet, ip->id, ntohs(ip->frag_off));
+	if (reason)
+		return reason;
 	packet->header_length += header;
 	return parse_upper(cursor, packet);
 }
@@ -196,15 +259,18 @@ static __always_inline enum vgw_reason parse_fragment_header(struct cursor *curs
 							     struct packet *packet)
 {
 	const struct fragment_header *fragment = peek(cursor, sizeof(*fragment));
+	u16 position;
 
 	if (!fragment)
 		return VGW_REASON_TRUNCATED;
-	if (fragment->offset & htons(IPV6_MORE_FRAGMENTS | IPV6_OFFSET_MASK))
-		return VGW_REASON_FRAGMENT;
+	position = ntohs(fragment->offset);
 	packet->fragment_header = true;
 	packet->protocol = fragment->next_header;
 	advance(cursor, sizeof(*fragment));
-	return VGW_REASON_NONE;
+	if (!(position & (IPV6_MORE_FRAGMENTS | IPV6_OFFSET_MASK)))
+		return VGW_REASON_NONE; /* atomic (RFC 6946): a whole packet */
+	return take_fragment(cursor, packet, fragment->identification,
+			     position & IPV6_OFFSET_MASK, position & IPV6_MORE_FRAGMENTS);
 }
 
 /* Leaves the upper protocol in packet->protocol; an extension header still there is refused. */
@@ -217,7 +283,7 @@ static __always_inline enum vgw_reason parse_extension_headers(struct cursor *cu
 		reason = parse_hop_by_hop(cursor, packet);
 	else if (packet->protocol == EXT_FRAGMENT)
 		reason = parse_fragment_header(cursor, packet);
-	if (reason)
+	if (reason || packet->kind == KIND_FRAGMENT)
 		return reason;
 	return is_extension_header(packet->protocol) ? VGW_REASON_EXTENSION_HEADER :
 						       VGW_REASON_NONE;

@@ -94,6 +94,7 @@ static __always_inline enum vgw_reason parse_tcp(struct cursor *cursor, struct p
 	packet->tcp_flags = ((const u8 *)tcp)[TCP_FLAGS_OFFSET];
 	packet->tcp_sequence = ntohl(tcp->seq);
 	packet->tcp_acknowledged = ntohl(tcp->ack_seq);
+	packet->tcp_payload = cursor->left - header;
 	packet->header_length += header;
 	if (!tcp_flags_valid(packet->tcp_flags))
 		return VGW_REASON_TCP_FLAGS;
@@ -104,7 +105,7 @@ static __always_inline enum vgw_reason parse_bootp(struct cursor *cursor, struct
 {
 	const struct bootp_header *bootp = peek(cursor, sizeof(*bootp));
 
-	if (!bootp)
+	if (!bootp || packet->first_fragment)
 		return VGW_REASON_DHCP_INVALID;
 	packet->dhcp_well_formed = bootp->operation == BOOTP_REQUEST &&
 				   bootp->hardware_type == BOOTP_ETHERNET &&
@@ -125,7 +126,8 @@ static __always_inline enum vgw_reason parse_udp(struct cursor *cursor, struct p
 	length = ntohs(udp->len);
 	if (length == 0 && cursor->gso)
 		length = cursor->left;
-	if (length < sizeof(*udp) || length > cursor->left)
+	/* The length is the datagram's, so a first fragment never has all of it. */
+	if (length < sizeof(*udp) || (length > cursor->left) != packet->first_fragment)
 		return VGW_REASON_BAD_LENGTH;
 	reason = take_ports(packet, udp->source, udp->dest);
 	if (reason)
@@ -133,7 +135,8 @@ static __always_inline enum vgw_reason parse_udp(struct cursor *cursor, struct p
 	packet->header_length += sizeof(*udp);
 	if (packet->ethertype == ETH_P_IP && udp->source == htons(DHCP_CLIENT_PORT) &&
 	    udp->dest == htons(DHCP_SERVER_PORT)) {
-		enclose(cursor, length);
+		if (!packet->first_fragment)
+			enclose(cursor, length);
 		advance(cursor, sizeof(*udp));
 		return parse_bootp(cursor, packet);
 	}
@@ -157,7 +160,8 @@ static __always_inline enum vgw_reason parse_igmp(struct cursor *cursor, struct 
 		return shortage(cursor, sizeof(*igmp));
 	packet->kind = KIND_MEMBERSHIP;
 	packet->icmp_type = igmp->type;
-	if ((packet->destination.bytes[12] & 0xf0) != 0xe0) /* a group, not a host to talk to */
+	/* To a group, not to a host to talk to; and no message is that long. */
+	if ((packet->destination.bytes[12] & 0xf0) != 0xe0 || packet->first_fragment)
 		return VGW_REASON_MEMBERSHIP_INVALID;
 	switch (igmp->type) {
 	case IGMP_QUERY:

@@ -3,7 +3,7 @@
  * The packet path, the same at every hook:
  *
  *   parse_frame -> guard -> conntrack -> policy_judge (a miss or an old generation)
- *   -> flow_open -> finish
+ *   -> flow_open -> settle_first_fragment -> finish
  *
  * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns the answer
  * into its own return code. Between the two the hook's stage takes over by a tail call
@@ -14,6 +14,7 @@
 
 #include "conntrack.h"
 #include "events.h"
+#include "fragments.h"
 #include "guard.h"
 #include "maps.h"
 #include "policy.h"
@@ -98,19 +99,64 @@ static __always_inline void query_of_flow(const struct flow_key *key, u32 opener
 	query_addresses(key, query);
 }
 
+/*
+ * For some time after an attach, connections that were open before are taken over by their
+ * next segment: the policy is asked about the SYN that nobody saw.
+ */
+static __always_inline bool may_take_over(const struct endpoint_config *config,
+					  const struct scratch *work)
+{
+	const struct packet *packet = &work->packet;
+
+	return is_tcp(packet) && !(packet->tcp_flags & (TCP_SYN | TCP_RST)) &&
+	       work->now < config->grace_until_ns;
+}
+
+/* Who opened a connection that is taken over: servers have the lower port, as a rule. */
+static __always_inline u32 likely_opener(const struct packet *packet, u32 path)
+{
+	return ntohs(packet->source_port) < ntohs(packet->destination_port) ? other_path(path) :
+									      path;
+}
+
 /* Why conntrack alone refuses a packet that has no live flow, or NONE. */
 static __always_inline enum vgw_reason refuse_without_flow(const struct packet *packet)
 {
 	if (packet->kind == KIND_ICMP_ERROR)
 		return VGW_REASON_ICMP_UNRELATED;
+	if (packet->kind == KIND_FRAGMENT)
+		return VGW_REASON_FRAGMENT;
 	return may_open_flow(packet) ? VGW_REASON_NONE : VGW_REASON_NO_STATE;
 }
 
-/* An error concerns a flow only if it goes to whoever sent the packet it quotes. */
+/*
+ * An error concerns a flow only if it goes to whoever sent the packet it quotes. About a
+ * packet to a group there is none (RFC 1122, 3.2.2; RFC 4443, 2.4).
+ */
 static __always_inline bool misdirected_error(const struct packet *packet)
 {
 	return packet->kind == KIND_ICMP_ERROR &&
-	       !same_address(&packet->destination, &packet->quoted.source);
+	       (!same_address(&packet->destination, &packet->quoted.source) ||
+		is_group(&packet->quoted.destination));
+}
+
+/* Whether an error quotes a TCP segment that its flow cannot have on its way: a guess. */
+static __always_inline bool misquoting_error(const struct packet *packet, u32 path,
+					     const struct flow *flow)
+{
+	return packet->kind == KIND_ICMP_ERROR && packet->quoted.protocol == IPPROTO_TCP &&
+	       !quote_is_in_flight(&packet->quoted, path, flow);
+}
+
+/* Leaves the key of the packet's flow in work->key. Returns false if there can be none. */
+static __always_inline bool find_key(struct scratch *work, u32 path)
+{
+	const struct packet *packet = &work->packet;
+
+	if (packet->kind == KIND_FRAGMENT)
+		return recall_fragment(work, path);
+	flow_key_of(packet, path, &work->key);
+	return packet->kind != KIND_ICMP_OTHER && !misdirected_error(packet);
 }
 
 /* The live flow the packet belongs to, or NULL. */
@@ -121,12 +167,12 @@ static __always_inline struct flow *find_flow(const struct endpoint_config *conf
 	struct flow *flow;
 
 	work->now = clock_now();
-	flow_key_of(packet, path, &work->key);
-	forget_values();
-	if (packet->kind == KIND_ICMP_OTHER || misdirected_error(packet))
+	if (!find_key(work, path))
 		return NULL;
+	forget_values();
 	flow = conntrack.lookup(&work->key);
-	if (flow && !flow_is_live(config, packet, flow, work->now))
+	if (flow && (!flow_is_live(config, packet, flow, work->now) ||
+		     misquoting_error(packet, path, flow)))
 		return NULL;
 	return flow;
 }
@@ -158,7 +204,7 @@ static __always_inline void settle_old_flow(const struct endpoint_config *config
 	}
 }
 
-/* Opens the flow of an accepted packet and now and then expires old ones. */
+/* Expires old flows now and then, and opens the flow of an accepted packet. */
 static __always_inline void settle_new_flow(const struct endpoint_config *config,
 					    struct scratch *work, u32 path)
 {
@@ -172,11 +218,11 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_FULL);
 		return;
 	}
-	work->expire = 1;
-	flow_open(config, meta, work, path);
-	forget_values();
-	if (work->expire)
+	if (expiry_is_due(meta, work->opener))
 		expire_batch(config, meta, &work->batch);
+	forget_values();
+	flow_open(config, meta, work, path);
+	meta->pressed = work->decision.verdict != VGW_VERDICT_ACCEPT;
 }
 
 /* Does what the policy's answer to work->query asks for, about an old flow or a new one. */
@@ -214,6 +260,13 @@ static __always_inline bool ask_conntrack(const struct endpoint_config *config,
 		return true;
 	}
 	reason = refuse_without_flow(&work->packet);
+	work->opener = path;
+	work->taken = reason == VGW_REASON_NO_STATE && may_take_over(config, work);
+	if (work->taken) {
+		work->opener = likely_opener(&work->packet, path);
+		query_of_flow(&work->key, work->opener, &work->query);
+		return true;
+	}
 	decide(work, VGW_VERDICT_DROP, reason);
 	query_of_packet(&work->packet, path, &work->key, &work->query);
 	return !reason;
@@ -324,6 +377,9 @@ static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 		return false;
 	if (work->asked)
 		settle(config, work, path);
+	forget_values();
+	if (work->packet.first_fragment)
+		settle_first_fragment(work, path);
 	forget_values();
 	decision = &work->decision;
 	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)

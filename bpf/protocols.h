@@ -13,6 +13,7 @@
 #include "packet.h"
 
 #define ETH_P_QINQ1 0x9100
+#define IP_DONT_FRAGMENT 0x4000
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET_MASK 0x1fff
 #define IPV6_MORE_FRAGMENTS 0x0001
@@ -63,6 +64,14 @@ static __always_inline void map_ipv4(struct vgw_address *to, __be32 address)
 static __always_inline bool is_mapped_ipv4(const struct vgw_address *address)
 {
 	return !address->halves[0] && address->words[2] == htonl(0xffff);
+}
+
+/* Multicast of either family and the limited broadcast. */
+static __always_inline bool is_group(const struct vgw_address *address)
+{
+	if (!is_mapped_ipv4(address))
+		return address->bytes[0] == 0xff;
+	return (address->bytes[12] & 0xf0) == 0xe0 || address->words[3] == 0xffffffff;
 }
 
 static __always_inline void copy_ipv6(struct vgw_address *to, const struct in6_addr *address)

@@ -26,6 +26,7 @@ VM4, VM6 = "10.20.0.11", "2001:db8:20::11"
 VM_LINK_LOCAL = "fe80::5054:ff:fe00:11"
 PAIR4 = "10.20.0.100"
 UNSPECIFIED4 = "0.0.0.0"  # noqa: S104 (an address in packets, not a listener)
+BROADCAST4 = "255.255.255.255"
 PEER4, PEER6 = "192.0.2.10", "2001:db8:1::10"
 STRANGER4, STRANGER6 = "198.51.100.7", "2001:db8:f::7"
 GATEWAY4, GATEWAY6 = "10.20.0.1", "fe80::1"
@@ -178,7 +179,10 @@ def echo(kind: int, identifier: int = 7, sequence: int = 1, payload: bytes = b"p
     return icmp(kind, 0, identifier << 16 | sequence, payload)
 
 
-def icmp_error(kind: int, quoted: bytes, code: int = 0, rest: int = 0) -> bytes:
+def icmp_error(kind: int, quoted: bytes, code: int = 0, rest: int | None = None) -> bytes:
+    """An error; ICMPv6's packet too big (2) names an MTU of 1400 unless `rest` says otherwise."""
+    if rest is None:
+        rest = 1400 if kind == 2 else 0
     return icmp(kind, code, rest, quoted)
 
 
@@ -230,15 +234,19 @@ def bootp(
 class Wire:
     """One direction of a conversation between the VM and a peer.
 
-    `wrap4` and `wrap6` put a segment into a packet and a frame from the one to the other.
+    `wrap4` and `wrap6` put a segment into a packet and a frame from the one to the other; what goes
+    to a group of hosts goes to the MAC of that group.
     """
 
     path: Path
     local_mac: bytes = VM_MAC
     remote_mac: bytes = GATEWAY_MAC
 
-    def frame(self, packet: bytes, ethertype: int) -> bytes:
+    def frame(self, packet: bytes, ethertype: int, to: str | None = None) -> bytes:
+        """Return a frame; `to` is the address that the packet goes to, if it has one."""
         source, destination = self._turn(self.local_mac, self.remote_mac)
+        if to is not None:
+            destination = _group_mac(to, destination)
         return ethernet(packet, ethertype, source=source, destination=destination)
 
     def wrap4(
@@ -262,7 +270,7 @@ class Wire:
             fragment=fragment,
             ttl=ttl,
         )
-        return self.frame(packet, IPV4)
+        return self.frame(packet, IPV4, destination)
 
     def wrap6(
         self,
@@ -285,7 +293,7 @@ class Wire:
             first=first,
             hop_limit=hop_limit,
         )
-        return self.frame(packet, IPV6)
+        return self.frame(packet, IPV6, destination)
 
     def wrap(self, segment: bytes, protocol: int, local: str, remote: str) -> bytes:
         """Wrap by the family of the addresses."""
@@ -304,6 +312,8 @@ IN = Wire(Path.TO_VM)
 def _group_mac(address: str, host_mac: bytes) -> bytes:
     """Return the MAC that packets to a group go to, `host_mac` for an address of no group."""
     packed = ip_address(address).packed
+    if address == BROADCAST4:
+        return BROADCAST_MAC
     if not ip_address(address).is_multicast:
         return host_mac
     if len(packed) == 16:
@@ -321,12 +331,10 @@ def igmp_frame(
 ) -> bytes:
     """Return the frame of an IGMP message, from the VM or for it, to a group (or wrongly not)."""
     if path is Path.FROM_VM:
-        wire = Wire(path, remote_mac=_group_mac(destination, GATEWAY_MAC))
         local, remote = source or VM4, destination
     else:
-        wire = Wire(path, _group_mac(destination, VM_MAC))
         local, remote = destination, source or GATEWAY4
-    return wire.wrap4(message, IGMP, local=local, remote=remote, options=options, ttl=1)
+    return Wire(path).wrap4(message, IGMP, local=local, remote=remote, options=options, ttl=1)
 
 
 def mld_frame(
@@ -341,12 +349,10 @@ def mld_frame(
 ) -> bytes:
     """As igmp_frame for MLD, behind a router alert unless `headers` and `first` say otherwise."""
     if path is Path.FROM_VM:
-        wire = Wire(path, remote_mac=_group_mac(destination, GATEWAY_MAC))
         local, remote = source or VM_LINK_LOCAL, destination
     else:
-        wire = Wire(path, _group_mac(destination, VM_MAC))
         local, remote = destination, source or GATEWAY6
-    return wire.wrap6(
+    return Wire(path).wrap6(
         message,
         ICMPV6,
         local=local,

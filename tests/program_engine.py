@@ -59,6 +59,7 @@ class ProgramEngine:
         self._generation = NO_POLICY
         self._epoch = 0
         self._images: dict[Path, PolicyImage] = {}
+        self.grace_until_ns = 0
         self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
         self._instance = loader.instantiate(
             artefact,
@@ -103,6 +104,9 @@ class ProgramEngine:
             last_seen = max(_signed(flow.last_seen_ns) - nanoseconds, oldest)
             flow.last_seen_ns = last_seen % (1 << 64)
             libbpf.map_update(self.fd("conntrack"), bytes(key), bytes(flow))
+        for datagram, first in self._fragments():
+            first.seen_ns = (first.seen_ns - nanoseconds) % (1 << 64)
+            libbpf.map_update(self.fd("fragments"), datagram, bytes(first))
         meta = self.maps.meta()
         for family, asked in enumerate(meta.dhcp_asked_ns):
             if asked != NO_TIME:
@@ -122,6 +126,8 @@ class ProgramEngine:
         key_size, flow_size = ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)
         for key, _ in list(libbpf.map_entries(self.fd("conntrack"), key_size, flow_size)):
             libbpf.map_delete(self.fd("conntrack"), key)
+        for key, _ in self._fragments():
+            libbpf.map_delete(self.fd("fragments"), key)
         size = ctypes.sizeof(abi.QueueBatch)
         for position, _ in list(libbpf.map_entries(self.fd("expiry_queue"), 8, size)):
             libbpf.map_delete(self.fd("expiry_queue"), position)
@@ -163,6 +169,7 @@ class ProgramEngine:
         generation = NO_POLICY if self._policy is None else self._generation
         config = _config(self._facts, generation)
         config.flow_epoch = self._epoch
+        config.grace_until_ns = self.grace_until_ns
         rules = {path: len(image.rules) for path, image in self._images.items()}
         with ExitStack() as stack:
             policies = stack.enter_context(private_images(self._artefact, self._images))
@@ -210,6 +217,14 @@ class ProgramEngine:
             for stage in (STAGES[name] for name in self._instance.programs)
         ]
 
+    def _fragments(self) -> list[tuple[bytes, abi.Fragment]]:
+        """Return what is remembered of first fragments, by key."""
+        sizes = ctypes.sizeof(abi.FragmentKey), ctypes.sizeof(abi.Fragment)
+        return [
+            (key, abi.Fragment.from_buffer_copy(value))
+            for key, value in libbpf.map_entries(self.fd("fragments"), *sizes)
+        ]
+
     def _put(self, name: str, value: bytes) -> None:
         libbpf.map_update(self.fd(name), bytes(4), value)
 
@@ -225,6 +240,8 @@ def _config(facts: EndpointFacts, generation: int) -> abi.EndpointConfig:
         endpoint=1,
         generation=generation,
         log_per_second=1000,
+        half_open_max=facts.half_open_max,
+        new_per_second=facts.new_per_second,
         address_count=len(facts.owned),
         vlan_count=len(facts.vlans),
         mode=facts.mode,

@@ -121,7 +121,7 @@ def test_mirror_is_the_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("sizeof(struct flow) == 88", "sizeof(struct flow) == 96"),
+        ("sizeof(struct flow) == 104", "sizeof(struct flow) == 112"),
         ("VGW_REASON_TRUNCATED == 13", "VGW_REASON_TRUNCATED == 14"),
         ("(VGW_ADDRESS_STEPS) == 10", "(VGW_ADDRESS_STEPS) == 9"),
         (

@@ -254,6 +254,7 @@ class ConntrackMeta(ctypes.Structure):
         ("half_open", c_uint64 * 2),
         ("window", c_uint64 * 2),
         ("opened", c_uint64 * 2),
+        ("pressed", c_uint64),
         ("dhcp_asked_ns", c_uint64 * 2),
     ]
 

@@ -30,6 +30,7 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "conntrack_meta": (_INDEX, ctypes.sizeof(abi.ConntrackMeta)),
     "expiry_queue": (_POSITION, ctypes.sizeof(abi.QueueBatch)),
     "expiry_buffer": (_INDEX, ctypes.sizeof(abi.QueueBuffer)),
+    "fragments": (ctypes.sizeof(abi.FragmentKey), ctypes.sizeof(abi.Fragment)),
     "stats": (_INDEX, ctypes.sizeof(abi.PacketCounter)),
     "event_meter": (_INDEX, ctypes.sizeof(abi.EventMeter)),
     "reject_meter": (_INDEX, ctypes.sizeof(abi.RejectMeter)),

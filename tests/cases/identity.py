@@ -9,12 +9,15 @@ from tests.cases.fixtures import CLOSED, NAMELESS_OPEN, NO_MAC_OPEN, OPEN, UNGUA
 from tests.cases.table import DEFAULT, Case, Expected, Rows, accepted, dropped
 from tests.frames import (
     ARP,
+    BROADCAST4,
     BROADCAST_MAC,
     GATEWAY4,
     GATEWAY6,
     GATEWAY_MAC,
+    ICMP,
     ICMPV6,
     IN,
+    IPV4,
     IPV6,
     MULTICAST_MAC,
     OTHER_VM4,
@@ -23,6 +26,8 @@ from tests.frames import (
     OUT,
     PAIR4,
     PAIR_MAC,
+    PEER4,
+    PEER6,
     RARP,
     TCP,
     UDP,
@@ -34,6 +39,7 @@ from tests.frames import (
     Wire,
     advertisement,
     arp,
+    echo,
     ethernet,
     ipv6,
     link_layer,
@@ -126,8 +132,7 @@ def _sources() -> Iterator[Case]:
 
 
 def _destinations() -> Iterator[Case]:
-    group = {"broadcast": BROADCAST_MAC, "multicast": MULTICAST_MAC, "the VM": VM_MAC}
-    for name, mac in {**group, "a pair": PAIR_MAC}.items():
+    for name, mac in {"the VM": VM_MAC, "a pair": PAIR_MAC}.items():
         frame = Wire(Path.TO_VM, mac).wrap4(tcp(), TCP)
         yield ROWS.into(f"B11 destination MAC {name}", frame, DEFAULT)
     for mac in (OTHER_VM_MAC, GATEWAY_MAC, bytes(6), bytes.fromhex("525400000013")):
@@ -138,8 +143,54 @@ def _destinations() -> Iterator[Case]:
         yield UNGUARDED.into(f"B11 destination MAC {mac.hex()}, guards off", flooded, DEFAULT)
         answer = wire.frame(arp(2, GATEWAY4, OTHER_VM4, sender_mac=GATEWAY_MAC), ARP)
         yield ROWS.into(f"B11 ARP to {mac.hex()}", answer, refused)
+    yield from _groups()
+    yield from _smurfs()
     frame = IN.wrap4(tcp(), TCP, local=OTHER_VM4)
     yield ROWS.into("J4 another VM's address in our frame", frame, DEFAULT)
+
+
+def _groups() -> Iterator[Case]:
+    """A frame to a group has a packet to a group in it, and the other way round."""
+    mismatch = dropped(Reason.GROUP_MISMATCH)
+    for wire, row in ((OUT, ROWS.out), (IN, ROWS.into)):
+        for group in ("239.1.2.3", BROADCAST4, "ff02::fb"):
+            good = _to_group(wire, group)
+            yield row(f"J4 to {group} in its own frame", good, DEFAULT)
+            ethertype = IPV6 if ":" in group else IPV4
+            yield row(
+                f"J4 to {group} in a unicast frame", wire.frame(good[14:], ethertype), mismatch
+            )
+        for name, mac in {"broadcast": BROADCAST_MAC, "multicast": MULTICAST_MAC}.items():
+            is_out = wire is OUT
+            to_all = Wire(wire.path, VM_MAC if is_out else mac, mac if is_out else GATEWAY_MAC)
+            yield row(f"J4 unicast packet in a {name} frame", to_all.wrap4(tcp(), TCP), mismatch)
+            frame = to_all.wrap6(tcp(), TCP)
+            yield row(f"J4 unicast packet in a {name} frame, IPv6", frame, mismatch)
+            frame = to_all.frame(_to_group(wire, "10.20.255.255")[14:], IPV4)
+            yield row(f"J1 directed broadcast in a {name} frame", frame, mismatch)
+    spoofed = Wire(Path.FROM_VM, OTHER_VM_MAC, BROADCAST_MAC).wrap4(tcp(), TCP)
+    yield ROWS.out("J4 mismatch comes before the source MAC", spoofed, mismatch)
+    yield UNGUARDED.out("J4 mismatch without guards", spoofed, mismatch)
+
+
+def _to_group(wire: Wire, group: str) -> bytes:
+    """Return a UDP frame to a group, from the VM or from outside."""
+    own, other = (VM4, PEER4) if "." in group else (VM6, PEER6)
+    local, remote = (own, group) if wire is OUT else (group, other)
+    return wire.wrap(udp(), UDP, local, remote)
+
+
+def _smurfs() -> Iterator[Case]:
+    """The VM asks all hosts of a group to answer somebody."""
+    refused = dropped(Reason.ECHO_TO_GROUP)
+    for group in ("224.0.0.1", BROADCAST4):
+        yield ROWS.out(f"H14 echo to {group}", OUT.wrap4(echo(8), ICMP, remote=group), refused)
+    for group in ("ff02::1", "ff05::2"):
+        yield ROWS.out(f"H14 echo to {group}", OUT.wrap6(echo(128), ICMPV6, remote=group), refused)
+    from_outside = IN.wrap4(echo(8), ICMP, local="224.0.0.1")
+    yield ROWS.into("H14 echo for all from outside", from_outside, DEFAULT)
+    reply = OUT.wrap4(echo(0), ICMP, remote="224.0.0.1")
+    yield ROWS.out("H14 echo reply to a group", reply, dropped(Reason.NO_STATE))
 
 
 def _arp_frames() -> Iterator[tuple[str, bytes, Expected]]:

@@ -12,7 +12,6 @@ from tests.frames import (
     IN,
     IPV4,
     IPV6,
-    MULTICAST_MAC,
     OUT,
     RARP,
     TCP,
@@ -160,8 +159,6 @@ def _ethertypes() -> Iterator[Case]:
         )
     reverse = arp(3, UNSPECIFIED4, UNSPECIFIED4, target_mac=VM_MAC)
     yield ROWS.into("B12 RARP", IN.frame(reverse, RARP), dropped(Reason.ETHERTYPE))
-    group = ethernet(SYN_IN[14:], IPV4, source=SYN_IN[6:12], destination=MULTICAST_MAC)
-    yield ROWS.into("J4 unicast packet in a multicast frame", group, DEFAULT)
     yield ROWS.out("A6 UDP without payload", OUT.wrap4(udp(), UDP), DEFAULT)
 
 

@@ -61,7 +61,8 @@ QUERY, ANSWER = OUT.wrap4(udp(40000, 53), UDP), IN.wrap4(udp(53, 40000), UDP)
 QUERY6, ANSWER6 = OUT.wrap6(udp(40000, 53), UDP), IN.wrap6(udp(53, 40000), UDP)
 PING, PONG = OUT.wrap4(echo(8), ICMP), IN.wrap4(echo(0), ICMP)
 PING6, PONG6 = OUT.wrap6(echo(128), ICMPV6), IN.wrap6(echo(129), ICMPV6)
-SYN, SYN_ACK = OUT.wrap4(tcp(), TCP), IN.wrap4(tcp(443, 40000, "SA"), TCP)
+ANSWER_TO_SYN = tcp(443, 40000, "SA", seq=5000, ack=1001)
+SYN, SYN_ACK = OUT.wrap4(tcp(), TCP), IN.wrap4(ANSWER_TO_SYN, TCP)
 DHCP = accepted(Reason.DHCP)
 PROTOCOL = dropped(Reason.PROTOCOL)
 
@@ -196,7 +197,7 @@ def _errors() -> Iterator[Case]:
         TYPICAL,
         (*flow, into(error_in(sent, to="10.20.0.201"), UNRELATED)),
     )
-    back = ipv4(tcp(443, 40000, "SA"), TCP, PEER4, VM4)
+    back = ipv4(ANSWER_TO_SYN, TCP, PEER4, VM4)
     yield Case("H5 quote the wrong way round", TYPICAL, (*flow, into(error_in(back), UNRELATED)))
     yield Case(
         "H3 the VM's error about what it got",

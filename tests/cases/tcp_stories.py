@@ -188,8 +188,8 @@ def _closing() -> Iterator[Case]:
         (
             *closed,
             into(got("S", ack=0), DEFAULT),
-            out(sent("SA"), ESTABLISHED),
-            into(got("A"), ESTABLISHED),
+            out(sent("SA", 1000, 5001), ESTABLISHED),
+            into(got("A", 5001, 1001), ESTABLISHED),
             Wait(3600),
             DATA_OUT,
         ),
@@ -249,6 +249,7 @@ def _resets() -> Iterator[Case]:
         TYPICAL,
         (
             *HANDSHAKE,
+            into(got("A", 5001, payload=bytes(1000)), ESTABLISHED),
             out(sent("A", 1001, 6001), ESTABLISHED),
             into(got("R", 5001, 0), ESTABLISHED),
             Wait(60),
@@ -292,12 +293,21 @@ def _resets() -> Iterator[Case]:
         TYPICAL,
         (*HANDSHAKE, FIN_OUT, FIN_IN, into(got("R", 5001, 0), ESTABLISHED), Wait(12), LATE_IN),
     )
-    wrapped = out(sent("A", 1001, 0xFFFFFFFF), ESTABLISHED)
-    yield Case(
-        "G21 acknowledgement at the wrap",
-        TYPICAL,
-        (*HANDSHAKE, wrapped, into(got("R", 0xFFFFFFFF, 0), ESTABLISHED), Wait(12), LATE_IN),
-    )
+    late = (Wait(12), LATE_IN)
+    for isn in (0xFFFFFFFD, 0xFFFFFFFE, 0xFFFFFFFF):
+        first = (isn + 1) % 2**32
+        begun = SYN, into(got("SA", isn), ESTABLISHED), out(sent("A", 1001, first), ESTABLISHED)
+        data = into(got("A", first, payload=bytes(2)), ESTABLISHED)
+        end = (first + 2) % 2**32
+        acked = out(sent("A", 1001, end), ESTABLISHED)
+        reset = into(got("R", end, 0), ESTABLISHED)
+        yield Case(f"G21 data behind {isn:x}, reset", TYPICAL, (*begun, data, acked, reset, *late))
+        fins = into(got("FA", end), ESTABLISHED), out(sent("FA", 1001, end + 1), ESTABLISHED)
+        yield Case(
+            f"G21 data behind {isn:x}, closed",
+            TYPICAL,
+            (*begun, data, acked, *fins, Wait(32), LATE_IN),
+        )
 
 
 def _resets_of_openings() -> Iterator[Case]:

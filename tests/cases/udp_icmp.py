@@ -22,6 +22,7 @@ from tests.cases.table import (
 from tests.frames import (
     ALL_HOSTS4,
     ALL_NODES6,
+    BROADCAST4,
     BROADCAST_MAC,
     GATEWAY4,
     GATEWAY6,
@@ -68,7 +69,6 @@ BAD_LENGTH, INNER = dropped(Reason.BAD_LENGTH), dropped(Reason.ICMP_INNER)
 PROTOCOL = dropped(Reason.PROTOCOL)
 DHCP, DHCP_INVALID = accepted(Reason.DHCP), dropped(Reason.DHCP_INVALID)
 MEMBERSHIP = accepted(Reason.MEMBERSHIP)
-BROADCAST4 = "255.255.255.255"
 DHCPV6_SERVERS = "ff02::1:2"
 
 

@@ -103,6 +103,8 @@ def build_config(
         flow_epoch=flow_epoch,
         generation=generation,
         log_per_second=LOG_PER_SECOND,
+        half_open_max=facts.half_open_max,
+        new_per_second=facts.new_per_second,
         address_count=len(facts.owned),
         vlan_count=len(facts.vlans),
         mode=mode,

@@ -16,13 +16,10 @@ from vgw.policy.flows import (
     Flow,
     FlowKey,
     FlowTable,
+    FragmentTable,
     flow_key,
-    is_opening,
     key_of,
-    may_be_reused,
-    open_flow,
     other,
-    track,
 )
 from vgw.policy.guards import EndpointFacts, guard_answer
 from vgw.policy.model import (
@@ -37,6 +34,16 @@ from vgw.policy.model import (
     Tier,
 )
 from vgw.policy.packet import Packet, parse_frame
+from vgw.policy.packet_fields import RST, SYN, Fragment, is_group
+from vgw.policy.tracking import (
+    is_opening,
+    likely_opener,
+    may_be_reused,
+    open_flow,
+    quotes_what_is_sent,
+    take_over,
+    track,
+)
 
 #: How long after a VM's DHCP request a server's answer needs no rule.
 DHCP_ANSWER_NS = 60 * SECOND_NS
@@ -94,6 +101,11 @@ class Evaluator:
         self._policy = policy
         self._generation = 1
         self._flows = FlowTable(facts.timeouts_ns)
+        self._fragments = FragmentTable()
+        #: Until when TCP connections that nobody saw begin are taken over.
+        self.grace_until_ns = 0
+        #: Path -> second and how many flows were opened in it.
+        self._opened = dict.fromkeys(Path, (0, 0))
         #: IP version -> when the VM last asked all DHCP servers.
         self._dhcp_asked_ns: dict[int, int] = {}
 
@@ -105,6 +117,7 @@ class Evaluator:
     def reset(self) -> None:
         """Forget every flow and DHCP request."""
         self._flows.clear()
+        self._fragments.clear()
         self._dhcp_asked_ns.clear()
 
     def judge(  # noqa: PLR0913 (a frame and everything the kernel holds beside it)
@@ -129,6 +142,7 @@ class Evaluator:
         else:
             packet = parse_frame(frame, vlan_tag=vlan_tag, gso=gso)
             judged = self._judge_packet(packet, path, now_ns, conntrack_max)
+            self._settle_fragment(packet, path, judged.verdict, now_ns)
             decision = replace(judged, packet=packet)
         if mode is Mode.MONITOR and decision.verdict is not Verdict.ACCEPT:
             return replace(decision, verdict=Verdict.WOULD_DROP)
@@ -147,6 +161,8 @@ class Evaluator:
             return Decision(answer.verdict, answer.reason)
         if packet.quoted is not None:
             return self._judge_error(packet, path, now_ns)
+        if packet.fragment is not None and packet.is_later_fragment:
+            return self._judge_later_fragment(packet, packet.fragment, path, now_ns)
         if packet.icmp is not None and packet.icmp.echo is None:
             return self._judge_opening(_opening(packet, path))
         return self._judge_flow(packet, path, now_ns, conntrack_max)
@@ -159,13 +175,35 @@ class Evaluator:
         """Judge an ICMP error: it must speak of an open flow, to the side that sent into it."""
         quoted = packet.quoted
         unrelated = Decision(Verdict.DROP, Reason.ICMP_UNRELATED)
-        if quoted is None or packet.destination != quoted.source:
+        if quoted is None or packet.destination != quoted.source or is_group(quoted.destination):
             return unrelated
         key = key_of(quoted, other(path), packet.vlan)
         flow = self._flows.live(key, now_ns)
-        if flow is None:
+        if flow is None or not quotes_what_is_sent(flow, quoted, path):
             return unrelated
         return self._confirm(key, flow, Reason.CT_RELATED)
+
+    def _judge_later_fragment(
+        self, packet: Packet, fragment: Fragment, path: Path, now_ns: int
+    ) -> Decision:
+        """Judge a fragment without ports: it is of the flow of the first one, or of none."""
+        key = self._fragments.flow_of(packet, fragment, path, now_ns)
+        flow = None if key is None else self._flows.live(key, now_ns)
+        if key is None or flow is None:
+            return Decision(Verdict.DROP, Reason.FRAGMENT)
+        decision = self._confirm(key, flow, Reason.CT_ESTABLISHED)
+        if decision.verdict is Verdict.ACCEPT:
+            track(flow, packet, path, now_ns)
+        return decision
+
+    def _settle_fragment(self, packet: Packet, path: Path, verdict: Verdict, now_ns: int) -> None:
+        """Remember an accepted first fragment; one that is dropped takes the rest along."""
+        if packet.fragment is None or packet.is_later_fragment:
+            return
+        if verdict is Verdict.ACCEPT:
+            self._fragments.remember(packet, path, flow_key(packet, path), now_ns)
+        else:
+            self._fragments.forget(packet, path)
 
     def _judge_flow(self, packet: Packet, path: Path, now_ns: int, conntrack_max: int) -> Decision:
         key = flow_key(packet, path)
@@ -180,17 +218,46 @@ class Evaluator:
     def _judge_new_flow(
         self, packet: Packet, path: Path, key: FlowKey, now_ns: int, conntrack_max: int
     ) -> Decision:
-        is_late_tcp = packet.tcp is not None and not is_opening(packet.tcp)
-        is_echo_reply = packet.icmp is not None and packet.icmp.echo is False
-        if is_late_tcp or is_echo_reply:
-            return Decision(Verdict.DROP, Reason.NO_STATE)
-        decision = self._judge_opening(_opening(packet, path))
+        if self._may_take_over(packet, now_ns):
+            # The policy is asked about the SYN that nobody saw.
+            opener = likely_opener(packet, path)
+            flow = take_over(packet, path, opener, self._generation, now_ns)
+            decision = self._judge_opening(_opening_of_flow(key, flow))
+        else:
+            is_late_tcp = packet.tcp is not None and not is_opening(packet.tcp)
+            is_echo_reply = packet.icmp is not None and packet.icmp.echo is False
+            if is_late_tcp or is_echo_reply:
+                return Decision(Verdict.DROP, Reason.NO_STATE)
+            flow = open_flow(packet, path, self._generation, now_ns)
+            decision = self._judge_opening(_opening(packet, path))
         if decision.verdict is not Verdict.ACCEPT:
             return decision
-        if self._flows.is_full(key, conntrack_max, now_ns):
-            return Decision(Verdict.DROP, Reason.CT_FULL)
-        self._flows.put(key, open_flow(packet, path, self._generation, decision.rule, now_ns))
+        limit = self._limit_reached(key, flow, now_ns, conntrack_max)
+        if limit is not None:
+            return Decision(Verdict.DROP, limit)
+        flow.rule = decision.rule
+        self._flows.put(key, flow)
         return decision
+
+    def _may_take_over(self, packet: Packet, now_ns: int) -> bool:
+        """Tell whether a segment may be of a connection that was open before the attach."""
+        is_in_time = now_ns < self.grace_until_ns
+        return is_in_time and packet.tcp is not None and not packet.tcp.flags & (SYN | RST)
+
+    def _limit_reached(
+        self, key: FlowKey, flow: Flow, now_ns: int, conntrack_max: int
+    ) -> Reason | None:
+        """Return which limit keeps a new flow out, None when it is within all of them."""
+        second, opened = now_ns // SECOND_NS, 0
+        if self._opened[flow.opener][0] == second:
+            opened = self._opened[flow.opener][1]
+        self._opened[flow.opener] = second, opened + 1
+        if self.facts.new_per_second and opened >= self.facts.new_per_second:
+            return Reason.CT_RATE
+        half_open = self._flows.half_open(flow.opener, now_ns)
+        if flow.half_open and half_open >= self.facts.half_open_max:
+            return Reason.CT_HALF_OPEN
+        return Reason.CT_FULL if self._flows.is_full(key, conntrack_max, now_ns) else None
 
     def _confirm(self, key: FlowKey, flow: Flow, reason: Reason) -> Decision:
         """Accept a packet of a live flow with `reason`, if the flow is still accepted.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connection tracking as a model: keys, states and timeouts of an endpoint's flows.
+"""Connection tracking as a model: an endpoint's flows, their keys, timeouts and limits.
 
 Times are nanoseconds of whatever clock the caller counts by.
 """
@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vgw.abi import FlowState, Path
-from vgw.policy.model import ICMP, ICMPV6, TCP, UDP, Address, EffectiveRule
-from vgw.policy.packet_fields import ACK, FIN, RST, SYN, Packet, Quoted, Tcp
+from vgw.policy.model import Address, EffectiveRule
+from vgw.policy.packet_fields import Fragment, Packet, Quoted
 
 SECOND_NS: Final = 1_000_000_000
 
 #: An open TCP connection may be idle for longer than the two hours after which hosts send their
 #: first keepalive; RFC 5382, REQ-5 asks for 2 h 4 min.
 ESTABLISHED_SECONDS: Final = 7440
+
+#: How long hosts wait for the rest of a datagram, as Linux does.
+FRAGMENT_NS: Final = 30 * SECOND_NS
 
 DEFAULT_TIMEOUTS_NS: Final[Mapping[FlowState, int]] = {
     FlowState.DEAD: 0,
@@ -31,13 +34,6 @@ DEFAULT_TIMEOUTS_NS: Final[Mapping[FlowState, int]] = {
     FlowState.ICMP: 30 * SECOND_NS,
     FlowState.OTHER: 600 * SECOND_NS,
 }
-_FIRST_STATE: Final = {
-    TCP: FlowState.TCP_SYN,
-    UDP: FlowState.UDP_SINGLE,
-    ICMP: FlowState.ICMP,
-    ICMPV6: FlowState.ICMP,
-}
-_BOTH_FINS: Final = 1 << Path.TO_VM | 1 << Path.FROM_VM
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +55,22 @@ class FlowKey:
 
 @dataclass(slots=True)
 class Flow:
-    """A connection. `rule` is what accepted it last, None for the default."""
+    """A connection. `rule` is what accepted it last, None for the default.
+
+    `acked` is the last acknowledgement number that was sent on each path, `end` the number behind
+    the last byte. `half_open`: it counts toward the limit of its opener.
+    """
 
     opener: Path
     state: FlowState
     generation: int
-    rule: EffectiveRule | None
     last_seen_ns: int
+    rule: EffectiveRule | None = None
     packets: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(Path, 0))
     acked: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(Path, 0))
+    end: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(Path, 0))
     fins: int = 0
+    half_open: bool = True
 
 
 def other(path: Path) -> Path:
@@ -136,6 +138,11 @@ class FlowTable:
             return False
         return sum(self._is_live(flow, now_ns) for flow in self._flows.values()) >= limit
 
+    def half_open(self, opener: Path, now_ns: int) -> int:
+        """Return how many half-open flows a side has opened."""
+        flows = self._flows.values()
+        return sum(f.half_open and f.opener is opener and self._is_live(f, now_ns) for f in flows)
+
     def put(self, key: FlowKey, flow: Flow) -> None:
         """Store a flow, in place of a finished one of the same key."""
         self._flows[key] = flow
@@ -152,77 +159,54 @@ class FlowTable:
         return now_ns - flow.last_seen_ns <= self._timeouts_ns[flow.state]
 
 
-def open_flow(
-    packet: Packet, path: Path, generation: int, rule: EffectiveRule | None, now_ns: int
-) -> Flow:
-    """Return the flow that an accepted packet opens."""
-    state = _FIRST_STATE.get(packet.protocol or 0, FlowState.OTHER)
-    if packet.icmp is None and state is FlowState.ICMP:
-        state = FlowState.OTHER  # ICMP's number over the other family is a protocol like any
-    flow = Flow(path, state, generation, rule, now_ns)
-    flow.packets[path] = 1
-    if packet.tcp is not None:
-        # As if the other side had acknowledged the SYN: what a reset on either side must match.
-        flow.acked[other(path)] = (packet.tcp.sequence + 1) % (1 << 32)
-    return flow
+class FragmentTable:
+    """The flows of datagrams of which more fragments may come."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[object, ...], tuple[FlowKey, int, int]] = {}
+
+    def remember(self, packet: Packet, path: Path, flow: FlowKey, now_ns: int) -> None:
+        """Take note of an accepted first fragment."""
+        length = 0 if packet.fragment is None else packet.fragment.length
+        self._first[_datagram(packet, path)] = flow, length, now_ns
+
+    def forget(self, packet: Packet, path: Path) -> None:
+        """Forget what was remembered of the datagram of a fragment."""
+        self._first.pop(_datagram(packet, path), None)
+
+    def flow_of(
+        self, packet: Packet, fragment: Fragment, path: Path, now_ns: int
+    ) -> FlowKey | None:
+        """Return the flow of a later fragment; None without a first one.
+
+        One that overlaps the first one ends the datagram.
+        """
+        found = self._first.get(_datagram(packet, path))
+        if found is None:
+            return None
+        flow, length, seen_ns = found
+        if now_ns - seen_ns > FRAGMENT_NS:
+            return None
+        if fragment.offset < length:
+            self.forget(packet, path)
+            return None
+        return flow
+
+    def clear(self) -> None:
+        """Forget every datagram."""
+        self._first.clear()
 
 
-def may_be_reused(flow: Flow, packet: Packet) -> bool:
-    """Tell whether a TCP packet starts a new connection in place of a finished one."""
-    finished = flow.state in {FlowState.TCP_FIN, FlowState.TCP_CLOSED}
-    return finished and packet.tcp is not None and is_opening(packet.tcp)
-
-
-def is_opening(tcp: Tcp) -> bool:
-    """Tell whether a segment asks for a new connection."""
-    return tcp.flags & (SYN | ACK) == SYN
-
-
-def track(flow: Flow, packet: Packet, path: Path, now_ns: int) -> None:
-    """Take note of an accepted packet of a live flow."""
-    was_closed = flow.state is FlowState.TCP_CLOSED
-    if packet.tcp is not None and not _track_tcp(flow, packet.tcp, path):
-        return
-    if flow.state is FlowState.UDP_SINGLE and path is not flow.opener:
-        flow.state = FlowState.UDP_REPLIED
-    flow.packets[path] += 1
-    if not was_closed:
-        flow.last_seen_ns = now_ns
-
-
-def _track_tcp(flow: Flow, tcp: Tcp, path: Path) -> bool:
-    """Move the state of a TCP flow; returns False for a segment that must not change anything.
-
-    A reset out of sequence or a SYN inside an open connection may be forged. They pass, for the
-    receiver knows better, but cannot shorten or lengthen the life of the flow.
-    """
-    if tcp.flags & RST:
-        if not _reset_is_exact(flow, tcp, path):
-            return False
-        flow.state = FlowState.TCP_CLOSED
-        return True
-    if is_opening(tcp) and flow.state is FlowState.TCP_ESTABLISHED:
-        return False
-    is_answer_to_syn = flow.state is FlowState.TCP_SYN and path is not flow.opener
-    if tcp.flags & ACK and not is_answer_to_syn:  # forged, it would choose the next reset's number
-        flow.acked[path] = tcp.acknowledgement
-    answered = flow.packets[other(flow.opener)] > 0
-    if (
-        flow.state is FlowState.TCP_SYN
-        and path is flow.opener
-        and tcp.flags & (SYN | ACK) == ACK
-        and answered
-    ):
-        flow.state = FlowState.TCP_ESTABLISHED
-    if tcp.flags & FIN:
-        flow.fins |= 1 << path
-        if flow.fins == _BOTH_FINS and flow.state is not FlowState.TCP_CLOSED:
-            flow.state = FlowState.TCP_FIN
-    return True
-
-
-def _reset_is_exact(flow: Flow, tcp: Tcp, path: Path) -> bool:
-    """Tell whether a reset is one that its receiver heeds (RFC 5961; RFC 9293, 3.10.7.3)."""
-    if flow.state is FlowState.TCP_SYN and path is not flow.opener:
-        return bool(tcp.flags & ACK) and tcp.acknowledgement == flow.acked[path]
-    return tcp.sequence == flow.acked[other(path)]
+def _datagram(packet: Packet, path: Path) -> tuple[object, ...]:
+    """Return what tells the datagram of a fragment from others."""
+    return (
+        path,
+        packet.source,
+        packet.destination,
+        packet.vlan,
+        packet.fragment
+        and (
+            packet.fragment.identification,
+            packet.fragment.protocol,
+        ),
+    )

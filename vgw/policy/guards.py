@@ -28,6 +28,8 @@ from vgw.policy.flows import DEFAULT_TIMEOUTS_NS
 from vgw.policy.model import UDP, Address, Interface, Network
 from vgw.policy.packet_fields import (
     ARP_REQUEST,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     ETHERTYPE_RARP,
     NEIGHBOUR_ADVERTISEMENT,
     NEIGHBOUR_SOLICITATION,
@@ -36,6 +38,7 @@ from vgw.policy.packet_fields import (
     Membership,
     Neighbour,
     Packet,
+    is_group,
 )
 
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -46,6 +49,7 @@ ALL_DHCPV6_SERVERS = IPv6Address("ff02::1:2")
 DHCPV4_CLIENT, DHCPV4_SERVER = 68, 67
 DHCPV6_CLIENT, DHCPV6_SERVER = 546, 547
 BOOTP_REQUEST, BOOTP_ETHERNET = 1, 1
+IP_ETHERTYPES = frozenset({ETHERTYPE_IPV4, ETHERTYPE_IPV6})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class EndpointFacts:
     """What the guards and the flow table know about an endpoint.
 
     `owned` holds (network, MAC) of every address the VM may use; no MAC there means the
-    interface's own. `guards` are those in force. Timeouts are nanoseconds.
+    interface's own. `guards` are those in force. Timeouts are nanoseconds. The limits of flows are
+    for each side that opens them.
     """
 
     mac: bytes | None
@@ -62,6 +67,8 @@ class EndpointFacts:
     guards: Guard
     mode: Mode
     timeouts_ns: Mapping[FlowState, int]
+    half_open_max: int
+    new_per_second: int
 
     def owns(self, address: Address, ethernet_source: bytes) -> bool:
         """Tell whether the VM may use `address` in a frame from `ethernet_source`."""
@@ -125,8 +132,16 @@ def endpoint_facts(interface: Interface, mode: Mode) -> EndpointFacts:
         vlans=interface.vlans,
         guards=guards,
         mode=mode,
-        timeouts_ns=DEFAULT_TIMEOUTS_NS,
+        timeouts_ns={**DEFAULT_TIMEOUTS_NS, **dict(interface.tracking.timeouts_ns)},
+        half_open_max=half_open_max(interface),
+        new_per_second=interface.tracking.new_per_second,
     )
+
+
+def half_open_max(interface: Interface) -> int:
+    """Return how many half-open flows each side of an interface may have opened."""
+    limit = interface.tracking.half_open_max
+    return interface.conntrack_max // 4 if limit is None else limit
 
 
 def possible_sources(endpoints: Iterable[EndpointFacts]) -> tuple[Network, ...] | None:
@@ -164,6 +179,10 @@ def guard_answer(
     """
     if packet.vlan and packet.vlan not in facts.vlans:
         return _drop(Reason.VLAN)
+    if packet.ethertype in IP_ETHERTYPES and is_group(packet.destination) != _is_group_frame(
+        packet
+    ):
+        return _drop(Reason.GROUP_MISMATCH)
     if path is Path.FROM_VM:
         return _answer_from_vm(packet, facts)
     return _answer_to_vm(packet, facts, dhcp_awaited)
@@ -185,22 +204,28 @@ def _answer_request(packet: Packet, facts: EndpointFacts) -> Answer | None:
     """Answer what a VM with an honest source may ask for without a rule, or offer to nobody."""
     if Guard.DHCP_SERVER in facts.guards and _is_dhcp_answer(packet):
         return _drop(Reason.DHCP_SERVER)
-    if packet.bootp is not None and not _bootp_is_own(packet):
+    if packet.bootp is not None or _is_dhcpv6_request(packet):
+        return _answer_dhcp_request(packet)
+    if packet.membership is not None:
+        is_query = packet.membership is Membership.QUERY
+        return _drop(Reason.MEMBERSHIP_QUERY) if is_query else _accept(Reason.MEMBERSHIP)
+    asks_echo = packet.icmp is not None and packet.icmp.echo is True
+    return _drop(Reason.ECHO_TO_GROUP) if asks_echo and is_group(packet.destination) else None
+
+
+def _answer_dhcp_request(packet: Packet) -> Answer | None:
+    """Answer a DHCP client's message, which is whole and the VM's own, or refused."""
+    is_own = packet.bootp is None or _bootp_is_own(packet)
+    if not is_own or packet.fragment is not None:
         return _drop(Reason.DHCP_INVALID)
     # To one host, as in a renewal, a request is traffic like any: else it would be a way out.
-    asks_all = packet.bootp is not None and packet.destination == BROADCAST_IPV4
-    if asks_all or _is_dhcpv6_request(packet):
-        return _accept(Reason.DHCP)
-    if packet.membership is Membership.QUERY:
-        return _drop(Reason.MEMBERSHIP_QUERY)
-    if packet.membership is Membership.REPORT:
-        return _accept(Reason.MEMBERSHIP)
-    return None
+    asks_all = packet.bootp is None or packet.destination == BROADCAST_IPV4
+    return _accept(Reason.DHCP) if asks_all else None
 
 
 def _answer_to_vm(packet: Packet, facts: EndpointFacts, dhcp_awaited: bool) -> Answer | None:
-    is_group = bool(packet.destination_mac[0] & 1)
-    if Guard.MAC in facts.guards and not is_group and not facts.has_mac(packet.destination_mac):
+    is_for_one = not _is_group_frame(packet)
+    if Guard.MAC in facts.guards and is_for_one and not facts.has_mac(packet.destination_mac):
         return _drop(Reason.NOT_FOR_VM)
     if packet.ethertype == ETHERTYPE_RARP:
         return _drop(Reason.ETHERTYPE)
@@ -210,7 +235,13 @@ def _answer_to_vm(packet: Packet, facts: EndpointFacts, dhcp_awaited: bool) -> A
         return _accept(Reason.ND)
     if packet.membership is not None:
         return _accept(Reason.MEMBERSHIP)
-    return _accept(Reason.DHCP) if dhcp_awaited and _is_dhcp_answer(packet) else None
+    is_answer = _is_dhcp_answer(packet) and packet.fragment is None
+    return _accept(Reason.DHCP) if dhcp_awaited and is_answer else None
+
+
+def _is_group_frame(packet: Packet) -> bool:
+    """Tell whether a frame is addressed to a group of hosts, or to all."""
+    return bool(packet.destination_mac[0] & 1)
 
 
 def _answer_arp(packet: Packet, arp: Arp, facts: EndpointFacts) -> Answer:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from vgw.abi import Action, Mode, Path
+from vgw.abi import Action, FlowState, Mode, Path
 from vgw.errors import Problem
 
 Address = IPv4Address | IPv6Address
@@ -85,6 +85,22 @@ class AllowedPair:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracking:
+    """How the connections of a VM are tracked; the same for all of its interfaces.
+
+    `timeouts_ns` are those that differ from the defaults. Each side of an interface, the VM and the
+    network, may have `half_open_max` half-open flows (None: a quarter of `conntrack_max`) and may
+    open `new_per_second` (0: any number). `grace_seconds`: how long after an attach TCP connections
+    that were open before are taken over.
+    """
+
+    timeouts_ns: tuple[tuple[FlowState, int], ...] = ()
+    half_open_max: int | None = None
+    new_per_second: int = 0
+    grace_seconds: int = 60
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """One endpoint as the policy describes it; `mac` is lower case with colons."""
 
@@ -96,6 +112,7 @@ class Interface:
     guards: Guards = Guards()
     conntrack_max: int = 65536
     hook: Hook = Hook.AUTO
+    tracking: Tracking = Tracking()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from vgw.policy.packet_fields import (
     ETHERTYPE_RARP,
     RARP_REQUEST,
     Arp,
+    Fragment,
     Packet,
     Reading,
     Span,
@@ -46,6 +47,11 @@ EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT, DESTINATION, MOB
 ROUTER_ALERT_OPTIONS = tuple(
     bytes.fromhex(text) for text in ("050200000100", "010005020000", "050200000000", "000005020000")
 )
+#: IPv4's flags and offset, and the bytes that offsets count in.
+DONT_FRAGMENT, MORE_FRAGMENTS, OFFSET_MASK = 0x4000, 0x2000, 0x1FFF
+FRAGMENT_UNIT, DATAGRAM_MAX = 8, 65535
+#: What a header that does not fit into a packet is refused with.
+CUT_SHORT = frozenset({Reason.TRUNCATED, Reason.BAD_LENGTH, Reason.BAD_HEADER})
 IGMP_ROUTER_ALERT = bytes.fromhex("94040000")
 
 
@@ -155,9 +161,16 @@ def _read_ipv4(reading: Reading, content: Span) -> None:
     options = content.require(header_length)[20:]
     if options and not (protocol == IGMP and options == IGMP_ROUTER_ALERT):
         raise UnreadableError(Reason.IP_OPTIONS)
-    if number(header, 6) & 0x3FFF:
-        raise UnreadableError(Reason.FRAGMENT)
-    read_upper(reading, Span(content.frame, content.start + header_length, content.start + total))
+    payload = Span(content.frame, content.start + header_length, content.start + total)
+    flags = number(header, 6)
+    if flags & (MORE_FRAGMENTS | OFFSET_MASK):
+        more = bool(flags & MORE_FRAGMENTS)
+        if more and flags & DONT_FRAGMENT:
+            raise UnreadableError(Reason.FRAGMENT)
+        offset = (flags & OFFSET_MASK) * FRAGMENT_UNIT
+        fragment = Fragment(number(header, 4), offset, len(payload), protocol)
+        _note_fragment(reading, fragment, more)
+    _read_payload(reading, payload)
 
 
 def _read_ipv6(reading: Reading, content: Span) -> None:
@@ -185,10 +198,10 @@ def _read_ipv6(reading: Reading, content: Span) -> None:
         next_header, payload = _read_hop_by_hop(reading, payload)
     elif next_header == FRAGMENT:
         next_header, payload = _read_fragment(reading, payload)
-    if next_header in EXTENSIONS:
-        raise UnreadableError(Reason.EXTENSION_HEADER)
     reading.packet = replace(reading.packet, protocol=next_header)
-    read_upper(reading, payload)
+    if next_header in EXTENSIONS and not reading.packet.is_later_fragment:
+        raise UnreadableError(Reason.EXTENSION_HEADER)
+    _read_payload(reading, payload)
 
 
 def _read_hop_by_hop(reading: Reading, payload: Span) -> tuple[int, Span]:
@@ -204,13 +217,38 @@ def _read_hop_by_hop(reading: Reading, payload: Span) -> tuple[int, Span]:
 
 
 def _read_fragment(reading: Reading, payload: Span) -> tuple[int, Span]:
-    """Read the header of an atomic fragment, which is a whole packet all the same."""
+    """Read a fragment header; an atomic fragment (RFC 6946) is a whole packet all the same."""
     header = _extension(payload)
-    offset_or_more = number(header, 2) & 0xFFF9
-    if offset_or_more:
-        raise UnreadableError(Reason.FRAGMENT)
+    next_header, position, rest = header[0], number(header, 2), payload.after(8)
     reading.packet = replace(reading.packet, fragment_header=True)
-    return header[0], payload.after(8)
+    offset, more = position & 0xFFF8, bool(position & 1)
+    if offset or more:
+        fragment = Fragment(number(header, 4, 4), offset, len(rest), next_header)
+        _note_fragment(reading, fragment, more)
+    return next_header, rest
+
+
+def _note_fragment(reading: Reading, fragment: Fragment, more: bool) -> None:
+    """Take note of a part of a datagram; refuse what could never be put together."""
+    reading.packet = replace(reading.packet, fragment=fragment)
+    is_ragged = more and fragment.length % FRAGMENT_UNIT != 0
+    if fragment.length == 0 or is_ragged or fragment.offset + fragment.length > DATAGRAM_MAX:
+        raise UnreadableError(Reason.FRAGMENT)
+
+
+def _read_payload(reading: Reading, payload: Span) -> None:
+    """Read the upper header of a packet, which a first fragment must have to its end.
+
+    A later one could bring the rest of it unseen (RFC 1858, RFC 7112).
+    """
+    if reading.packet.is_later_fragment:
+        return
+    try:
+        read_upper(reading, payload)
+    except UnreadableError as error:
+        if reading.packet.fragment is not None and error.reason in CUT_SHORT:
+            raise UnreadableError(Reason.FRAGMENT) from None
+        raise
 
 
 def _extension(payload: Span) -> bytes:

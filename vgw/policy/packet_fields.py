@@ -26,6 +26,8 @@ FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT = 133, 134
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
+LIMITED_BROADCAST = IPv4Address("255.255.255.255")
+
 
 class Membership(enum.Enum):
     """What an IGMP or MLD message does."""
@@ -47,11 +49,12 @@ class Arp:
 
 @dataclass(frozen=True, slots=True)
 class Tcp:
-    """The parts of a TCP header that connection tracking reads."""
+    """The parts of a TCP segment that connection tracking reads; `payload` is in bytes."""
 
     flags: int
     sequence: int
     acknowledgement: int
+    payload: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,10 @@ class Bootp:
 
 @dataclass(frozen=True, slots=True)
 class Quoted:
-    """The packet an ICMP error speaks of; for echo both ports are the identifier."""
+    """The packet an ICMP error speaks of; for echo both ports are the identifier.
+
+    `tcp_sequence` means something for TCP only.
+    """
 
     source: Address
     destination: Address
@@ -97,6 +103,20 @@ class Quoted:
     source_port: int = 0
     destination_port: int = 0
     echo: bool | None = None
+    tcp_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Which part of which datagram a packet is; offset and length are bytes of the IP payload.
+
+    `protocol` is what the fragment's own header names, with IPv6 that behind the fragment header.
+    """
+
+    identification: int
+    offset: int
+    length: int
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +124,8 @@ class Packet:
     """A frame as far as it could be read.
 
     `reason` is Reason.NONE when it was read to the end of its upper header, else why not; then the
-    fields read before that point are still filled, for logs. `vlan` 0 is untagged.
+    fields read before that point are still filled, for logs. `vlan` 0 is untagged. Nothing above IP
+    is read of a fragment that is not the first of its datagram.
     """
 
     reason: Reason = Reason.NONE
@@ -119,6 +140,7 @@ class Packet:
     hop_limit: int = 0
     router_alert: bool = False
     fragment_header: bool = False
+    fragment: Fragment | None = None
     protocol: int | None = None
     source_port: int = 0
     destination_port: int = 0
@@ -128,6 +150,16 @@ class Packet:
     membership: Membership | None = None
     bootp: Bootp | None = None
     quoted: Quoted | None = None
+
+    @property
+    def is_later_fragment(self) -> bool:
+        """Whether this is a fragment, and not the first one of its datagram."""
+        return self.fragment is not None and self.fragment.offset > 0
+
+
+def is_group(address: Address | None) -> bool:
+    """Tell whether an address stands for many: multicast, or IPv4's limited broadcast."""
+    return address is not None and (address.is_multicast or address == LIMITED_BROADCAST)
 
 
 class UnreadableError(Exception):

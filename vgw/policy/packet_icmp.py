@@ -28,6 +28,9 @@ from vgw.policy.packet_fields import (
 ICMP_REDIRECT, ICMPV6_REDIRECT = 5, 137
 ICMP_ERRORS = frozenset({3, 11, 12})
 ICMPV6_ERRORS = frozenset({1, 2, 3, 4})
+#: Type and code of ICMP, type of ICMPv6, that announce the MTU of a path, and the least there is.
+FRAGMENTATION_NEEDED, IPV4_MTU_MIN = (3, 4), 68
+PACKET_TOO_BIG, IPV6_MTU_MIN = 2, 1280
 
 #: Neighbour discovery type -> length of its part before the options.
 ND_FIXED_PART = {
@@ -56,17 +59,23 @@ QUOTED_EXTENSIONS = frozenset({0, 43, 44, 60, 59, 135, 139, 140})
 
 def read_icmp(reading: Reading, payload: Span) -> None:
     """Read ICMP over IPv4; raises UnreadableError with the reason when it makes no sense."""
-    kind = _note_header(reading, ICMP, payload.require(8))
+    header = payload.require(8)
+    kind = _note_header(reading, ICMP, header)
     if kind == ICMP_REDIRECT:
         raise UnreadableError(Reason.REDIRECT)
     if kind in ICMP_ERRORS:
+        code, mtu = header[1], number(header, 6)
+        _refuse_fragment(reading)
+        if (kind, code) == FRAGMENTATION_NEEDED and 0 < mtu < IPV4_MTU_MIN:
+            raise UnreadableError(Reason.BAD_MTU)
         quoted = _read_quoted_ipv4(payload.after(8).content())
         reading.packet = replace(reading.packet, quoted=quoted)
 
 
 def read_icmpv6(reading: Reading, payload: Span) -> None:
     """Read ICMPv6 over IPv6; raises UnreadableError with the reason when it makes no sense."""
-    kind = _note_header(reading, ICMPV6, payload.require(8))
+    header = payload.require(8)
+    kind = _note_header(reading, ICMPV6, header)
     if kind == ICMPV6_REDIRECT:
         raise UnreadableError(Reason.REDIRECT)
     if reading.packet.router_alert and kind not in MLD_FIXED_PART:
@@ -76,6 +85,9 @@ def read_icmpv6(reading: Reading, payload: Span) -> None:
     elif kind in MLD_FIXED_PART:
         _read_mld(reading, kind, payload)
     elif kind in ICMPV6_ERRORS:
+        _refuse_fragment(reading)
+        if kind == PACKET_TOO_BIG and number(header, 4, 4) < IPV6_MTU_MIN:
+            raise UnreadableError(Reason.BAD_MTU)
         quoted = _read_quoted_ipv6(payload.after(8).content())
         reading.packet = replace(reading.packet, quoted=quoted)
 
@@ -90,6 +102,12 @@ def _note_header(reading: Reading, protocol: int, header: bytes) -> int:
     )
     reading.packet = replace(reading.packet, icmp=icmp)
     return kind
+
+
+def _refuse_fragment(reading: Reading) -> None:
+    """Raise UnreadableError for an error in fragments: no host sends one that is so long."""
+    if reading.packet.fragment is not None:
+        raise UnreadableError(Reason.FRAGMENT)
 
 
 def _read_neighbour_discovery(reading: Reading, kind: int, payload: Span) -> None:
@@ -163,7 +181,12 @@ def _with_quoted_ports(quoted: Quoted, icmp_of_family: int, upper: bytes) -> Quo
     if len(upper) < 8:
         raise UnreadableError(Reason.ICMP_INNER)
     if quoted.protocol in PORT_PROTOCOLS:
-        return replace(quoted, source_port=number(upper, 0), destination_port=number(upper, 2))
+        return replace(
+            quoted,
+            source_port=number(upper, 0),
+            destination_port=number(upper, 2),
+            tcp_sequence=number(upper, 4, 4),
+        )
     if quoted.protocol != icmp_of_family:
         return quoted
     echo = echo_kind(icmp_of_family, upper[0])

@@ -74,7 +74,12 @@ def _read_tcp(reading: Reading, payload: Span) -> None:
     flags = header[13]
     reading.packet = replace(
         reading.packet,
-        tcp=Tcp(flags, sequence=number(header, 4, 4), acknowledgement=number(header, 8, 4)),
+        tcp=Tcp(
+            flags,
+            sequence=number(header, 4, 4),
+            acknowledgement=number(header, 8, 4),
+            payload=len(payload) - data_offset,
+        ),
     )
     if flags & (FIN | SYN | RST | ACK) not in TCP_FLAG_COMBINATIONS:
         raise UnreadableError(Reason.TCP_FLAGS)
@@ -86,12 +91,16 @@ def _read_udp(reading: Reading, payload: Span, over_ipv4: bool) -> None:
     length = number(header, 4)
     if length == 0 and reading.gso:
         length = len(payload)
-    if not 8 <= length <= len(payload):
+    # The length is the datagram's, so a first fragment never has all of it.
+    is_fragment = reading.packet.fragment is not None
+    if length < 8 or (length > len(payload)) is not is_fragment:
         raise UnreadableError(Reason.BAD_LENGTH)
     _note_ports(reading, header)
     packet = reading.packet
     ports = packet.source_port, packet.destination_port
     if over_ipv4 and ports == (DHCP_CLIENT_PORT, DHCP_SERVER_PORT):
+        if is_fragment:
+            raise UnreadableError(Reason.DHCP_INVALID)
         _read_bootp(reading, payload.frame[payload.start + 8 : payload.start + length])
 
 
@@ -111,7 +120,8 @@ def _read_bootp(reading: Reading, message: bytes) -> None:
 def _read_igmp(reading: Reading, payload: Span) -> None:
     kind = payload.require(8)[0]
     destination = reading.packet.destination
-    if destination is None or not destination.is_multicast:
+    is_fragment = reading.packet.fragment is not None
+    if destination is None or not destination.is_multicast or is_fragment:
         raise UnreadableError(Reason.MEMBERSHIP_INVALID)
     if kind == IGMP_QUERY:
         membership = Membership.QUERY
