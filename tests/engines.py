@@ -51,6 +51,9 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forget all state."""
 
+    def set_grace(self, seconds: float) -> None:
+        """Begin a time in which open TCP connections are taken over, or end it."""
+
     def close(self) -> None:
         """Give everything back."""
 
@@ -91,6 +94,9 @@ class EvaluatorEngine:
     def reset(self) -> None:
         self._evaluator.reset()
 
+    def set_grace(self, seconds: float) -> None:
+        self._evaluator.grace_until_ns = self._now_ns + int(seconds * SECOND_NS)
+
     def close(self) -> None:
         pass
 
@@ -121,6 +127,7 @@ def play(engine: Engine, case: Case) -> list[Difference]:
     Raises CannotRunError when the engine cannot be given one of them.
     """
     engine.reset()
+    engine.set_grace(case.grace)
     differences = []
     for number, step in enumerate(case.steps, 1):
         match step:

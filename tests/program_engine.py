@@ -59,7 +59,7 @@ class ProgramEngine:
         self._generation = NO_POLICY
         self._epoch = 0
         self._images: dict[Path, PolicyImage] = {}
-        self.grace_until_ns = 0
+        self._grace_until_ns = 0
         self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
         self._instance = loader.instantiate(
             artefact,
@@ -107,6 +107,9 @@ class ProgramEngine:
         for datagram, first in self._fragments():
             first.seen_ns = (first.seen_ns - nanoseconds) % (1 << 64)
             libbpf.map_update(self.fd("fragments"), datagram, bytes(first))
+        if self._grace_until_ns:
+            self._grace_until_ns = max(self._grace_until_ns - nanoseconds, 0)
+            self._put_in_force()
         meta = self.maps.meta()
         for family, asked in enumerate(meta.dhcp_asked_ns):
             if asked != NO_TIME:
@@ -133,6 +136,12 @@ class ProgramEngine:
             libbpf.map_delete(self.fd("expiry_queue"), position)
         self._put("conntrack_meta", bytes(abi.ConntrackMeta()))
         self._put("expiry_buffer", bytes(abi.QueueBuffer()) * libbpf.possible_cpus())
+
+    def set_grace(self, seconds: float) -> None:
+        until = coarse_now_ns() + int(seconds * SECOND_NS) if seconds else 0
+        if until != self._grace_until_ns:
+            self._grace_until_ns = until
+            self._put_in_force()
 
     def flush(self) -> None:
         """Begin a new epoch of flows, as `vgw conntrack flush` does."""
@@ -169,7 +178,7 @@ class ProgramEngine:
         generation = NO_POLICY if self._policy is None else self._generation
         config = _config(self._facts, generation)
         config.flow_epoch = self._epoch
-        config.grace_until_ns = self.grace_until_ns
+        config.grace_until_ns = self._grace_until_ns
         rules = {path: len(image.rules) for path, image in self._images.items()}
         with ExitStack() as stack:
             policies = stack.enter_context(private_images(self._artefact, self._images))

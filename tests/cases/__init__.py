@@ -8,6 +8,7 @@ from tests.cases import (
     ipv4,
     ipv6,
     layer2,
+    limits,
     policy,
     policy_stories,
     stories,
@@ -28,4 +29,5 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "stories": stories.CASES,
     "policy_stories": policy_stories.CASES,
     "tcp_stories": tcp_stories.CASES,
+    "limits": limits.CASES,
 }

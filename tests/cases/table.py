@@ -93,12 +93,16 @@ Step = Send | Wait | Apply | Reconfigure
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A row: steps that start without any flow. Most have one step."""
+    """A row: steps that start without any flow. Most have one step.
+
+    For `grace` seconds TCP connections that nobody saw begin are taken over.
+    """
 
     name: str
     fixture: Fixture
     steps: tuple[Step, ...]
     conntrack_max: int = 1024
+    grace: float = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,29 @@ def test_mistakes_in_interfaces(field: str, path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "path", "message"),
     [
+        ("grace: §1", "grace", "write it as 30s"),
+        ("grace: §61m", "grace", "from 0s to 3600s"),
+        ("grace: §-1s", "grace", "write it as 30s"),
+        ("half_open_max: §15", "half_open_max", "from 16 to 131072"),
+        ("half_open_max: §none", "half_open_max", "decimal"),
+        ("new_per_second: §10000001", "new_per_second", "from 0 to 10000000"),
+        ("§half_open: 3", "half_open", "did you mean"),
+        ("timeouts: §30s", "timeouts", "a mapping is expected"),
+        ("timeouts: {§tcp: 30s}", "timeouts.tcp", "unknown key"),
+        ("timeouts: {§dead: 30s}", "timeouts.dead", "unknown key"),
+        ("timeouts: {icmp: §0s}", "timeouts.icmp", "from 1s to"),
+        ("timeouts: {icmp: §31d}", "timeouts.icmp", "from 1s to"),
+        ("timeouts: {icmp: §1h 2m}", "timeouts.icmp", "write it as 30s"),
+    ],
+)
+def test_mistakes_in_conntrack(text: str, path: str, message: str) -> None:
+    policy = f"schema: vgw/v1\nvms: {{web01: {{conntrack: {{{text}}}}}}}\n"
+    assert_one_problem(policy, f"vms.web01.conntrack.{path}", message)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "message"),
+    [
         ("§vms: {}", "document", "a policy file needs the key `schema`"),
         ("schema: §vgw/v2\npolicys: {}", "schema", "reads only vgw/v1"),
         ("schema: §[]", "schema", "reads only vgw/v1"),

@@ -15,8 +15,9 @@ from tests.policy.texts import (
     rule,
     whole,
 )
-from vgw.abi import Action, Mode
+from vgw.abi import Action, FlowState, Mode
 from vgw.errors import ExitCode, PolicyError
+from vgw.policy.guards import half_open_max
 from vgw.policy.model import (
     ANY_SERVICE,
     ICMP,
@@ -29,6 +30,7 @@ from vgw.policy.model import (
     Hook,
     Service,
     Tier,
+    Tracking,
 )
 from vgw.policy.parse import parse_sources
 
@@ -42,6 +44,11 @@ vms:
   web01:
     labels: {role: web, env: prod}
     mode: monitor
+    conntrack:
+      timeouts: {tcp_established: 1d2h, udp_single: 5s}
+      half_open_max: 500
+      new_per_second: 10000
+      grace: 0s
     interfaces:
       - name: tap-web01
         mac: 52:54:00:00:00:AA
@@ -87,6 +94,12 @@ defaults: {ingress: reject, egress: drop, log: true}
     )
     assert (nic.vlans, nic.guards, nic.hook) == ((7, 4094), Guards(ra=False), Hook.TC)
     assert nic.conntrack_max == 1024
+    timeouts = {FlowState.TCP_ESTABLISHED: 26 * 3600, FlowState.UDP_SINGLE: 5}
+    assert dict(nic.tracking.timeouts_ns) == {
+        state: seconds * 10**9 for state, seconds in timeouts.items()
+    }
+    assert nic.tracking.half_open_max == 500
+    assert (nic.tracking.new_per_second, nic.tracking.grace_seconds) == (10000, 0)
     inside = document.groups["inside"]
     assert (inside.groups, inside.vms) == (("web",), ("db01",))
     assert inside.cidrs == (ip_network("10.20.0.0/16"), ip_network("2001:db8::1"))
@@ -100,7 +113,7 @@ defaults: {ingress: reject, egress: drop, log: true}
     assert r1.services == ("http", Service(UDP, (53, 53)))
     assert r1.source_ports == ((1024, 65535), (53, 53))
     assert (r1.action, r1.log, r1.enabled) == (Action.REJECT, True, False)
-    assert (r1.comment, r1.file, r1.line) == ("Größe: ticket 4711", "policy.yaml", 26)
+    assert (r1.comment, r1.file, r1.line) == ("Größe: ticket 4711", "policy.yaml", 31)
     assert (r2.action, r2.peers, r2.services) == (Action.PASS, (), ())
     assert document.defaults.ingress is Action.REJECT
     assert document.defaults.egress is Action.DROP
@@ -111,6 +124,8 @@ def test_what_is_left_out_has_the_documented_defaults() -> None:
     document = parse(interface("mac: 52:54:00:00:00:11, addresses: [10.0.0.1]"))
     (nic,) = document.vms["web01"].interfaces
     assert (nic.guards, nic.conntrack_max, nic.hook) == (Guards(), 65536, Hook.AUTO)
+    assert nic.tracking == Tracking((), None, 0, 60)
+    assert half_open_max(nic) == 16384
     assert document.vms["web01"].mode is Mode.ENFORCE
     assert document.defaults.ingress is Action.DROP
     assert document.defaults.egress is Action.ACCEPT

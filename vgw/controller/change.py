@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from vgw import abi, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import links, pinned
+from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import Blueprint, BrokenEndpointError, OpenEndpoint
 from vgw.controller.links import InterfaceFacts
@@ -280,6 +281,10 @@ class Change:
             generation,
             self._manifest.endpoints[name].endpoint if kept is None else kept.config.endpoint,
             0 if kept is None else kept.config.flow_epoch,
+        )
+        grace_ns = self._desired.interfaces[name].tracking.grace_seconds * SECOND_NS
+        config.grace_until_ns = (
+            coarse_now_ns() + grace_ns if kept is None else kept.config.grace_until_ns
         )
         self._place_counters(config)
         return config

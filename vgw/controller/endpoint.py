@@ -103,7 +103,7 @@ def build_config(
         flow_epoch=flow_epoch,
         generation=generation,
         log_per_second=LOG_PER_SECOND,
-        half_open_max=facts.half_open_max,
+        half_open_max=max(facts.half_open_max, least_half_open_max()),
         new_per_second=facts.new_per_second,
         address_count=len(facts.owned),
         vlan_count=len(facts.vlans),
@@ -118,6 +118,15 @@ def build_config(
     for index, (network, mac) in enumerate(facts.owned):
         abi.fill_owned(config.addresses[index], network, mac or facts.mac)
     return config
+
+
+def least_half_open_max() -> int:
+    """Return the smallest limit of half-open flows that works.
+
+    Expiry holds some keys back, and each CPU some more: see bpf/expiry.h. Flows that expired could
+    fill a smaller limit for good.
+    """
+    return 2 * abi.QUEUE_BATCH * (abi.EXPIRY_MARGIN + libbpf.possible_cpus())
 
 
 def new_endpoint_id() -> int:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from vgw import abi
 from vgw.abi import Action, Mode
 from vgw.controller.state_file import read_state, write_state
-from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface
+from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface, Tracking
 
 SCHEMA: Final = "vgw/manifest/v2"
 
@@ -204,6 +204,7 @@ def _interface_to_json(interface: Interface) -> dict[str, Any]:
         "guards": dataclasses.asdict(interface.guards),
         "conntrack_max": interface.conntrack_max,
         "hook": str(interface.hook),
+        "tracking": _tracking_to_json(interface.tracking),
     }
 
 
@@ -220,4 +221,15 @@ def _interface_from_json(body: Mapping[str, Any]) -> Interface:
         guards=Guards(**body["guards"]),
         conntrack_max=body["conntrack_max"],
         hook=Hook(body["hook"]),
+        tracking=_tracking_from_json(body["tracking"]),
     )
+
+
+def _tracking_to_json(tracking: Tracking) -> dict[str, Any]:
+    timeouts = {state.name: timeout for state, timeout in tracking.timeouts_ns}
+    return {**dataclasses.asdict(tracking), "timeouts_ns": timeouts}
+
+
+def _tracking_from_json(body: Mapping[str, Any]) -> Tracking:
+    timeouts = tuple((abi.FlowState[name], each) for name, each in body["timeouts_ns"].items())
+    return Tracking(**{**body, "timeouts_ns": timeouts})

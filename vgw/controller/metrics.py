@@ -60,6 +60,8 @@ class EndpointReading:
     stats: Stats
     conntrack_entries: int
     conntrack_max: int
+    half_open: Mapping[Direction, int]
+    half_open_max: int
     new_connections: Mapping[Direction, int]
     events: int
     rules: Sequence[RuleReading] = ()
@@ -200,6 +202,16 @@ def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]
     limit = GaugeMetricFamily(
         "vgw_conntrack_max_entries", "Flows the connection table can hold.", labels=_ENDPOINT
     )
+    half_open = GaugeMetricFamily(
+        "vgw_conntrack_half_open",
+        "Flows that wait for an answer, by the direction of their first packet.",
+        labels=(*_ENDPOINT, "direction"),
+    )
+    half_open_limit = GaugeMetricFamily(
+        "vgw_conntrack_half_open_max",
+        "Half-open flows that there may be in each direction.",
+        labels=_ENDPOINT,
+    )
     created = CounterMetricFamily(
         "vgw_new_connections",
         "Flows created, by the direction of their first packet.",
@@ -209,11 +221,12 @@ def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]
         where = (reading.vm, reading.interface)
         entries.add_metric(where, reading.conntrack_entries)
         limit.add_metric(where, reading.conntrack_max)
+        half_open_limit.add_metric(where, reading.half_open_max)
+        for direction, count in reading.half_open.items():
+            half_open.add_metric((*where, direction.value), count)
         for direction, count in reading.new_connections.items():
             created.add_metric((*where, direction.value), count)
-    yield entries
-    yield limit
-    yield created
+    yield from (entries, limit, half_open, half_open_limit, created)
 
 
 def _rule_family(readings: Sequence[EndpointReading]) -> Metric:

@@ -52,7 +52,7 @@ def read_meters(host: Host) -> Iterator[Meter]:
 
 def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> EndpointReading:
     maps = endpoint.maps
-    meta = maps.meta()
+    meta, config = maps.meta(), maps.config()
     from_vm = to_vm = None
     # The interface may be gone, or go at this moment: it is not attached then.
     with contextlib.suppress(OSError, VgwError):
@@ -62,13 +62,17 @@ def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> Endpoint
     return EndpointReading(
         vm=endpoint.vm,
         interface=endpoint.interface,
-        generation=maps.config().generation,
+        generation=config.generation,
         attached=from_vm is not None and to_vm is not None,
         hook=from_vm.hook if from_vm is not None else "",
         mode=from_vm.mode if from_vm is not None else "",
         stats=maps.stats(),
         conntrack_entries=meta.entries,
         conntrack_max=maps.conntrack_max(),
+        half_open={
+            direction: meta.half_open[path] for direction, path in PATH_OF_DIRECTION.items()
+        },
+        half_open_max=config.half_open_max,
         new_connections={
             direction: meta.created[path] for direction, path in PATH_OF_DIRECTION.items()
         },

@@ -256,6 +256,7 @@ class _Bench:
         for name, kind, size in (
             ("conntrack", abi.FlowKey, abi.Flow),
             ("expiry_queue", ctypes.c_uint64, abi.QueueBatch),
+            ("fragments", abi.FragmentKey, abi.Fragment),
         ):
             entries = libbpf.map_entries(fds[name], ctypes.sizeof(kind), ctypes.sizeof(size))
             for key in [key for key, _ in entries]:

@@ -25,10 +25,12 @@ from vgw.policy.packet_fields import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     FIN,
+    LIMITED_BROADCAST,
     PSH,
     RST,
     SYN,
     URG,
+    is_group,
 )
 
 PROTOCOL_NUMBERS = {"tcp": TCP, "udp": UDP, "sctp": SCTP, "icmp": ICMP, "icmpv6": ICMPV6}
@@ -67,7 +69,8 @@ def build_frame(
     Keys: `src`, `dst` (addresses of one family), `proto` (tcp, udp, sctp, icmp, icmpv6 or a
     number), `sport`, `dport`, `flags` (TCP, letters of SFRPAU, default S), `icmp_type` (default
     echo request), `icmp_code`, `icmp_id`, `vlan` (one 802.1Q id), `length` (bytes of payload behind
-    the upper header). Checksums and lengths are right. Raises FieldError.
+    the upper header). Checksums and lengths are right. A packet to a group goes to the group's MAC.
+    Raises FieldError.
     """
     unknown = sorted(set(description) - KNOWN_FIELDS)
     if unknown:
@@ -87,7 +90,19 @@ def build_frame(
     tag = b""
     if "vlan" in description:
         tag = struct.pack("!HH", 0x8100, _integer(description, "vlan", 1, 4094))
-    return destination_mac + source_mac + tag + struct.pack("!H", ethertype) + packet
+    to = group_mac(destination) or destination_mac
+    return to + source_mac + tag + struct.pack("!H", ethertype) + packet
+
+
+def group_mac(address: Address) -> bytes | None:
+    """Return the MAC that packets to a group go to (RFC 1112, 6.4; RFC 2464, 7), else None."""
+    if not is_group(address):
+        return None
+    if address == LIMITED_BROADCAST:
+        return b"\xff" * 6
+    if address.version == 6:
+        return b"\x33\x33" + address.packed[-4:]
+    return b"\x01\x00\x5e" + bytes([address.packed[1] & 0x7F]) + address.packed[2:]
 
 
 def internet_checksum(data: bytes) -> int:

@@ -11,11 +11,12 @@ from vgw.abi import MAX_ADDRESSES, MAX_VLANS, Mode
 from vgw.policy import values
 from vgw.policy.draft import Draft, InterfacePlace, Kind
 from vgw.policy.fields import Fields, Keys, read_entries, read_scalar
-from vgw.policy.model import Address, AllowedPair, Group, Guards, Hook, Interface, Vm
+from vgw.policy.model import Address, AllowedPair, Group, Guards, Hook, Interface, Tracking, Vm
+from vgw.policy.read_tracking import read_tracking
 from vgw.policy.report import Report
 from vgw.policy.yaml_nodes import MapNode, Node, Scalar
 
-_VM_KEYS: Final = Keys("a VM", ("labels", "mode", "interfaces"))
+_VM_KEYS: Final = Keys("a VM", ("labels", "mode", "interfaces", "conntrack"))
 _INTERFACE_KEYS: Final = Keys(
     "an interface",
     ("name", "mac", "addresses", "allowed_pairs", "vlans", "guards", "conntrack_max", "hook"),
@@ -37,12 +38,13 @@ def read_vms(draft: Draft, node: Node) -> None:
     for key, value in read_entries(draft.report, node):
         name = draft.define(Kind.VM, key, values.name)
         found = Fields(draft.report, value, _VM_KEYS)
+        tracking = read_tracking(draft.report, found.value("conntrack"))
         draft.vms[name] = Vm(
             name=name,
             labels=read_labels(draft.report, found.value("labels")),
             mode=found.scalar("mode", values.choice(_MODES), Mode.ENFORCE),
             interfaces=tuple(
-                _read_interface(draft, name, item) for item in found.items("interfaces")
+                _read_interface(draft, name, item, tracking) for item in found.items("interfaces")
             ),
         )
 
@@ -87,7 +89,7 @@ def read_selector(report: Report, node: Node | None) -> dict[str, str]:
     return read_labels(report, node)
 
 
-def _read_interface(draft: Draft, vm: str, node: Node) -> Interface:
+def _read_interface(draft: Draft, vm: str, node: Node, tracking: Tracking) -> Interface:
     found = Fields(draft.report, node, _INTERFACE_KEYS)
     interface = Interface(
         name=found.scalar("name", values.interface_name, ""),
@@ -98,6 +100,7 @@ def _read_interface(draft: Draft, vm: str, node: Node) -> Interface:
         guards=_read_guards(draft.report, found),
         conntrack_max=found.scalar("conntrack_max", _CONNTRACK_MAX, _DEFAULT_CONNTRACK_MAX),
         hook=found.scalar("hook", values.choice(_HOOKS), Hook.AUTO),
+        tracking=tracking,
     )
     _check_limits(draft.report, found, interface)
     name = found.value("name")

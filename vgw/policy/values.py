@@ -25,6 +25,8 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _DOTTED_DIGITS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)+")
+_DURATION: Final = re.compile(r"(?:[0-9]{1,9}[smhd])+")
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _INTERFACE: Final = re.compile(r"[!-.0-9;-~]{1,15}")
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 _BROADCAST: Final = IPv4Address("255.255.255.255")
@@ -72,6 +74,17 @@ def boolean(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError(f"{show(text)} is not a boolean; write true or false")
     return text == "true"
+
+
+def duration(text: str, *, lowest: int, highest: int) -> int:
+    """Read a time such as 30s, 5m or 2h4m and return its seconds; the limits are in seconds."""
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"{show(text)} is not a time; write it as 30s, 5m, 2h or 2h4m")
+    parts = re.findall(r"([0-9]+)([smhd])", text)
+    seconds = sum(int(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    if not lowest <= seconds <= highest:
+        raise ValueError(f"{show(text)} is out of range; it must be from {lowest}s to {highest}s")
+    return seconds
 
 
 def integer(text: str, lowest: int, highest: int, what: str = "a number") -> int:
