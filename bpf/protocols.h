@@ -13,6 +13,7 @@
 #include "packet.h"
 
 #define ETH_P_QINQ1 0x9100
+#define IP_DONT_FRAGMENT 0x4000
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_OFFSET_MASK 0x1fff
 #define IPV6_MORE_FRAGMENTS 0x0001
