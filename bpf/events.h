@@ -8,7 +8,7 @@
 #ifndef VGW_EVENTS_H
 #define VGW_EVENTS_H
 
-#include "clock.h"
+#include "budget.h"
 #include "maps.h"
 
 /* Refusals by the parser and the guards of what the VM sends are worth a line by themselves. */
@@ -23,20 +23,6 @@ static __always_inline bool event_due(u32 path, const struct decision *decision)
 {
 	return decision->flags & VGW_RULE_LOG || decision->reason == VGW_REASON_CT_FULL ||
 	       is_offence(path, decision);
-}
-
-static __always_inline bool within_budget(struct event_meter *meter, u32 per_second, u64 now)
-{
-	u64 window = now / NS_PER_SECOND;
-
-	if (meter->window != window) {
-		meter->window = window;
-		meter->used = 0;
-	}
-	if (__sync_fetch_and_add(&meter->used, 1) < per_second)
-		return true;
-	__sync_fetch_and_add(&meter->suppressed, 1);
-	return false;
 }
 
 static __always_inline void fill_event(struct event *event, const struct endpoint_config *config,
@@ -75,8 +61,12 @@ static __always_inline void emit_event(void *ctx, const struct endpoint_config *
 	u32 zero = 0;
 
 	meter = event_meter.lookup(&zero);
-	if (!meter || !within_budget(meter, config->log_per_second, clock_now()))
+	if (!meter)
 		return;
+	if (!within_budget(&meter->window, &meter->used, config->log_per_second, clock_now())) {
+		__sync_fetch_and_add(&meter->suppressed, 1);
+		return;
+	}
 	fill_event(&work->event, config, &work->packet, path, &work->decision);
 	work->event.rule_path = work->query.path;
 	if (events.perf_submit(ctx, &work->event, sizeof(work->event)))

@@ -10,7 +10,7 @@
 #ifndef VGW_FLOW_LIMITS_H
 #define VGW_FLOW_LIMITS_H
 
-#include "clock.h"
+#include "budget.h"
 #include "maps.h"
 
 /* Counts a flow that `opener` opens as half open. Returns false where there are too many. */
@@ -34,15 +34,9 @@ static __always_inline void half_open_leave(struct conntrack_meta *meta, struct 
 static __always_inline bool within_rate(const struct endpoint_config *config,
 					struct conntrack_meta *meta, u32 opener, u64 now)
 {
-	u64 second = now / NS_PER_SECOND;
-
-	if (!config->new_per_second)
-		return true;
-	if (meta->window[opener & 1] != second) {
-		meta->window[opener & 1] = second;
-		meta->opened[opener & 1] = 0;
-	}
-	return __sync_fetch_and_add(&meta->opened[opener & 1], 1) < config->new_per_second;
+	return !config->new_per_second ||
+	       within_budget(&meta->window[opener & 1], &meta->opened[opener & 1],
+			     config->new_per_second, now);
 }
 
 #endif

@@ -62,6 +62,7 @@ struct packet {
 	u32 fragment_length;            /* bytes of it in this fragment */
 	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
 	u32 header_length;              /* bytes in front of the TCP or UDP payload */
+	u32 ip_length;                  /* bytes of the IP packet, its header included */
 	u32 segments;                   /* as in struct frame */
 	u32 segment_size;               /* as in struct frame */
 	u16 ethertype;                  /* host order; 0: not read */
@@ -132,6 +133,19 @@ struct lookup {
 	struct image_line common; /* rules of the block that all fields admit */
 };
 
+/* An answer to a rejected packet, as reject.h puts it together. */
+struct answer {
+	u64 due;        /* 1: the packet was rejected, and that is enforced */
+	u64 link;       /* bytes of the frame's link header */
+	u64 start;      /* where in `bytes` the IP header begins */
+	u64 length;     /* bytes of the answer from there on */
+	u64 quoted;     /* bytes of the rejected packet, from its IP header on, to be quoted */
+	u64 checksum;   /* bytes of the frame up to the end of a checksum that a card may fill in */
+	u8 macs[2][6];  /* destination and source */
+	u8 pad[4];
+	u8 bytes[128];  /* the IP header ends, and the message behind it begins, at one place */
+};
+
 /*
  * Work memory of the packet being judged. Values that would tell many paths apart for
  * the verifier live here and not in registers: what it reads from memory is alike on
@@ -155,6 +169,7 @@ struct scratch {
 	struct fragment_key fragment_key;
 	struct fragment fragment;
 	struct event event;
+	struct answer answer;
 };
 
 /*

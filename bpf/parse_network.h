@@ -212,6 +212,7 @@ static __always_inline enum vgw_reason parse_ipv4(struct cursor *cursor, struct 
 	if (total < header || total > cursor->left)
 		return VGW_REASON_BAD_LENGTH;
 	enclose(cursor, total);
+	packet->ip_length = total;
 	advance(cursor, sizeof(*ip));
 	reason = parse_ipv4_options(cursor, packet, header / 4);
 	if (reason)
@@ -312,6 +313,7 @@ static __always_inline enum vgw_reason parse_ipv6(struct cursor *cursor, struct 
 	if (!length || length > cursor->left)
 		return VGW_REASON_BAD_LENGTH;
 	enclose(cursor, length);
+	packet->ip_length = sizeof(*ip) + length;
 	reason = parse_extension_headers(cursor, packet);
 	if (reason)
 		return reason;

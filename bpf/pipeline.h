@@ -5,8 +5,8 @@
  *   parse_frame -> guard -> conntrack -> policy_judge (a miss or an old generation)
  *   -> flow_open -> settle_first_fragment -> finish
  *
- * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns the answer
- * into its own return code. Between the two the hook's stage takes over by a tail call
+ * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns what they
+ * say into its own return code. Between the two the hook's stage takes over by a tail call
  * where the rule lookup has to look into many blocks; stage and program share their maps.
  */
 #ifndef VGW_PIPELINE_H
@@ -366,7 +366,10 @@ static __always_inline void resume_packet(struct judged *judged)
 	forget_values();
 }
 
-/* The single exit: one counter, one event if one is due. Returns whether the packet passes. */
+/*
+ * The single exit: one counter, one event if one is due. Returns whether the packet passes,
+ * and leaves in the work memory whether it is due an answer, see reject.h.
+ */
 static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 {
 	struct endpoint_config *config = judged->config;
@@ -384,6 +387,7 @@ static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 	decision = &work->decision;
 	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)
 		decision->verdict = VGW_VERDICT_WOULD_DROP;
+	work->answer.due = decision->verdict == VGW_VERDICT_REJECT;
 	count_packet(path, decision->verdict, decision->reason, work->packet.wire_length);
 	if (event_due(path, decision))
 		emit_event(ctx, config, work, path);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the two tc entries share: a frame from a socket buffer, tc's return codes.
+ * What the two tc entries share: a frame from a socket buffer, tc's return codes, and
+ * answers to rejected packets.
  */
 #ifndef VGW_TC_H
 #define VGW_TC_H
@@ -8,18 +9,78 @@
 #include <linux/pkt_cls.h>
 
 #include "pipeline.h"
+#include "reject.h"
 
 /* Bytes made directly readable: link, IPv6 and BOOTP or common neighbour options fit into them. */
 #define TC_HEADERS 256
 
-/* Judges a frame. Returns whether it passes. */
-static __always_inline bool tc_judge(struct __sk_buff *skb, u32 path)
+/*
+ * Makes the answer of the frame. Returns whether that was possible. Cutting it to the end of
+ * the checksum that a card may fill in fails where one would be filled in further behind,
+ * over the answer's content: of a packet in a tunnel, or of SCTP.
+ */
+static __always_inline bool tc_put_answer(struct __sk_buff *skb, struct scratch *work)
+{
+	struct answer *answer = &work->answer;
+	u64 link = answer->link & LINK_LENGTH_MASK, size = answer->quoted;
+
+	if (!is_size(&size, QUOTED_MAX) ||
+	    bpf_skb_load_bytes(skb, link, quoted_part(answer), size))
+		return false;
+	write_answer(work);
+	size = answer->length;
+	if (!is_size(&size, ANSWER_MAX) || bpf_skb_change_tail(skb, answer->checksum, 0) ||
+	    bpf_skb_change_tail(skb, link + size, 0))
+		return false;
+	return !bpf_skb_store_bytes(skb, 0, answer->macs, sizeof(answer->macs), 0) &&
+	       !bpf_skb_store_bytes(skb, link,
+				    &answer->bytes[answer->start & ANSWER_START_MASK], size, 0);
+}
+
+/*
+ * Answers a rejected packet if it gets an answer. Toward the VM the answer leaves by the
+ * interface, otherwise it comes in as if from the VM; the mark takes it past the other program.
+ */
+static __always_inline int tc_reject(struct __sk_buff *skb, const struct judged *judged, u32 path)
+{
+	struct reject_meter *meter = begin_answer(judged, path, skb->vlan_present);
+
+	if (!meter || !count_answer(meter, tc_put_answer(skb, judged->work)))
+		return TC_ACT_SHOT;
+	skb->mark = judged->config->reply_mark;
+	return bpf_redirect(skb->ifindex, path == VGW_PATH_FROM_VM ? 0 : BPF_F_INGRESS);
+}
+
+/* UNSPEC hands an accepted packet on to whatever else is attached. */
+static __always_inline int tc_finish(struct __sk_buff *skb, struct judged *judged, u32 path)
+{
+	return finish(skb, judged, path) ? TC_ACT_UNSPEC : tc_reject(skb, judged, path);
+}
+
+/* Whether the other program of this endpoint sent the frame, as an answer. No guest can mark. */
+static __always_inline bool is_own_answer(u32 mark)
+{
+	const struct endpoint_config *config;
+	u32 slot;
+
+	if (!mark)
+		return false;
+	config = config_in_force(&slot);
+	return config && config->reply_mark == mark;
+}
+
+/* Judges a frame. Returns what is to become of it. */
+static __always_inline int tc_judge(struct __sk_buff *skb, u32 path)
 {
 	u32 wanted = skb->len < TC_HEADERS ? skb->len : TC_HEADERS;
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
 	struct frame frame = {};
 	struct judged judged;
 
+	if (is_own_answer(skb->mark)) {
+		skb->mark = 0;
+		return TC_ACT_UNSPEC;
+	}
 	/* Only the linear part can be read; a failed pull leaves it short and the parser says so. */
 	if (data + wanted > data_end)
 		bpf_skb_pull_data(skb, wanted);
@@ -34,13 +95,7 @@ static __always_inline bool tc_judge(struct __sk_buff *skb, u32 path)
 	frame.tag_control = skb->vlan_tci;
 	if (begin_packet(&judged, &frame, path))
 		tc_stages.call(skb, path);
-	return finish(skb, &judged, path);
-}
-
-/* UNSPEC hands an accepted packet on to whatever else is attached. */
-static __always_inline int tc_code(bool passes)
-{
-	return passes ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	return tc_finish(skb, &judged, path);
 }
 
 #endif

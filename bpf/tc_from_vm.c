@@ -6,5 +6,5 @@
 
 int tc_from_vm(struct __sk_buff *skb)
 {
-	return tc_code(tc_judge(skb, VGW_PATH_FROM_VM));
+	return tc_judge(skb, VGW_PATH_FROM_VM);
 }

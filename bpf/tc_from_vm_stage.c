@@ -9,5 +9,5 @@ int tc_from_vm_stage(struct __sk_buff *skb)
 	struct judged judged;
 
 	resume_packet(&judged);
-	return tc_code(finish(skb, &judged, VGW_PATH_FROM_VM));
+	return tc_finish(skb, &judged, VGW_PATH_FROM_VM);
 }

@@ -6,5 +6,5 @@
 
 int tc_to_vm(struct __sk_buff *skb)
 {
-	return tc_code(tc_judge(skb, VGW_PATH_TO_VM));
+	return tc_judge(skb, VGW_PATH_TO_VM);
 }

@@ -15,5 +15,5 @@ int xdp_from_vm(struct xdp_md *ctx)
 
 	if (begin_packet(&judged, &frame, VGW_PATH_FROM_VM))
 		xdp_stages.call(ctx, 0);
-	return xdp_code(finish(ctx, &judged, VGW_PATH_FROM_VM));
+	return xdp_code(ctx, &judged, finish(ctx, &judged, VGW_PATH_FROM_VM));
 }

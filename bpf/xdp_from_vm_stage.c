@@ -9,5 +9,5 @@ int xdp_from_vm_stage(struct xdp_md *ctx)
 	struct judged judged;
 
 	resume_packet(&judged);
-	return xdp_code(finish(ctx, &judged, VGW_PATH_FROM_VM));
+	return xdp_code(ctx, &judged, finish(ctx, &judged, VGW_PATH_FROM_VM));
 }

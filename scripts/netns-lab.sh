@@ -12,7 +12,8 @@
 #                                                                        192.0.2.10 2001:db8:1::10
 #
 # VGW_LAB=NAME (default vgw-lab) names another lab: its namespaces are NAME-host and so on, its
-# directory is /run/NAME. The tests build theirs that way.
+# directory is /run/NAME. The tests build theirs that way. With VGW_LAB_OFFLOAD=1 web01 leaves
+# checksums and segmentation to others, as a guest with a virtio card does.
 
 # Single-quoted programs below are for another shell, inside a namespace.
 # shellcheck disable=SC2016
@@ -130,7 +131,8 @@ up() {
   make_veth db01 52:54:00:00:00:12
   make_veth client 52:54:00:00:00:02
   /usr/bin/python3 "$root/scripts/lab/tap_guest.py" --host "$lab-host" tap-web01 \
-    --guest "$lab-web01" eth0 --mac 52:54:00:00:00:11 --bridge br0 --pid-file "$dir/web01.pid"
+    --guest "$lab-web01" eth0 --mac 52:54:00:00:00:11 --bridge br0 --pid-file "$dir/web01.pid" \
+    ${VGW_LAB_OFFLOAD:+--offload}
 
   add_addresses web01 10.20.0.11/24 2001:db8:20::11/64
   add_addresses db01 10.20.0.12/24 2001:db8:20::12/64

@@ -14,6 +14,7 @@ from tests.engines import CannotRunError, Outcome
 from vgw import abi, libbpf, loader
 from vgw.abi import FlowState, Path, Reason, Verdict
 from vgw.controller.clock import coarse_now_ns
+from vgw.controller.endpoint import reply_mark
 from vgw.controller.images import private_images
 from vgw.controller.stages import STAGES, load_stages
 from vgw.maps import Counter, EndpointMaps, place_counters
@@ -51,13 +52,17 @@ class ProgramEngine:
         facts: EndpointFacts,
         policy: EffectivePolicy | None,
         conntrack_max: int = 1024,
+        *,
+        reject_per_second: int = 0,
     ) -> None:
+        """Load programs; with `reject_per_second` they make packets that they reject answers."""
         self._artefact = artefact
         self._hook = hook
         self._facts = facts
         self._policy = policy
         self._generation = NO_POLICY
         self._epoch = 0
+        self._reject_per_second = reject_per_second
         self._images: dict[Path, PolicyImage] = {}
         self._grace_until_ns = 0
         self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
@@ -77,8 +82,7 @@ class ProgramEngine:
     def judge(
         self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
     ) -> Outcome:
-        name = self._from_vm if path is Path.FROM_VM else "tc_to_vm"
-        is_xdp = name == "xdp_from_vm"
+        is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
         ethertype = int.from_bytes(frame[12:14], "big")
         shortest = SHORTEST_FRAME if is_xdp else SHORTEST_SKB.get(ethertype, SHORTEST_FRAME)
         if not shortest <= len(frame) <= LONGEST_FRAME:
@@ -86,13 +90,17 @@ class ProgramEngine:
         if vlan_tag is not None or (gso and is_xdp):
             raise CannotRunError("a test run has no such metadata")
         context = _gso_context() if gso else b""
-        run = libbpf.prog_test_run(self._instance.programs[name], frame, ctx_in=context)
+        run = libbpf.prog_test_run(self.program(path), frame, ctx_in=context)
         assert run.data_out == frame, "the program changed the packet"
         verdict, reason = self._moved_counter(path)
         passes = verdict in {Verdict.ACCEPT, Verdict.WOULD_DROP}
         expected = XDP_CODES[passes] if is_xdp else TC_CODES[passes]
         assert run.retval == expected, f"{verdict.name} but return code {run.retval}"
         return Outcome(verdict, reason, self._moved_rule())
+
+    def program(self, path: Path) -> int:
+        """Return the fd of the program of a path."""
+        return self._instance.programs[self._from_vm if path is Path.FROM_VM else "tc_to_vm"]
 
     def advance(self, seconds: float) -> None:
         """Make the flows and the DHCP request older instead of waiting."""
@@ -179,6 +187,8 @@ class ProgramEngine:
         config = _config(self._facts, generation)
         config.flow_epoch = self._epoch
         config.grace_until_ns = self._grace_until_ns
+        config.reject_per_second = self._reject_per_second
+        config.reply_mark = reply_mark(config.endpoint, self._hook)
         rules = {path: len(image.rules) for path, image in self._images.items()}
         with ExitStack() as stack:
             policies = stack.enter_context(private_images(self._artefact, self._images))

@@ -278,6 +278,10 @@ class EndpointMaps:
         """Return how many events the endpoint sent and lost."""
         return self._read("event_meter", 0, abi.EventMeter)
 
+    def reject_meter(self) -> abi.RejectMeter:
+        """Return how many answers to rejected packets the endpoint sent and did not send."""
+        return self._read("reject_meter", 0, abi.RejectMeter)
+
     def flows(self) -> Iterator[tuple[abi.FlowKey, abi.Flow]]:
         """Walk the conntrack table, dead flows included."""
         key_size, size = ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)

@@ -47,6 +47,7 @@ READING = EndpointReading(
     half_open_max=16384,
     new_connections={Direction.INGRESS: 6, Direction.EGRESS: 1},
     events=9,
+    reject_answers={"sent": 2, "suppressed": 1, "failed": 0},
     rules=(RuleReading("ingress", "web-tier", "site", 1),),
 )
 WHERE = 'interface="tap-web01"'

@@ -200,6 +200,13 @@ class Change:
         wanted = links.choose_hook(facts.kind, self._hook(name))
         return _Kept(endpoint, facts, Hook(from_vm.hook), wanted, endpoint.maps.config())
 
+    def _wanted_hook(self, name: str) -> Hook:
+        """Return where the from_vm program of an endpoint is attached after the change."""
+        kept = self._kept.get(name)
+        if kept is not None:
+            return kept.wanted_hook
+        return links.choose_hook(self._new[name].kind, self._hook(name))
+
     def _hook(self, name: str) -> Hook:
         """Return which hook is asked for: by the user now, or before, or by the policy."""
         ordered = self._ordered_hook(name)
@@ -286,6 +293,8 @@ class Change:
         config.grace_until_ns = (
             coarse_now_ns() + grace_ns if kept is None else kept.config.grace_until_ns
         )
+        config.reject_per_second = self._desired.reject_per_second
+        config.reply_mark = endpoints.reply_mark(config.endpoint, self._wanted_hook(name))
         self._place_counters(config)
         return config
 
@@ -362,7 +371,7 @@ class Change:
     def _create(self, name: str, undo: contextlib.ExitStack) -> None:
         facts = self._new[name]
         directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
-        hook = links.choose_hook(facts.kind, self._hook(name))
+        hook = self._wanted_hook(name)
         programs = endpoints.programs_of(hook).values()
         artefact = self._tools.artefact(with_stages(programs) if self._is_staged else programs)
         config = self._config(name, self.generation)

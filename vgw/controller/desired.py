@@ -12,7 +12,14 @@ from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.errors import VgwError
 from vgw.policy.guards import endpoint_facts, possible_sources
-from vgw.policy.model import EffectivePolicy, Hook, Interface, Network, PolicyDocument
+from vgw.policy.model import (
+    REJECT_PER_SECOND,
+    EffectivePolicy,
+    Hook,
+    Interface,
+    Network,
+    PolicyDocument,
+)
 from vgw.policy.resolve import effective_policy
 
 
@@ -46,6 +53,7 @@ class Desired:
     extra: tuple[str, ...] = ()
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     force: bool = False
+    reject_per_second: int = REJECT_PER_SECOND
 
 
 def desired_state(
@@ -78,6 +86,7 @@ def desired_state(
         extra=extra,
         hooks={} if order.hook is None else dict.fromkeys(present, order.hook),
         force=order.force,
+        reject_per_second=REJECT_PER_SECOND if known is None else known.reject_per_second,
     )
 
 

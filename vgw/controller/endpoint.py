@@ -134,6 +134,14 @@ def new_endpoint_id() -> int:
     return secrets.randbits(62) + 1
 
 
+def reply_mark(endpoint_id: int, hook: Hook) -> int:
+    """Return the mark of an endpoint's answers, by which its programs let each other's pass.
+
+    It is 0, none, where the program for packets from the VM is on XDP, which answers do not meet.
+    """
+    return 0 if hook is Hook.XDP else endpoint_id & 0xFFFFFFFF or 1
+
+
 def programs_of(hook: Hook) -> dict[abi.Path, str]:
     """Return the programs of an endpoint on a hook, in the order in which they are attached."""
     return {abi.Path.TO_VM: TO_VM_PROGRAM, abi.Path.FROM_VM: FROM_VM_PROGRAM[hook]}

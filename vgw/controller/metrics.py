@@ -64,6 +64,7 @@ class EndpointReading:
     half_open_max: int
     new_connections: Mapping[Direction, int]
     events: int
+    reject_answers: Mapping[str, int]
     rules: Sequence[RuleReading] = ()
 
 
@@ -248,6 +249,12 @@ def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     events = CounterMetricFamily(
         "vgw_events", "Events the packet programs put into the perf buffer.", labels=_ENDPOINT
     )
+    answers = CounterMetricFamily(
+        "vgw_reject_answers",
+        "Answers to rejected packets: sent, over the VM's budget (suppressed), or not possible "
+        "(failed).",
+        labels=(*_ENDPOINT, "result"),
+    )
     attached = GaugeMetricFamily(
         "vgw_attached",
         "1 if both programs of an endpoint are attached; hook and mode are of the one that sees "
@@ -260,10 +267,13 @@ def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     for reading in readings:
         where = (reading.vm, reading.interface)
         events.add_metric(where, reading.events)
+        for result, count in reading.reject_answers.items():
+            answers.add_metric((*where, result), count)
         attached.add_metric((*where, reading.hook, reading.mode), int(reading.attached))
     for vm, number in {reading.vm: reading.generation for reading in readings}.items():
         generation.add_metric((vm,), number)
     yield events
+    yield answers
     yield attached
     yield generation
 

@@ -22,6 +22,7 @@ from vgw.controller.pinned import interfaces_of
 from vgw.controller.policy_store import RuleNames
 from vgw.controller.reconcile import Host
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus, read_steadily
+from vgw.controller.status import reject_answers
 from vgw.errors import VgwError
 from vgw.maps import EndpointMaps
 from vgw.policy.model import PATH_OF_DIRECTION
@@ -77,6 +78,7 @@ def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> Endpoint
             direction: meta.created[path] for direction, path in PATH_OF_DIRECTION.items()
         },
         events=maps.event_meter().sent,
+        reject_answers=reject_answers(maps),
         rules=rules,
     )
 

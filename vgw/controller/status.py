@@ -22,7 +22,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
 from vgw.errors import VgwError
-from vgw.maps import RuleCount
+from vgw.maps import EndpointMaps, RuleCount
 from vgw.policy.guards import missing_guards
 from vgw.policy.model import PATH_OF_DIRECTION, Hook, Interface
 
@@ -68,6 +68,7 @@ def _interface_status(
         "rules": _rule_counts(manifest),
         "conntrack": {"entries": 0, "max": 0 if entry is None else entry.interface.conntrack_max},
         "drops": 0,
+        "reject_answers": None,
         "reason": None,
         "pending": None,
         "guards_off": None if entry is None else _guards_off(entry.interface),
@@ -84,6 +85,7 @@ def _interface_status(
                 "max": endpoint.maps.conntrack_max(),
             }
             row["drops"] = drops(endpoint)
+            row["reject_answers"] = reject_answers(endpoint.maps)
             if entry is not None:
                 row["pending"] = pending_note(endpoint, entry.interface)
     except BrokenEndpointError as error:
@@ -151,6 +153,12 @@ def _guards_off(interface: Interface) -> dict[str, str]:
     asked = dataclasses.asdict(interface.guards)
     by_policy = {name: "the policy turns it off" for name, on in asked.items() if not on}
     return missing_guards(interface) | by_policy
+
+
+def reject_answers(maps: EndpointMaps) -> dict[str, int]:
+    """Return what became of the answers to rejected packets, by the names that users see."""
+    meter = maps.reject_meter()
+    return {"sent": meter.sent, "suppressed": meter.suppressed, "failed": meter.failed}
 
 
 def drops(endpoint: OpenEndpoint) -> int:

@@ -24,6 +24,9 @@ ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 PORT_PROTOCOLS = frozenset({TCP, UDP, SCTP})
 ICMP_PROTOCOLS = frozenset({ICMP, ICMPV6})
+#: Answers to rejected packets that an interface sends in a second, where a VM does not say.
+REJECT_PER_SECOND = 100
+
 #: ICMP type of an echo request, by protocol: the only ICMP that `any` and a default speak of.
 ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}
 ECHO_REPLY = {ICMP: 0, ICMPV6: 129}
@@ -117,12 +120,13 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """A VM and what the policy says of it."""
+    """A VM and what the policy says of it; `reject_per_second` answers to rejected packets."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     mode: Mode = Mode.ENFORCE
     interfaces: tuple[Interface, ...] = ()
+    reject_per_second: int = REJECT_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

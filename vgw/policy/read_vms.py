@@ -11,12 +11,22 @@ from vgw.abi import MAX_ADDRESSES, MAX_VLANS, Mode
 from vgw.policy import values
 from vgw.policy.draft import Draft, InterfacePlace, Kind
 from vgw.policy.fields import Fields, Keys, read_entries, read_scalar
-from vgw.policy.model import Address, AllowedPair, Group, Guards, Hook, Interface, Tracking, Vm
+from vgw.policy.model import (
+    REJECT_PER_SECOND,
+    Address,
+    AllowedPair,
+    Group,
+    Guards,
+    Hook,
+    Interface,
+    Tracking,
+    Vm,
+)
 from vgw.policy.read_tracking import read_tracking
 from vgw.policy.report import Report
 from vgw.policy.yaml_nodes import MapNode, Node, Scalar
 
-_VM_KEYS: Final = Keys("a VM", ("labels", "mode", "interfaces", "conntrack"))
+_VM_KEYS: Final = Keys("a VM", ("labels", "mode", "interfaces", "conntrack", "reject_per_second"))
 _INTERFACE_KEYS: Final = Keys(
     "an interface",
     ("name", "mac", "addresses", "allowed_pairs", "vlans", "guards", "conntrack_max", "hook"),
@@ -30,6 +40,7 @@ _MODES: Final = {mode.name.lower(): mode for mode in Mode}
 _HOOKS: Final = {str(hook): hook for hook in Hook}
 _VLAN: Final = partial(values.integer, lowest=1, highest=4094, what="a VLAN id")
 _CONNTRACK_MAX: Final = partial(values.integer, lowest=1024, highest=131072)
+_REJECTS: Final = partial(values.integer, lowest=0, highest=10_000)
 _DEFAULT_CONNTRACK_MAX: Final = Interface("").conntrack_max
 
 
@@ -46,6 +57,7 @@ def read_vms(draft: Draft, node: Node) -> None:
             interfaces=tuple(
                 _read_interface(draft, name, item, tracking) for item in found.items("interfaces")
             ),
+            reject_per_second=found.scalar("reject_per_second", _REJECTS, REJECT_PER_SECOND),
         )
 
 
