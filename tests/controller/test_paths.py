@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vgw.abi import ABI_VERSION
 from vgw.controller.paths import Paths, pin_name, unpin_name
 from vgw.errors import VgwError
 
@@ -59,8 +60,10 @@ def test_defaults_are_those_of_the_manual() -> None:
     assert paths.policy == Path("/etc/vgw/policy.d")
     assert paths.socket == Path("/run/vgw/vgw.sock")
     assert paths.manifest("web.01") == Path("/var/lib/vgw/vms/web%2e01.json")
-    assert paths.endpoint_dir("web01", "eth0.5") == Path("/sys/fs/bpf/vgw/v2/web01/eth0%2e5")
-    assert paths.events == Path("/sys/fs/bpf/vgw/v2/events")
+    assert paths.endpoint_dir("web01", "eth0.5") == Path(
+        f"/sys/fs/bpf/vgw/v{ABI_VERSION}/web01/eth0%2e5"
+    )
+    assert paths.events == Path(f"/sys/fs/bpf/vgw/v{ABI_VERSION}/events")
     assert paths.cache_dir == Path("/var/cache/vgw")
     assert paths.log_file == Path("/var/log/vgw/events.jsonl")
 

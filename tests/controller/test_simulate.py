@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.controller.observe import send_to_vm
-from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, document, from_vm, to_vm
+from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, document, from_vm, interface, to_vm
 from vgw.abi import Mode, Reason
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.pcap import read_pcap
@@ -51,7 +51,7 @@ def state(endpoint: OpenEndpoint) -> tuple[object, ...]:
 @pytest.mark.parametrize("attached", [True, False])
 def test_each_packet_is_judged_alone(host: Host, tap: Tap, attached: bool) -> None:
     tap("tap0")
-    policy = document(RULES)
+    policy = document(RULES, vms={"web01": interface("tap0", vm="conntrack: {grace: 0s},")})
     if attached:
         host.attach(policy, "web01")
     packets: list[Any] = [
@@ -78,6 +78,21 @@ def test_each_packet_is_judged_alone(host: Host, tap: Tap, attached: bool) -> No
         ("accept", "RULE", "http"),
     ]
     assert (rows[0]["tier"], rows[0]["policy"]) == ("vm", "base")
+
+
+@pytest.mark.bpf
+def test_connections_are_taken_over_as_the_endpoint_does_it(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach(document(RULES), "web01")
+    late = {**INGRESS, "proto": "tcp", "dport": 80, "flags": "A"}
+
+    assert answers(list(simulate(host, "web01", Direction.INGRESS, [late]))) == [
+        ("accept", "RULE", "http")
+    ]
+    host.flush("web01")
+    assert answers(list(simulate(host, "web01", Direction.INGRESS, [late]))) == [
+        ("drop", "NO_STATE", None)
+    ]
 
 
 @pytest.mark.bpf

@@ -46,7 +46,7 @@ def test_flags_may_come_in_any_order_and_case() -> None:
     packet = parsed(**SOME4, proto=6, dport=443, flags="pSa")
     assert packet.tcp is not None
     assert packet.tcp.flags == SYN | PSH | ACK
-    assert packet.tcp.acknowledgement == 1
+    assert (packet.tcp.sequence, packet.tcp.acknowledgement) == (1000, 1001)
 
 
 @pytest.mark.parametrize("addresses", [SOME4, SOME6], ids=["IPv4", "IPv6"])

@@ -169,7 +169,7 @@ def test_mistakes_in_interfaces(field: str, path: str, message: str) -> None:
         ("grace: §1", "grace", "write it as 30s"),
         ("grace: §61m", "grace", "from 0s to 3600s"),
         ("grace: §-1s", "grace", "write it as 30s"),
-        ("half_open_max: §15", "half_open_max", "from 16 to 131072"),
+        ("half_open_max: §511", "half_open_max", "from 512 to 131072"),
         ("half_open_max: §none", "half_open_max", "decimal"),
         ("new_per_second: §10000001", "new_per_second", "from 0 to 10000000"),
         ("§half_open: 3", "half_open", "did you mean"),

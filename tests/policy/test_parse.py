@@ -46,7 +46,7 @@ vms:
     mode: monitor
     conntrack:
       timeouts: {tcp_established: 1d2h, udp_single: 5s}
-      half_open_max: 500
+      half_open_max: 600
       new_per_second: 10000
       grace: 0s
     interfaces:
@@ -98,7 +98,7 @@ defaults: {ingress: reject, egress: drop, log: true}
     assert dict(nic.tracking.timeouts_ns) == {
         state: seconds * 10**9 for state, seconds in timeouts.items()
     }
-    assert nic.tracking.half_open_max == 500
+    assert nic.tracking.half_open_max == 600
     assert (nic.tracking.new_per_second, nic.tracking.grace_seconds) == (10000, 0)
     inside = document.groups["inside"]
     assert (inside.groups, inside.vms) == (("web",), ("db01",))

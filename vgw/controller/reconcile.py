@@ -188,6 +188,7 @@ class Host:
 
             def next_epoch(config: abi.EndpointConfig) -> None:
                 config.flow_epoch += 1
+                config.grace_until_ns = 0  # or their next segments would bring them back
 
             for endpoint in self.open_endpoints(vm):
                 with endpoint:

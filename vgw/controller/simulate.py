@@ -22,6 +22,7 @@ from typing import Any, Final
 from vgw import abi, libbpf, loader
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, links
+from vgw.controller.clock import coarse_now_ns
 from vgw.controller.desired import Order, desired_interfaces, sources_of
 from vgw.controller.images import private_images
 from vgw.controller.manifest import load_manifest
@@ -243,6 +244,9 @@ class _Bench:
             None if subject.effective is None else Evaluator(self.facts, subject.effective)
         )
         self._started = time.monotonic_ns()
+        if self._model is not None:
+            grace_until_ns = self._maps.config().grace_until_ns
+            self._model.grace_until_ns = max(grace_until_ns - coarse_now_ns(), 0)
 
     def __enter__(self) -> _Bench:
         return self

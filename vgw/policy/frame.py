@@ -50,6 +50,8 @@ KNOWN_FIELDS = frozenset({"src", "dst", "proto", "vlan", "length", *FIELDS_OF_PR
 ICMP_TYPE_NAMES = {"echo-request": ECHO_REQUEST, "echo-reply": ECHO_REPLY}
 ND_TYPES = range(133, 138)
 MAX_PAYLOAD = 1400
+#: Sequence number of a SYN of either side.
+FIRST_SEQUENCE = 1000
 
 
 class FieldError(VgwError):
@@ -156,8 +158,10 @@ def _segment(description: Mapping[str, object], protocol: int) -> bytes:
         if protocol == SCTP:
             return ports + struct.pack("!II", 1, 0) + payload
         flags = _tcp_flags(description)
-        acknowledgement = 1 if flags & ACK else 0
-        header = struct.pack("!IIBBHHH", 1, acknowledgement, 0x50, flags, 65535, 0, 0)
+        # Numbers that fit each other in whichever order segments of both sides come.
+        sequence = FIRST_SEQUENCE if flags & SYN else FIRST_SEQUENCE + 1
+        acknowledgement = FIRST_SEQUENCE + 1 if flags & ACK else 0
+        header = struct.pack("!IIBBHHH", sequence, acknowledgement, 0x50, flags, 65535, 0, 0)
         return ports + header + payload
     if protocol in ICMP_PROTOCOLS:
         kind = _icmp_type(description, protocol)

@@ -22,7 +22,7 @@ _KEYS: Final = Keys("`conntrack`", ("timeouts", "half_open_max", "new_per_second
 _TIMEOUT_KEYS: Final = Keys("`timeouts`", tuple(_STATES))
 _TIMEOUT: Final = partial(values.duration, lowest=1, highest=30 * _DAY)
 _GRACE: Final = partial(values.duration, lowest=0, highest=3600)
-_HALF_OPEN_MAX: Final = partial(values.integer, lowest=16, highest=131072)
+_HALF_OPEN_MAX: Final = partial(values.integer, lowest=512, highest=131072)
 _NEW_PER_SECOND: Final = partial(values.integer, lowest=0, highest=10_000_000)
 
 
