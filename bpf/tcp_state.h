@@ -68,6 +68,7 @@ static __always_inline void tcp_take_over(struct flow *flow, const struct packet
 	flow->tcp_end[path & 1] = tcp_end_of(packet);
 	flow->tcp_acked[other & 1] = packet->tcp_sequence;
 	flow->tcp_end[other & 1] = packet->tcp_acknowledged;
+	flow->tcp_fins = packet->tcp_flags & TCP_FIN ? 1 << (path & 1) : 0;
 }
 
 /* Whether a segment acknowledges the SYN of the flow, with all of its data, a part or none. */

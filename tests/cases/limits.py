@@ -139,6 +139,13 @@ def _taken_over() -> Iterator[Case]:
         (out(sent, DEFAULT), *fins, Wait(32), into(got, NO_STATE)),
         grace=20,
     )
+    first_fin = out(OUT.wrap4(tcp(40000, 443, "FA", seq=1001, ack=5001), TCP), DEFAULT)
+    yield Case(
+        "G15 a connection is taken over while it closes",
+        TYPICAL,
+        (first_fin, fins[1], Wait(32), into(got, NO_STATE)),
+        grace=20,
+    )
     yield Case(
         "L1 what is taken over is not half open",
         FEW,

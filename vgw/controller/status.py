@@ -67,6 +67,7 @@ def _interface_status(
         "to_vm": None,
         "rules": _rule_counts(manifest),
         "conntrack": {"entries": 0, "max": 0 if entry is None else entry.interface.conntrack_max},
+        "half_open": None,
         "drops": 0,
         "reject_answers": None,
         "reason": None,
@@ -80,9 +81,11 @@ def _interface_status(
             row["attached"] = row["from_vm"] is not None and row["to_vm"] is not None
             if entry is not None and _is_blind_to_tags(name, row):
                 row["guards_off"] |= {"vlan": "XDP does not see tags held beside a frame; use tc"}
-            row["conntrack"] = {
-                "entries": endpoint.maps.meta().entries,
-                "max": endpoint.maps.conntrack_max(),
+            meta, config = endpoint.maps.meta(), endpoint.maps.config()
+            row["conntrack"] = {"entries": meta.entries, "max": endpoint.maps.conntrack_max()}
+            row["half_open"] = {
+                **{str(each): meta.half_open[path] for each, path in PATH_OF_DIRECTION.items()},
+                "max": config.half_open_max,
             }
             row["drops"] = drops(endpoint)
             row["reject_answers"] = reject_answers(endpoint.maps)

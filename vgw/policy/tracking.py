@@ -55,6 +55,7 @@ def take_over(packet: Packet, path: Path, opener: Path, generation: int, now_ns:
         flow.end[path] = _end_of(packet, packet.tcp)
         flow.acked[other(path)] = packet.tcp.sequence
         flow.end[other(path)] = packet.tcp.acknowledgement
+        flow.fins = bool(packet.tcp.flags & FIN) << path
     return flow
 
 
