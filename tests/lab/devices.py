@@ -208,19 +208,26 @@ class Guarded:
             if now != (old := before.get(key, none))
         }
 
-    def judged(self, send: Callable[[], object], packets: int = 1) -> Counts:
-        """Send and return what the frames were counted as, once all of them are."""
+    def judged(
+        self, send: Callable[[], object], packets: int = 1, until: Reason | None = None
+    ) -> Counts:
+        """Send and return what the frames were counted as, once so many are.
+
+        `until` is the reason of the last frame, where some before it may not be judged at all.
+        """
         self.counts()
         send()
-        return self._await(packets)
+        return self._await(packets, until)
 
-    def _await(self, packets: int) -> Counts:
+    def _await(self, packets: int, until: Reason | None = None) -> Counts:
         seen: Counts = {}
 
         def all_counted() -> bool:
             for key, more in self.counts().items():
                 old = seen.get(key, Counter(0, 0))
                 seen[key] = Counter(old.packets + more.packets, old.bytes + more.bytes)
+            if until is not None:
+                return any(reason is until for _, _, reason in seen)
             return sum(count.packets for count in seen.values()) >= packets
 
         eventually(f"{packets} packets are counted", all_counted)
