@@ -161,7 +161,7 @@ class Wire:
     """The far end of a veth: a raw socket in a namespace of its own."""
 
     def __init__(self, space: Space, name: str = "eth0", *, vnet: bool = False) -> None:
-        self._vnet = vnet
+        self.space, self._vnet = space, vnet
         self.socket = space.open(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(wire.ETH_P_ALL))
         self.socket.bind((name, wire.ETH_P_ALL))
         self.socket.setblocking(False)
@@ -265,7 +265,7 @@ class Devices:
     def __init__(self, paths: Paths, here: Space, stack: ExitStack) -> None:
         self.host = Host(paths)
         self.paths = paths
-        self._here = here
+        self.here = here
         self._stack = stack
 
     def queue(self, name: str, flags: int = 0, *, blocking: bool = False) -> Queue:
@@ -277,7 +277,7 @@ class Devices:
 
     def wire(self, name: str) -> Wire:
         """Open an interface of the host itself, to send out of it."""
-        end = Wire(self._here, name)
+        end = Wire(self.here, name)
         self._stack.callback(end.close)
         return end
 
@@ -290,14 +290,29 @@ class Devices:
     def veth(self, name: str, mtu: int = 1500, *, vnet: bool = False) -> Wire:
         """Make a veth whose far end is eth0 of a namespace of its own."""
         space = self.space(name)
-        target = f"/proc/{os.getpid()}/fd/{space.fd}"
         run(f"ip link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu}")
-        run(f"ip link set eth0 netns {target}")
+        run(f"ip link set eth0 netns {space.namespace}")
         run(f"ip link set {name} up")
         run(*space.command("ip link set eth0 up"))
         end = Wire(space, vnet=vnet)
         self._stack.callback(end.close)
         return end
+
+    def stack(self, name: str, mac: str, ipv4: str, ipv6: str, mtu: int = 1500) -> Space:
+        """Make a veth whose far end is the card of a namespace with addresses: a real machine."""
+        space = self.space(name, mac, ipv4, ipv6)
+        run(f"ip link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} address {mac}")
+        run(f"ip link set eth0 netns {space.namespace}")
+        run(f"ip link set {name} up")
+        with wire.inside(space.namespace):
+            run("ip link set lo up")
+            # What a machine does on its own when it comes up would only be in the way.
+            for setting in ("accept_dad", "router_solicitations", "accept_ra"):
+                Path(f"/proc/sys/net/ipv6/conf/eth0/{setting}").write_text("0")
+            run("ip link set eth0 up")
+            run(f"ip addr add {ipv4}/24 dev eth0")
+            run(f"ip addr add {ipv6}/64 dev eth0 nodad")
+        return space
 
     def bridge(self, *names: str) -> None:
         """Join interfaces to a bridge that only forwards."""
