@@ -13,6 +13,8 @@ from scripts.lab import wire
 from tests.frames import (
     IN,
     OUT,
+    PEER4,
+    PEER6,
     STRANGER4,
     TCP,
     UDP,
@@ -37,7 +39,7 @@ from tests.lab.devices import (
 )
 from vgw.abi import Path, Reason, Verdict
 from vgw.policy.frame import internet_checksum
-from vgw.policy.model import Hook
+from vgw.policy.model import Hook, PolicyDocument
 
 pytestmark = pytest.mark.lab
 
@@ -46,11 +48,14 @@ FAMILIES = pytest.mark.parametrize("family", [4, 6])
 ACCEPTED = (Verdict.ACCEPT, Reason.DEFAULT)
 SEGMENT = 1400
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
-ONLY_443 = {
-    "egress": "[{name: https, action: accept, services: [tcp/443]}]",
-    "ingress": "[{name: https-in, action: accept, services: [tcp/443]}]",
-    "defaults": "{ingress: drop, egress: drop}",
-}
+
+
+def only_443() -> PolicyDocument:
+    return document(
+        egress="[{name: https-out, action: accept, services: [tcp/443]}]",
+        ingress="[{name: https-in, action: accept, services: [tcp/443]}]",
+        defaults="{ingress: drop, egress: drop}",
+    )
 
 
 def upper_header(family: int) -> int:
@@ -71,15 +76,16 @@ def partial_sum(frame: bytes, family: int, checksum_at: int) -> bytes:
 
 
 def super_packet(
-    way: Conversation, family: int, size: int, dport: int = 443, **addresses: str
+    way: Conversation, family: int, size: int, dport: int = 443, local: str | None = None
 ) -> tuple[bytes, VnetHeader]:
     """Return a TCP super-packet of that many bytes of payload and its header."""
     segment = tcp(dport=dport, flags="PA", payload=bytes(range(256)) * (size // 256))
-    wrap = way.wrap4 if family == 4 else way.wrap6
+    ours, theirs = (VM4, PEER4) if family == 4 else (VM6, PEER6)
+    whole = way.wrap(segment, TCP, local or ours, theirs)
     start = upper_header(family)
     kind = GSO_TCPV4 if family == 4 else GSO_TCPV6
     header = VnetHeader(NEEDS_CSUM, kind, start + 20, SEGMENT, start, 16)
-    return partial_sum(wrap(segment, TCP, **addresses), family, 16), header
+    return partial_sum(whole, family, 16), header
 
 
 def syn_of(way: Conversation, family: int, dport: int = 443) -> bytes:
@@ -101,7 +107,7 @@ def on_the_wire(frame: bytes, family: int) -> int:
 @FAMILIES
 def test_catalogue_K1_super_packets_of_a_tap(devices: Devices, hook: Hook, family: int) -> None:
     vm = devices.queue("tap0", IFF_VNET_HDR)
-    guarded = devices.protect(document(**ONLY_443), hook=hook)
+    guarded = devices.protect(only_443(), hook=hook)
     assert guarded.reason(lambda: vm.send(syn_of(OUT, family))) == (Verdict.ACCEPT, Reason.RULE)
     frame, header = super_packet(OUT, family, 63 * 1024)
 
@@ -175,7 +181,7 @@ def _send_all(sock: socket.socket, size: int) -> None:
 def test_catalogue_K2_big_tcp(devices: Devices, family: int, big: bool, inbound: bool) -> None:
     """Super-packets of more than 64 KB, which IP has no length for, are judged by their flow."""
     vm, outside = machines(devices)
-    guarded = devices.protect(document(**ONLY_443))
+    guarded = devices.protect(only_443())
     for place in (devices.here, vm, outside):
         with wire.inside(place.namespace):
             for name in ("tap0", "net0", "br0") if place is devices.here else ("eth0",):
@@ -312,7 +318,7 @@ def test_catalogue_K12_super_packets_toward_a_vm(
         vm.set_offloads(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
     outside = devices.veth("net0", vnet=True)
     devices.bridge("tap0", "net0")
-    guarded = devices.protect(document(**ONLY_443))
+    guarded = devices.protect(only_443())
     guarded.judged(lambda: outside.send(syn_of(IN, family)))
     vm.received()
     frame, header = super_packet(IN, family, 20 * 1024)
