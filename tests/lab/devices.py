@@ -401,7 +401,7 @@ def refused(send: Callable[[], object]) -> bool:
     try:
         send()
     except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.EMSGSIZE, errno.ENOMEM}:
+        if error.errno not in {errno.EINVAL, errno.EMSGSIZE, errno.ENOMEM, errno.EBADFD}:
             raise
         return True
     return False
