@@ -41,6 +41,8 @@ IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0100, 0x4000
 IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE = 0x0200, 0x0400
 VNET_HEADER_SIZE: Final = 10
 LARGEST_FRAME: Final = 1 << 18
+#: Setting of a VM under which no flow is picked up in its middle after an attach.
+NO_GRACE: Final = ""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -365,18 +367,20 @@ def document(
     egress: str = "[]",
     defaults: str = "{ingress: accept, egress: accept}",
     more: str = "",
+    settings: str = NO_GRACE,
 ) -> PolicyDocument:
     """Return a policy for VMs, each with an interface; all have the addresses of tests/frames.py.
 
-    `more` goes into each interface. Without rules everything that is readable and honest passes.
+    `more` goes into each interface, `settings` into each VM. Without rules everything that is
+    readable and honest passes.
     """
     pairs = (
         '[{address: 10.20.0.100, mac: "00:00:5e:00:01:01"}, {address: 10.20.0.200/30}, '
         '{address: "2001:db8:20:8000::/65", mac: "00:00:5e:00:01:01"}]'
     )
-    facts = 'mac: "52:54:00:00:00:11", addresses: [10.20.0.11, "2001:db8:20::11"]'
+    facts = f'mac: "52:54:00:00:00:11", addresses: [10.20.0.11, "2001:db8:20::11"]{more}'
     lines = [
-        f"  {vm}: {{interfaces: [{{name: {name}, {facts}, allowed_pairs: {pairs}{more}}}]}}"
+        f"  {vm}: {{{settings}interfaces: [{{name: {name}, {facts}, allowed_pairs: {pairs}}}]}}"
         for vm, name in vms
     ]
     text = "\n".join(
