@@ -57,10 +57,11 @@ STATUS: dict[str, Any] = json.loads("""
    "from_vm": {"hook": "xdp", "mode": "native", "link": true, "prog_id": 12},
    "to_vm": {"hook": "tc", "mode": "tcx", "link": true, "prog_id": 13},
    "rules": {"ingress": 3, "egress": 1}, "conntrack": {"entries": 4, "max": 65536},
-   "drops": 99, "reason": null, "pending": null, "guards_off": {}},
+   "drops": 99, "reason": null, "pending": null, "beside": [],
+   "guards_off": {}},
   {"name": "tap-web01b", "ifindex": null, "attached": false, "from_vm": null, "to_vm": null,
    "rules": {"ingress": 3, "egress": 1}, "conntrack": {"entries": 0, "max": 65536},
-   "drops": 0, "reason": "interface tap-web01b does not exist", "pending": null,
+   "drops": 0, "reason": "interface tap-web01b does not exist", "pending": null, "beside": [],
    "guards_off": {"address": "no addresses", "arp": "no addresses"}}
 ]}]}
 """)

@@ -333,16 +333,24 @@ def test_status_says_what_is_not_as_it_should_be(
     [interface] = vm["interfaces"]
     interface |= {"pending": "conntrack_max 9 takes effect later", "rules": None}
     interface["to_vm"]["ahead"] = [70, 71]
+    interface["beside"] = [
+        {"path": "from_vm", "kind": "tcx", "id": 72},
+        {"path": "to_vm", "kind": "u32", "id": 10},
+    ]
     interface["guards_off"] = None
     monkeypatch.setattr(target, "status", lambda _: {"vms": [vm]})
     outcome = vgw("status")
     _, line = outcome.stdout.splitlines()
     assert "  monitor (policy: enforce)  " in line
     assert line.split()[-4:] == ["-", "4/65536", "99", "unknown"]
+    place = "warning: web01 tap-web01:"
+    beside = "of somebody else runs beside its"
     assert [text.split("; ")[0] for text in outcome.stderr.splitlines()] == [
-        "warning: web01 tap-web01: program 70 runs ahead of its to_vm program",
-        "warning: web01 tap-web01: program 71 runs ahead of its to_vm program",
-        "warning: web01 tap-web01: conntrack_max 9 takes effect later",
+        f"{place} program 70 runs ahead of its to_vm program",
+        f"{place} program 71 runs ahead of its to_vm program",
+        f"{place} program 72 {beside} from_vm program and may redirect packets",
+        f"{place} u32 filter of priority 10 {beside} to_vm program and may redirect packets",
+        f"{place} conntrack_max 9 takes effect later",
     ]
 
 

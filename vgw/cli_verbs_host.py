@@ -63,6 +63,7 @@ def doctor(session: Session, output: Output) -> int:
         rows = examine(session.paths())
     table = Table("CHECK", "RESULT", "FOUND", "WHAT TO DO")
     for row in rows:
-        table.add(row["check"], "ok" if row["ok"] else "FAILED", row["detail"], row["fix"])
+        result = ("warning" if row["fix"] else "ok") if row["ok"] else "FAILED"
+        table.add(row["check"], result, row["detail"], row["fix"])
     print_rows(output, {"checks": rows}, "checks", table, empty="")
     return ExitCode.OK if all(row["ok"] for row in rows) else ExitCode.FAILED

@@ -55,8 +55,24 @@ def _shortcomings(interface: Row) -> Iterator[str]:
                 f"program {program} runs ahead of its {path} program; `bpftool prog show id "
                 f"{program}` says what it is"
             )
+    for other in interface["beside"]:
+        yield _beside_text(interface["name"], other)
     if interface["pending"]:
         yield interface["pending"]
+
+
+def _beside_text(interface: str, other: Row) -> str:
+    """Return what somebody else runs there, and how to find out what it does."""
+    if other["kind"] in {"xdp", "tcx"}:
+        what, look = f"program {other['id']}", f"bpftool prog show id {other['id']}"
+    else:
+        side = "ingress" if other["path"] == "from_vm" else "egress"
+        what = f"{other['kind']} filter of priority {other['id']}"
+        look = f"tc filter show dev {interface} {side}"
+    return (
+        f"{what} of somebody else runs beside its {other['path']} program and may redirect "
+        f"packets; `{look}` says what it is"
+    )
 
 
 def _status_cells(vm: Row, interface: Row) -> tuple[object, ...]:

@@ -5,12 +5,44 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.lab.devices import Devices, devices_in
+from tests.lab.kernel_log import KernelLog
 from tests.lab.topology import Lab, remove_leftovers, run_script
 
 PREFIX = "vgw-t"
+
+
+@pytest.fixture(scope="session")
+def kernel_log() -> Iterator[KernelLog]:
+    """The kernel's log from the start of the run."""
+    log = KernelLog()
+    yield log
+    log.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_kernel(kernel_log: KernelLog) -> Iterator[None]:
+    """No test makes the kernel warn of itself."""
+    yield
+    alarms = kernel_log.alarms()
+    assert not alarms, "the kernel's log:\n" + "\n".join(alarms)
+
+
+@pytest.fixture(scope="session")
+def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are kept, so that they are compiled once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def devices(tmp_path: Path, program_cache: Path) -> Iterator[Devices]:
+    """A host of its own for one test, which is in its network namespace."""
+    with devices_in(tmp_path, program_cache) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

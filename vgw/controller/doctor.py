@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from vgw import libbpf
-from vgw.controller import fitness
+from vgw import abi, libbpf
+from vgw.controller import fitness, links, pinned
+from vgw.controller.foreign import programs_beside
 from vgw.controller.paths import Paths
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, ProgType
@@ -42,15 +44,17 @@ _Check = Callable[[Paths], str]
 
 
 class _UnfitError(Exception):
-    """What was found will not do; `fix` says what to do about it."""
+    """What was found will not do, or with `ok` should be looked at; `fix` says what to do."""
 
-    def __init__(self, detail: str, fix: str) -> None:
+    def __init__(self, detail: str, fix: str, *, ok: bool = False) -> None:
         super().__init__(detail)
-        self.fix = fix
+        self.fix, self.ok = fix, ok
 
 
 def examine(paths: Paths) -> list[Row]:
-    """Return a row {"check", "ok", "detail", "fix"} for each thing; `fix` is null where it is ok.
+    """Return a row {"check", "ok", "detail", "fix"} for each thing.
+
+    `fix` is null where nothing is to do; with `ok` it says what to look at.
 
     Nothing is changed on the host, but for programs that are compiled into the cache.
     """
@@ -61,7 +65,7 @@ def _row(name: str, check: _Check, paths: Paths) -> Row:
     try:
         return {"check": name, "ok": True, "detail": check(paths), "fix": None}
     except _UnfitError as error:
-        return {"check": name, "ok": False, "detail": str(error), "fix": error.fix}
+        return {"check": name, "ok": error.ok, "detail": str(error), "fix": error.fix}
     except VgwError as error:
         detail, fix = _advice_of(str(error).splitlines()[0])
         return {"check": name, "ok": False, "detail": detail, "fix": fix}
@@ -179,6 +183,30 @@ def _compile(paths: Paths) -> str:
     return f"programs are compiled ({artefact.digest[:12]})"
 
 
+def _others(paths: Paths) -> str:
+    """Whether somebody else's programs or filters are on protected interfaces, beside vgw's."""
+    found = []
+    for interface, vms in pinned.owners(paths).items():
+        ifindex = pinned.present_ifindex(interface)
+        if ifindex is None:
+            continue
+        own: set[int] = set()
+        for vm, path in itertools.product(vms, abi.Path):
+            there = links.read_attachment(ifindex, path, paths.endpoint_dir(vm, interface))
+            own |= set() if there is None else {there.prog_id}
+        found += [
+            f"{interface} {row['path']}: {row['kind']} {row['id']}"
+            for row in programs_beside(ifindex, own)
+        ]
+    if found:
+        raise _UnfitError(
+            f"of somebody else beside vgw: {', '.join(found)}",
+            "`vgw status` says how to look at each; remove what may redirect packets",
+            ok=True,
+        )
+    return "nothing of somebody else runs on a protected interface"
+
+
 @contextlib.contextmanager
 def _program(kind: ProgType) -> Iterator[int]:
     """Load a program that does nothing: `mov r0, 0; exit`."""
@@ -202,4 +230,5 @@ _CHECKS: Final[dict[str, _Check]] = {
     "headers": _headers,
     "cache": _cache,
     "programs": _compile,
+    "others": _others,
 }

@@ -160,7 +160,7 @@ class LinkWatcher:
                 raise
             self.start_listing()
             return
-        for kind, flags, sequence, body in _messages(datagram):
+        for kind, flags, sequence, body in messages(datagram):
             self._take(kind, flags, sequence, body)
 
     def _take(self, kind: int, flags: int, sequence: int, body: bytes) -> None:
@@ -199,7 +199,7 @@ class LinkWatcher:
             self._on_event("gone", name, ifindex)
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Yield type, flags, sequence number and body of each netlink message."""
     offset = 0
     while offset + _NLMSGHDR.size <= len(datagram):

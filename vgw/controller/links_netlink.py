@@ -30,7 +30,7 @@ _XDP_UPDATE_IF_NOEXIST: Final = 1 << 0
 _XDP_REPLACE: Final = 1 << 4
 
 #: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS or TC_H_MIN_EGRESS) of linux/pkt_sched.h.
-_PARENT: Final = {Path.FROM_VM: 0xFFFFFFF2, Path.TO_VM: 0xFFFFFFF3}
+PARENT: Final = {Path.FROM_VM: 0xFFFFFFF2, Path.TO_VM: 0xFFFFFFF3}
 
 
 def interface_name(ifindex: int) -> str:
@@ -94,7 +94,7 @@ def add_filter(ifindex: int, path: Path, prog_fd: int, name: str) -> None:
             FILTER_HANDLE,
             fd=prog_fd,
             name=name,
-            parent=_PARENT[path],
+            parent=PARENT[path],
             prio=FILTER_PRIORITY,
             direct_action=True,
         ),
@@ -120,7 +120,7 @@ def remove_filter(ifindex: int, path: Path) -> None:
             "bpf",
             ifindex,
             FILTER_HANDLE,
-            parent=_PARENT[path],
+            parent=PARENT[path],
             prio=FILTER_PRIORITY,
         ),
         unless=_NOTHING_THERE,
@@ -131,7 +131,7 @@ def remove_filter(ifindex: int, path: Path) -> None:
 def _filters(ifindex: int, path: Path) -> list[Any]:
     return _ask(
         f"list the tc filters of {interface_name(ifindex)}",
-        lambda route: list(route.get_filters(index=ifindex, parent=_PARENT[path])),
+        lambda route: list(route.get_filters(index=ifindex, parent=PARENT[path])),
         unless=_NOTHING_THERE,
         otherwise=[],
     )

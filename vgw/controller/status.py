@@ -16,6 +16,7 @@ from vgw.controller.endpoint import (
     open_endpoint,
     pending_note,
 )
+from vgw.controller.foreign import programs_beside
 from vgw.controller.links import Attachment
 from vgw.controller.manifest import Manifest, load_manifest
 from vgw.controller.paths import Paths
@@ -72,6 +73,7 @@ def _interface_status(
         "reject_answers": None,
         "reason": None,
         "pending": None,
+        "beside": [],
         "guards_off": None if entry is None else _guards_off(entry.interface),
     }
     try:
@@ -79,6 +81,8 @@ def _interface_status(
             config = endpoint.maps.config()
             row["reason"] = _read_attachments(row, endpoint, ifindex)
             row["attached"] = row["from_vm"] is not None and row["to_vm"] is not None
+            if ifindex is not None:
+                row["beside"] = programs_beside(ifindex, _known_programs(row))
             if entry is not None and _is_blind_to_tags(name, row):
                 row["guards_off"] |= {"vlan": "XDP does not see tags held beside a frame; use tc"}
             meta, config = endpoint.maps.meta(), endpoint.maps.config()
@@ -134,6 +138,13 @@ def _attachment_row(attachment: Attachment) -> Row:
     if attachment.ahead:
         row["ahead"] = list(attachment.ahead)
     return row
+
+
+def _known_programs(row: Row) -> set[int]:
+    """Return the programs of which a row speaks: vgw's, and those that run before them."""
+    there = [row[path.name.lower()] for path in abi.Path]
+    known = {attachment["prog_id"] for attachment in there if attachment is not None}
+    return known.union(*(attachment.get("ahead", ()) for attachment in there if attachment))
 
 
 def _rule_counts(manifest: Manifest | None) -> dict[str, int] | None:

@@ -40,8 +40,8 @@ def xdp_program(ifindex: int) -> tuple[int, str] | None:
 
     Raises KernelError.
     """
-    attributes = dict(_attributes(_ask(ifindex)))
-    xdp = dict(_attributes(attributes.get(_IFLA_XDP, b"")))
+    link = dict(attributes(_ask(ifindex)))
+    xdp = dict(attributes(link.get(_IFLA_XDP, b"")))
     attached = xdp.get(_XDP_ATTACHED, b"\0")[0]
     if not attached:
         return None
@@ -71,7 +71,7 @@ def _ask(ifindex: int) -> bytes:
     return answer[_HEADER.size + _LINK.size : length]
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield type and value of each attribute in a run of them."""
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
