@@ -136,14 +136,12 @@ struct lookup {
 /* An answer to a rejected packet, as reject.h puts it together. */
 struct answer {
 	u64 due;        /* 1: the packet was rejected, and that is enforced */
-	u64 link;       /* bytes of the frame's link header */
-	u64 start;      /* where in `bytes` the IP header begins */
-	u64 length;     /* bytes of the answer from there on */
+	u64 start;      /* where in `bytes` the answer begins */
+	u64 length;     /* bytes of the answer */
+	u64 link;       /* bytes of its link header, which is as long as the frame's */
 	u64 quoted;     /* bytes of the rejected packet, from its IP header on, to be quoted */
 	u64 checksum;   /* bytes of the frame up to the end of a checksum that a card may fill in */
-	u8 macs[2][6];  /* destination and source */
-	u8 pad[4];
-	u8 bytes[128];  /* the IP header ends, and the message behind it begins, at one place */
+	u8 bytes[152];  /* what is behind the IP header begins at one place, whatever is before */
 };
 
 /*

@@ -21,12 +21,13 @@
 #include "pipeline.h"
 
 #define ANSWER_TTL 64
-#define ANSWER_MESSAGE sizeof(struct ipv6hdr) /* where it begins in answer.bytes */
-#define ANSWER_START_MASK 31 /* the IP header begins at 0 or 20 */
+#define ANSWER_MESSAGE 64    /* where in answer.bytes the answer's RST or error begins */
+#define ANSWER_START_MASK 31 /* the link header begins between 6 and 30 */
 #define ICMP_HEADER 8        /* bytes in front of what is quoted */
 #define QUOTED_PAYLOAD 8     /* bytes quoted of what the rejected IP packet carries */
 #define QUOTED_MAX (sizeof(struct ipv6hdr) + QUOTED_PAYLOAD)
-#define ANSWER_MAX (sizeof(struct ipv6hdr) + ICMP_HEADER + QUOTED_MAX)
+#define LINK_MAX (sizeof(struct ethhdr) + sizeof(struct vlan_tag))
+#define ANSWER_MAX (LINK_MAX + sizeof(struct ipv6hdr) + ICMP_HEADER + QUOTED_MAX)
 
 /* Codes of "destination unreachable" that say "administratively prohibited". */
 #define ICMP_PROHIBITED 13  /* RFC 1812, 5.2.7.1 */
@@ -115,25 +116,23 @@ static __always_inline void lay_out(struct answer *answer, const struct packet *
 	answer->link = sizeof(struct ethhdr);
 	if (packet->vlan && !tagged)
 		answer->link += sizeof(struct vlan_tag);
-	answer->start = ANSWER_MESSAGE - header;
+	answer->start = ANSWER_MESSAGE - header - answer->link;
 	answer->quoted = packet->ip_length < most ? packet->ip_length : most;
-	answer->length = header + ICMP_HEADER + answer->quoted;
+	answer->length = answer->link + header + ICMP_HEADER + answer->quoted;
 	answer->checksum = answer->link + header;
 	if (packet->protocol == IPPROTO_TCP) {
-		answer->length = header + sizeof(struct tcphdr);
+		answer->length = answer->checksum + sizeof(struct tcphdr);
 		answer->checksum += __builtin_offsetof(struct tcphdr, check) + sizeof(__sum16);
 	} else if (packet->protocol == IPPROTO_UDP) {
 		answer->checksum += __builtin_offsetof(struct udphdr, check) + sizeof(__sum16);
 	}
-	copy_mac(answer->macs[0], packet->source_mac);
-	copy_mac(answer->macs[1], packet->destination_mac);
 	__builtin_memset(&answer->bytes[ANSWER_MESSAGE], 0, ICMP_HEADER + QUOTED_MAX);
 }
 
 /*
  * Returns the meter to count the answer to a rejected packet in, NULL if it gets none.
- * `tagged`: the frame's tag is held beside it. The caller reads answer.quoted bytes of the
- * frame from answer.link on to where quoted_part() says.
+ * `tagged`: the frame's tag is held beside it. The caller reads answer.link bytes of the
+ * frame to link_part() and answer.quoted bytes behind them to quoted_part().
  */
 static __always_inline struct reject_meter *begin_answer(const struct judged *judged, u32 path,
 							 bool tagged)
@@ -163,6 +162,11 @@ static __always_inline bool is_size(u64 *size, u64 most)
 		return false;
 	asm volatile("" : "+r"(*size));
 	return *size;
+}
+
+static __always_inline void *link_part(struct answer *answer)
+{
+	return &answer->bytes[answer->start & ANSWER_START_MASK];
 }
 
 static __always_inline void *quoted_part(struct answer *answer)
@@ -208,6 +212,7 @@ static __always_inline void write_reset(struct answer *answer, const struct pack
 	u32 payload = answer->link + packet->ip_length - packet->header_length;
 	u8 flags = packet->tcp_flags;
 
+	__builtin_memset(tcp, 0, ICMP_HEADER + QUOTED_MAX); /* a RST quotes nothing */
 	tcp->source = packet->destination_port;
 	tcp->dest = packet->source_port;
 	tcp->doff = TCP_MIN_WORDS;
@@ -245,14 +250,14 @@ static __always_inline void write_error(struct answer *answer, const struct pack
 }
 
 static __always_inline void write_ipv4(struct answer *answer, const struct packet *packet,
-				       u8 protocol)
+				       u8 protocol, u32 length)
 {
 	struct iphdr *ip = (void *)&answer->bytes[ANSWER_MESSAGE - sizeof(*ip)];
 
 	__builtin_memset(ip, 0, sizeof(*ip));
 	ip->version = 4;
 	ip->ihl = IPV4_WORDS_WITHOUT_OPTIONS;
-	ip->tot_len = htons(answer->length);
+	ip->tot_len = htons(sizeof(*ip) + length);
 	ip->frag_off = htons(IP_DONT_FRAGMENT);
 	ip->ttl = ANSWER_TTL;
 	ip->protocol = protocol;
@@ -265,7 +270,7 @@ static __always_inline void write_ipv4(struct answer *answer, const struct packe
 static __always_inline void write_ipv6(struct answer *answer, const struct packet *packet,
 				       u8 protocol, u32 length)
 {
-	struct ipv6hdr *ip = (void *)answer->bytes;
+	struct ipv6hdr *ip = (void *)&answer->bytes[ANSWER_MESSAGE - sizeof(*ip)];
 
 	__builtin_memset(ip, 0, 8);
 	ip->version = 6;
@@ -276,27 +281,35 @@ static __always_inline void write_ipv6(struct answer *answer, const struct packe
 	__builtin_memcpy(&ip->daddr, &packet->source, sizeof(ip->daddr));
 }
 
-/* Writes the answer around the part of the rejected packet that has been read. */
+/* Turns the link header around. */
+static __always_inline void write_link(struct answer *answer, const struct packet *packet)
+{
+	u8 *link = link_part(answer);
+
+	copy_mac(link, packet->source_mac);
+	copy_mac(link + sizeof(packet->source_mac), packet->destination_mac);
+}
+
+/* Writes the answer around the parts of the rejected frame that have been read. */
 static __always_inline void write_answer(struct scratch *work)
 {
 	struct packet *packet = &work->packet;
 	struct answer *answer = &work->answer;
-	u32 length = answer->length - ip_header_size(packet);
+	u32 length = answer->length - answer->link - ip_header_size(packet);
 	bool ipv4 = packet->ethertype == ETH_P_IP, tcp = packet->protocol == IPPROTO_TCP;
 	u8 protocol = tcp ? IPPROTO_TCP : ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 	u16 pseudo = pseudo_sum(packet, protocol, length);
 
-	if (tcp) {
-		__builtin_memset(&answer->bytes[ANSWER_MESSAGE], 0, ICMP_HEADER + QUOTED_MAX);
+	if (tcp)
 		write_reset(answer, packet, pseudo);
-	} else {
+	else
 		write_error(answer, packet, pseudo);
-	}
 	forget_values();
 	if (ipv4)
-		write_ipv4(answer, packet, protocol);
+		write_ipv4(answer, packet, protocol, length);
 	else
 		write_ipv6(answer, packet, protocol, length);
+	write_link(answer, packet);
 	forget_values();
 }
 

@@ -22,19 +22,17 @@
 static __always_inline bool tc_put_answer(struct __sk_buff *skb, struct scratch *work)
 {
 	struct answer *answer = &work->answer;
-	u64 link = answer->link & LINK_LENGTH_MASK, size = answer->quoted;
+	u64 link = answer->link, size = answer->quoted;
 
-	if (!is_size(&size, QUOTED_MAX) ||
+	if (!is_size(&link, LINK_MAX) || bpf_skb_load_bytes(skb, 0, link_part(answer), link) ||
+	    !is_size(&size, QUOTED_MAX) ||
 	    bpf_skb_load_bytes(skb, link, quoted_part(answer), size))
 		return false;
 	write_answer(work);
 	size = answer->length;
-	if (!is_size(&size, ANSWER_MAX) || bpf_skb_change_tail(skb, answer->checksum, 0) ||
-	    bpf_skb_change_tail(skb, link + size, 0))
-		return false;
-	return !bpf_skb_store_bytes(skb, 0, answer->macs, sizeof(answer->macs), 0) &&
-	       !bpf_skb_store_bytes(skb, link,
-				    &answer->bytes[answer->start & ANSWER_START_MASK], size, 0);
+	return is_size(&size, ANSWER_MAX) && !bpf_skb_change_tail(skb, answer->checksum, 0) &&
+	       !bpf_skb_change_tail(skb, size, 0) &&
+	       !bpf_skb_store_bytes(skb, 0, link_part(answer), size, 0);
 }
 
 /*

@@ -11,24 +11,29 @@
 /* The kernel keeps what it knows of a super-frame's segments beside it, wrong for an answer. */
 #define XDP_LONGEST_ANSWERED 2048
 
+/* A frame that has no room behind it, as a small one on a TAP, grows at the front. */
+static __always_inline bool xdp_resize(struct xdp_md *ctx, int longer)
+{
+	return !bpf_xdp_adjust_tail(ctx, longer) ||
+	       (longer > 0 && !bpf_xdp_adjust_head(ctx, -longer));
+}
+
 /* Makes the answer of the frame. Returns whether that was possible. */
 static __always_inline bool xdp_put_answer(struct xdp_md *ctx, struct scratch *work)
 {
 	struct answer *answer = &work->answer;
 	u64 length = ctx->data_end - ctx->data;
-	u64 link = answer->link & LINK_LENGTH_MASK, size = answer->quoted;
+	u64 link = answer->link, size = answer->quoted;
 
-	if (length > XDP_LONGEST_ANSWERED || !is_size(&size, QUOTED_MAX) ||
+	if (length > XDP_LONGEST_ANSWERED || !is_size(&link, LINK_MAX) ||
+	    bpf_xdp_load_bytes(ctx, 0, link_part(answer), link) ||
+	    !is_size(&size, QUOTED_MAX) ||
 	    bpf_xdp_load_bytes(ctx, link, quoted_part(answer), size))
 		return false;
 	write_answer(work);
 	size = answer->length;
-	if (!is_size(&size, ANSWER_MAX) ||
-	    bpf_xdp_adjust_tail(ctx, (int)(link + size - length)))
-		return false;
-	return !bpf_xdp_store_bytes(ctx, 0, answer->macs, sizeof(answer->macs)) &&
-	       !bpf_xdp_store_bytes(ctx, link,
-				    &answer->bytes[answer->start & ANSWER_START_MASK], size);
+	return is_size(&size, ANSWER_MAX) && xdp_resize(ctx, (int)(size - length)) &&
+	       !bpf_xdp_store_bytes(ctx, 0, link_part(answer), size);
 }
 
 /* The code for a packet of which finish said whether it passes. */

@@ -55,8 +55,8 @@ def open_tap(name: str, mac: str | None, *, offload: bool) -> int:
     """
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     ifname = name.encode()
-    flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", ifname, flags))
+    kind = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", ifname, kind))
     if offload:
         fcntl.ioctl(fd, TUNSETOFFLOAD, OFFLOADS)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:

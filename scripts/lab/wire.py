@@ -8,6 +8,7 @@ ends of a connection: it steps into a namespace, opens a socket and steps back o
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import ipaddress
 import itertools
 import os
@@ -24,6 +25,8 @@ CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 PACKET_OUTGOING = 4
+SIOCETHTOOL = 0x8946
+ETHTOOL_STXCSUM = 0x00000017
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 PATIENCE = 5.0  # seconds after which something awaited counts as not coming
 
@@ -147,6 +150,19 @@ def ping(node: Node, address: str, source: str | None = None, timeout: float = P
     command = node.command("ping", "-n", "-c1", f"-W{timeout}", *origin, address)
     outcome = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     return outcome.returncode == 0
+
+
+def leave_checksums(node: Node, interface: str, to_card: bool) -> None:
+    """Say whether frames leave a node by an interface without checksums, for a card to fill in.
+
+    Where they must not, the kernel fills in on the way out what a sender left out, and whoever
+    gets the frame verifies it.
+    """
+    command = struct.pack("=II", ETHTOOL_STXCSUM, to_card)
+    with node.open(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        argument = ctypes.create_string_buffer(command)
+        request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(argument))
+        fcntl.ioctl(control, SIOCETHTOOL, request)
 
 
 # --- frames -------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import pytest
 
 from tests.controller.conftest import run
 from tests.controller.observe import program_ids, received, row, send_to_vm, traces
-from tests.controller.policies import document, to_vm
-from vgw import libbpf
+from tests.controller.policies import document, interface, to_vm
+from vgw import abi, libbpf
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import ForeignProgramError, VgwError
@@ -285,3 +285,28 @@ def test_the_error_of_a_failed_attach_names_the_step(
     monkeypatch.setattr(libbpf, "link_create", fail)
     with pytest.raises(VgwError, match="web01 tap0 failed while attaching to_vm and was undone"):
         host.attach(document(), "web01")
+
+
+def test_answers_get_their_budget_and_a_mark_where_programs_meet_them(
+    host: Host, veth: Veth
+) -> None:
+    """The program on XDP does not meet answers of the other one: nobody would take a mark away."""
+    veth("tap0")
+    limited = {"web01": interface("tap0", vm="reject_per_second: 7,")}
+    host.attach(document(HTTP), "web01")
+    on_tc = _config(host)
+    host.attach(document(HTTP, vms=limited), "web01", hook=Hook.XDP)
+    on_xdp = _config(host)
+    host.attach(document(HTTP, vms=limited), "web01", hook=Hook.AUTO)
+    again = _config(host)
+
+    assert on_tc.reject_per_second == 100
+    assert on_tc.reply_mark == on_tc.endpoint & 0xFFFFFFFF
+    assert (on_xdp.reject_per_second, on_xdp.reply_mark) == (7, 0)
+    assert (again.reject_per_second, again.reply_mark) == (7, on_tc.reply_mark)
+
+
+def _config(host: Host) -> abi.EndpointConfig:
+    (endpoint,) = host.open_endpoints("web01")
+    with endpoint:
+        return endpoint.maps.config()

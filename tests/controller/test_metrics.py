@@ -122,6 +122,9 @@ def test_every_sample_of_an_endpoint(server: MetricsServer) -> None:
         of_endpoint(created, 'direction="ingress"', 6),
         of_endpoint(created, 'direction="egress"', 1),
         of_endpoint("vgw_events_total", "", 9),
+        of_endpoint("vgw_reject_answers_total", 'result="sent"', 2),
+        of_endpoint("vgw_reject_answers_total", 'result="suppressed"', 1),
+        of_endpoint("vgw_reject_answers_total", 'result="failed"', 0),
         of_endpoint("vgw_attached", 'hook="xdp",mode="native"', 1),
         'vgw_policy_generation{vm="web01"} 3.0',
     }

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts.lab import wire
 from tests.lab.devices import Devices, devices_in
 from tests.lab.kernel_log import KernelLog
 from tests.lab.topology import Lab, remove_leftovers, run_script
 
-PREFIX = "vgw-t"
+PREFIX, VIRTIO_PREFIX = "vgw-t", "vgw-v"
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,36 @@ def built_lab() -> Iterator[Lab]:
     remove_policy(lab)
     yield lab
     run_script(name, "down")
+
+
+@pytest.fixture(scope="session")
+def virtio_lab() -> Iterator[Lab]:
+    """Build a lab in which web01 leaves out checksums and segmentation, and remove it."""
+    remove_leftovers(VIRTIO_PREFIX)
+    name = f"{VIRTIO_PREFIX}{os.getpid()}"
+    run_script(name, "up", offload=True)
+    lab = Lab(name)
+    remove_policy(lab)
+    yield lab
+    run_script(name, "down")
+
+
+@pytest.fixture(scope="module", params=["built_lab", "virtio_lab"])
+def cards(request: pytest.FixtureRequest) -> Lab:
+    """Either lab in turn."""
+    lab: Lab = request.getfixturevalue(request.param)
+    return lab
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["left-out", "filled-in"])
+def checksums(cards: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Either lab, its host leaving checksums to receivers or filling them in on the way out."""
+    interfaces = ("tap-web01", "veth-db01", "veth-client")
+    for name in interfaces:
+        wire.leave_checksums(cards.host, name, to_card=request.param)
+    yield cards
+    for name in interfaces:
+        wire.leave_checksums(cards.host, name, to_card=True)
 
 
 def remove_policy(lab: Lab) -> None:

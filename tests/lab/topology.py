@@ -38,11 +38,13 @@ ECHO = {4: (socket.IPPROTO_ICMP, 8), 6: (socket.IPPROTO_ICMPV6, 128)}
 _pause = threading.Event()
 
 
-def run_script(lab: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run_script(
+    lab: str, *words: str, check: bool = True, offload: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run scripts/netns-lab.sh on the lab of that name."""
     return subprocess.run(
         [str(SCRIPT), *words],
-        env=os.environ | {"VGW_LAB": lab},
+        env=os.environ | {"VGW_LAB": lab, "VGW_LAB_OFFLOAD": "1" if offload else ""},
         capture_output=True,
         text=True,
         check=check,

@@ -219,6 +219,8 @@ def test_mistakes_in_the_frame_of_a_file(text: str, path: str, message: str) -> 
         ("vms: {§w\u0435b: {}}", r"vms.'w\u0435b'", r"'w\u0435b' is not a name"),
         ("vms: {§" + "a" * 64 + ": {}}", "vms.'" + "a" * 64 + "'", "1 to 63"),
         ("vms: {? §[a] : {}}", "vms.?", "a key must be a text"),
+        ("vms: {a: {reject_per_second: §-1}}", "vms.a.reject_per_second", "from 0 to 10000"),
+        ("vms: {a: {reject_per_second: §10001}}", "vms.a.reject_per_second", "from 0 to 10000"),
         ("vms: {a: {mode: §enforced}}", "vms.a.mode", "enforce, monitor or quarantine"),
         ("vms: {a: {labels: {§a b: c}}}", "vms.a.labels.'a b'", "is not a label"),
         ("vms: {a: {labels: {k: §~}}}", "vms.a.labels.k", "null"),
