@@ -27,6 +27,12 @@ def skips_are_failures() -> bool:
     return os.environ.get("VGW_CI") == "1" or os.environ.get("CI") == "true"
 
 
+@pytest.fixture(scope="session")
+def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are kept, so that a run compiles them once."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @functools.cache
 def missing_for(marker: str) -> str | None:
     """Return what this host lacks for tests with `marker`, None if nothing."""

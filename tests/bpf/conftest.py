@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vgw import loader
 
 
 @pytest.fixture(scope="session")
-def artefact(tmp_path_factory: pytest.TempPathFactory) -> loader.Artefact:
-    return loader.load_artefact(tmp_path_factory.mktemp("cache"))
+def artefact(program_cache: Path) -> loader.Artefact:
+    return loader.load_artefact(program_cache)

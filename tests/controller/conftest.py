@@ -47,14 +47,8 @@ def netns() -> Iterator[None]:
             _check(_libc.setns(home.fileno(), _CLONE_NEWNET), "return to the network namespace")
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache directory that all tests share, so that the programs are compiled once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def paths(tmp_path: Path, netns: None, compiled: Path) -> Iterator[Paths]:  # noqa: ARG001
+def paths(tmp_path: Path, netns: None, program_cache: Path) -> Iterator[Paths]:  # noqa: ARG001
     """Places of vgw in the test's directory, with a bpffs of their own."""
     bpffs = tmp_path / "bpffs"
     bpffs.mkdir()
@@ -65,7 +59,7 @@ def paths(tmp_path: Path, netns: None, compiled: Path) -> Iterator[Paths]:  # no
             run_dir=tmp_path / "run",
             state_dir=tmp_path / "state",
             bpffs=bpffs / "vgw",
-            cache_dir=compiled,
+            cache_dir=program_cache,
             log_file=tmp_path / "events.jsonl",
         )
     finally:

@@ -33,12 +33,6 @@ def _quiet_kernel(kernel_log: KernelLog) -> Iterator[None]:
     assert not alarms, "the kernel's log:\n" + "\n".join(alarms)
 
 
-@pytest.fixture(scope="session")
-def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs are kept, so that they are compiled once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def devices(tmp_path: Path, program_cache: Path) -> Iterator[Devices]:
     """A host of its own for one test, which is in its network namespace."""

@@ -18,7 +18,8 @@ from tests.frames import (
     tcp,
     udp,
 )
-from tests.lab.devices import (
+from tests.lab.devices import Devices, Fate, Guarded, Wire, document, refused
+from tests.lab.taps import (
     GSO_TCPV4,
     GSO_TCPV6,
     GSO_UDP,
@@ -27,14 +28,8 @@ from tests.lab.devices import (
     IFF_NAPI_FRAGS,
     IFF_VNET_HDR,
     NEEDS_CSUM,
-    Devices,
-    Fate,
-    Guarded,
     Queue,
     VnetHeader,
-    Wire,
-    document,
-    refused,
 )
 from vgw.abi import Reason, Verdict
 from vgw.policy.model import Hook

@@ -25,18 +25,8 @@ from tests.frames import (
 )
 from tests.frames import Wire as Conversation
 from tests.lab import link_settings
-from tests.lab.devices import (
-    GSO_TCPV4,
-    GSO_TCPV6,
-    GSO_UDP_L4,
-    IFF_VNET_HDR,
-    NEEDS_CSUM,
-    Counts,
-    Devices,
-    Space,
-    VnetHeader,
-    document,
-)
+from tests.lab.devices import Counts, Devices, Space, document
+from tests.lab.taps import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, IFF_VNET_HDR, NEEDS_CSUM, VnetHeader
 from vgw.abi import Path, Reason, Verdict
 from vgw.policy.frame import internet_checksum
 from vgw.policy.model import Hook, PolicyDocument

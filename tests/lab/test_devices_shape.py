@@ -15,18 +15,9 @@ import pytest
 
 from scripts.lab import wire
 from tests.frames import IN, OUT, TCP, UDP, tcp, udp
-from tests.lab.devices import (
-    IFF_MULTI_QUEUE,
-    IFF_VNET_HDR,
-    Devices,
-    Guarded,
-    Queue,
-    Wire,
-    document,
-    refused,
-    run,
-)
+from tests.lab.devices import Devices, Guarded, Wire, document, refused, run
 from tests.lab.foreign_xdp import redirecting_program
+from tests.lab.taps import IFF_MULTI_QUEUE, IFF_VNET_HDR, Queue
 from tests.lab.topology import eventually
 from vgw import libbpf
 from vgw.abi import Path, Reason, Verdict

@@ -19,7 +19,8 @@ import pytest
 
 from scripts.lab import wire
 from tests.frames import ICMP, IPV4, IPV6, TCP, UDP, ethernet, udp
-from tests.lab.devices import Devices, Guarded, Queue, Space, Wire, document
+from tests.lab.devices import Devices, Guarded, Space, Wire, document
+from tests.lab.taps import Queue
 from tests.lab.topology import eventually
 from vgw import libbpf
 from vgw.abi import Reason, Verdict

@@ -29,7 +29,7 @@ from vgw.policy.parse import parse_sources
 pytestmark = pytest.mark.lab
 
 #: A host of its own for each test, gone afterwards.
-compiled, netns, paths, host = own_host.compiled, own_host.netns, own_host.paths, own_host.host
+netns, paths, host = own_host.netns, own_host.paths, own_host.host
 tap = own_host.tap
 
 RULES = 10_000

@@ -32,7 +32,7 @@ from vgw.maps import EndpointMaps, place_counters, read_chunks
 pytestmark = pytest.mark.lab
 
 #: A host of its own for each test, gone afterwards.
-compiled, netns, paths, host = own_host.compiled, own_host.netns, own_host.paths, own_host.host
+netns, paths, host = own_host.netns, own_host.paths, own_host.host
 tap, veth = own_host.tap, own_host.veth
 
 #: Swaps of two VMs each, one on a TAP (XDP) and one on a veth (tc): 1,000 in all.

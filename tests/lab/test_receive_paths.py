@@ -21,17 +21,8 @@ from tests.cases import TABLES
 from tests.cases.fixtures import OPEN
 from tests.cases.table import Case, Send
 from tests.frames import IPV4, IPV6, TCP, VM4
-from tests.lab.devices import (
-    GSO_TCPV4,
-    GSO_TCPV6,
-    IFF_VNET_HDR,
-    NEEDS_CSUM,
-    Devices,
-    Fate,
-    Guarded,
-    VnetHeader,
-    document,
-)
+from tests.lab.devices import Devices, Fate, Guarded, document
+from tests.lab.taps import GSO_TCPV4, GSO_TCPV6, IFF_VNET_HDR, NEEDS_CSUM, VnetHeader
 from vgw.abi import Path, Reason, Verdict
 from vgw.policy.model import Hook
 
