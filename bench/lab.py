@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from bench.native import build
 from bench.policy_text import Endpoint
 from vgw.errors import VgwError
 
@@ -35,8 +36,6 @@ VM: Final = "vm"
 #: The most that a policy can ask for: a run's connections fit in at once.
 CONNTRACK_MAX: Final = 131072
 NODES: Final = ("host", "client", "vm")
-_SOURCE: Final = Path(__file__).with_name("connections.c")
-_CC: Final = ("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 _NEEDED: Final = ("ip", "nsenter", "nft", "gcc")
 
 
@@ -129,7 +128,7 @@ def _build(built: Lab) -> None:
     for directory in ("policy.d", "run", "state", "bpf", "cache", "log"):
         built.directory.joinpath(directory).mkdir(parents=True)
     _run("mount", "-t", "bpf", "-o", "mode=700", "bpf", str(built.directory / "bpf"))
-    _run(*_CC, "-o", str(built.connections), str(_SOURCE))
+    build("connections", built.directory)
     for node in NODES:
         _run("ip", "netns", "add", f"{built.name}-{node}")
         _run(*built.command(node, "sh", "-c", _QUIET))
