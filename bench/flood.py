@@ -87,7 +87,7 @@ def tap_target(fd: int) -> str:
 # --- frames ---------------------------------------------------------------------------------------
 
 
-def tcp_frame(  # noqa: PLR0913 - the fields of a segment
+def tcp_frame(  # noqa: PLR0913, PLR0917 - the fields of a segment
     near: Side, far: Side, flags: str, sequence: int, acknowledged: int = 0, length: int = 0
 ) -> bytes:
     """Return a TCP segment from `near` to `far`."""

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group L of the packet catalogue where the VM is a TAP that the test holds: floods into it.
+
+What is written to a TAP or sent out of it has been judged when the call returns, so every account
+here is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from bench.accounts import Account, read_account
+from bench.expiry_race import LIMITS, Ends, run_race
+from bench.flood import Flood, Flooder, Side, Step, outcome, packet_target, syn, tap_target
+from bench.flood import udp_frame as datagram
+from tests.controller import policies
+from tests.controller.process import PATIENCE, Controller
+from vgw import abi, libbpf
+from vgw.abi import Reason, Verdict
+from vgw.controller.paths import Paths
+from vgw.controller.reconcile import Host
+from vgw.errors import VgwError
+
+pytestmark = pytest.mark.bpf
+
+CLIENT = Side(policies.PEER_MAC, "10.50.0.0", 1)
+VM = Side(policies.VM_MAC, policies.VM_ADDRESS, 80)
+OPEN = "{ingress: accept, egress: accept}"
+#: What VM.VM sends to port 53 is dropped and logged.
+LOGGED = """  - name: out
+    tier: vm
+    applies_to: {all: true}
+    egress: [{name: dns, action: drop, services: [udp/53], log: true}]"""
+Tap = Callable[[str], int]
+
+
+def eventually(what: str, holds: Callable[[], bool]) -> None:
+    """Return as soon as it holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {PATIENCE} s: {what}")
+        time.sleep(0.02)
+
+
+def ends(vm: int) -> Ends:
+    """Return the two sides of connections to the VM on tap0, whose end of it is `vm`."""
+    return Ends(packet_target("tap0"), tap_target(vm), CLIENT, VM)
+
+
+# --- flows ----------------------------------------------------------------------------------------
+
+
+def attach_open(host: Host) -> None:
+    """Protect web01 on tap0 so that everything honest passes, in a large table."""
+    more = f", {LIMITS.key()}" if LIMITS.key() else ""
+    vm = policies.interface("tap0", ", conntrack_max: 131072").removesuffix("}") + more + "}"
+    host.attach(policies.document("[]", vms={"web01": vm}, defaults=OPEN), "web01")
+    LIMITS.enforce(host, "web01")
+
+
+def test_catalogue_L6_expiry_cuts_no_live_flow(  # noqa: N802 - the catalogue's id
+    host: Host, tap: Tap, flooder: Flooder
+) -> None:
+    vm = tap("tap0")
+    attach_open(host)
+
+    race = run_race(flooder, host, "web01", ends(vm), live=300, connections=200_000, limit=120)
+
+    assert race.cut == []
+    assert race.opened > 150_000
+    assert race.exchanges >= 3
+
+
+def test_catalogue_L6_a_flow_that_is_cut_is_noticed(  # noqa: N802 - the catalogue's id
+    host: Host, tap: Tap, flooder: Flooder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: an expiry that deletes one flow too many."""
+    vm = tap("tap0")
+    attach_open(host)
+    expire = host.expire
+
+    def expire_too_much(name: str | None = None) -> int:
+        (endpoint,) = host.open_endpoints("web01")
+        with endpoint:
+            live = (key for key, _ in endpoint.maps.flows() if abi.be16(key.local_port) == 443)
+            libbpf.map_delete(endpoint.fds["conntrack"], bytes(next(live)))
+        monkeypatch.setattr(host, "expire", expire)
+        return expire(name)
+
+    monkeypatch.setattr(host, "expire", expire_too_much)
+    race = run_race(flooder, host, "web01", ends(vm), live=50, connections=2_000, limit=60)
+
+    assert len(race.cut) == 1
+
+
+def test_catalogue_G22_two_cpus_open_one_flow(  # noqa: N802 - the catalogue's id
+    host: Host, tap: Tap, flooder: Flooder
+) -> None:
+    """The same SYNs from two CPUs at once: whoever is behind finds flows and so catches up."""
+    tap("tap0")
+    attach_open(host)
+    flows = 60_000
+    flood = Flood(syn(packet_target("tap0"), CLIENT, VM, "source"), flows, 60)
+    before = read_account(host, "web01")
+    with contextlib.ExitStack() as stack:
+        cpus = sorted(os.sched_getaffinity(0))[:2]
+        running = [stack.enter_context(flooder.running(flood, cpu)) for cpu in cpus]
+        sent = sum(outcome(process).sent for process in running)
+
+    after = read_account(host, "web01")
+    accepted = after.by_reason(before, Verdict.ACCEPT)
+    opened = flows_in_table(host)
+    assert sent == 2 * flows
+    assert sum(accepted.values()) == sent
+    assert not after.by_reason(before, Verdict.DROP)
+    assert after.entries == len(opened) == flows
+    # Both SYNs of a flow are counted in it, whoever opened it.
+    assert set(queued(host)) == opened
+    assert set(queued(host).values()) == {1}
+
+
+def flows_in_table(host: Host) -> set[bytes]:
+    """Return the keys of web01's flows."""
+    (endpoint,) = host.open_endpoints("web01")
+    with endpoint:
+        return {bytes(key) for key, _ in endpoint.maps.flows()}
+
+
+def queued(host: Host) -> Counter[bytes]:
+    """Return how often each key is in web01's expiry queue or in a CPU's buffer."""
+    (endpoint,) = host.open_endpoints("web01")
+    found: Counter[bytes] = Counter()
+    cpus, stride = libbpf.possible_cpus(), ctypes.sizeof(abi.QueueBuffer)
+    with endpoint:
+        size = ctypes.sizeof(abi.QueueBatch)
+        for _, value in libbpf.map_entries(endpoint.fds["expiry_queue"], 8, size):
+            found.update(bytes(key) for key in abi.QueueBatch.from_buffer_copy(value).keys)
+        buffers = libbpf.map_lookup(endpoint.fds["expiry_buffer"], bytes(4), stride * cpus)
+    assert buffers is not None
+    for cpu in range(cpus):
+        buffer = abi.QueueBuffer.from_buffer_copy(buffers, cpu * stride)
+        found.update(bytes(buffer.batch.keys[n]) for n in range(buffer.count))
+    return found
