@@ -22,7 +22,7 @@ REFUSALS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds by state, as `tcp_syn`, and the most half-open flows; what is left out is as usual."""
+    """Seconds by state, as `tcp_syn`, and the most half-open flows; defaults for the rest."""
 
     timeouts: Mapping[str, int] = field(default_factory=dict)
     half_open_max: int | None = None
