@@ -20,7 +20,7 @@ from bench.expiry_race import LIMITS, Ends, run_race
 from bench.flood import Flood, Flooder, Side, outcome, packet_target, syn, tap_target
 from tests.controller import policies
 from vgw import abi, libbpf
-from vgw.abi import Reason, Verdict
+from vgw.abi import Path, Reason, Verdict
 from vgw.controller.reconcile import Host
 
 pytestmark = pytest.mark.bpf
@@ -38,10 +38,8 @@ def ends(vm: int) -> Ends:
 
 def attach_open(host: Host) -> None:
     """Protect web01 on tap0 so that everything honest passes, in a large table."""
-    more = f", {LIMITS.key()}" if LIMITS.key() else ""
-    vm = policies.interface("tap0", ", conntrack_max: 131072").removesuffix("}") + more + "}"
+    vm = policies.interface("tap0", ", conntrack_max: 131072", vm=f"{LIMITS.key()},")
     host.attach(policies.document("[]", vms={"web01": vm}, defaults=OPEN), "web01")
-    LIMITS.enforce(host, "web01")
 
 
 def test_catalogue_L6_expiry_cuts_no_live_flow(host: Host, tap: Tap, flooder: Flooder) -> None:
@@ -95,6 +93,7 @@ def test_catalogue_G22_two_cpus_open_one_flow(host: Host, tap: Tap, flooder: Flo
     assert sent == 2 * flows
     assert accepted[Reason.DEFAULT] + accepted[Reason.CT_ESTABLISHED] == sent
     assert after.entries == len(opened) == flows
+    assert after.half_open == after.half_open_in_table == {Path.TO_VM: flows, Path.FROM_VM: 0}
     assert set(queued(host)) == opened
     assert set(queued(host).values()) == {1}
 
