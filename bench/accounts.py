@@ -13,12 +13,17 @@ from vgw.controller.reconcile import Host
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The counters of a VM's one endpoint at a moment; `memory` is in bytes, of all its maps."""
+    """The counters of a VM's one endpoint at a moment; `memory` is in bytes, of all its maps.
+
+    `half_open` is what is counted by who opened them, `half_open_in_table` what is there.
+    """
 
     packets: Mapping[tuple[Path, Verdict, Reason], int]
     entries: int
     limit: int
     created: Mapping[Path, int]
+    half_open: Mapping[Path, int]
+    half_open_in_table: Mapping[Path, int]
     sent: int
     suppressed: int
     lost: int
@@ -47,12 +52,15 @@ def read_account(host: Host, vm: str) -> Account:
     (endpoint,) = host.open_endpoints(vm)
     with endpoint:
         maps = endpoint.maps
+        openers = Counter(Path(flow.opener) for _, flow in maps.flows() if flow.half_open)
         meta, meter = maps.meta(), maps.event_meter()
         return Account(
             packets={key: counter.packets for key, counter in maps.stats().items()},
             entries=meta.entries,
             limit=maps.conntrack_max(),
             created={path: meta.created[path] for path in Path},
+            half_open={path: meta.half_open[path] for path in Path},
+            half_open_in_table={path: openers[path] for path in Path},
             sent=meter.sent,
             suppressed=meter.suppressed,
             lost=meter.lost,

@@ -21,7 +21,7 @@ from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 
 #: Closed connections have to go fast enough for as many new ones as a machine can open.
-LIMITS: Final = Limits(timeouts={"tcp_fin": 1})
+LIMITS: Final = Limits(timeouts={"tcp_fin": 1}, half_open_max=131072)
 #: Of the client's and of the VM's side: what tells the live connections from the others.
 _LIVE_PORT, _OTHER_PORT = 443, 80
 _OTHERS_OFFSET: Final = 1 << 20  # addresses

@@ -13,6 +13,10 @@ from typing import Final
 #: again after 0.2 s, 0.6 s, 1.4 s, 3 s and 6.2 s.
 STALL: Final = 10.0
 _BYTES: Final = 64
+#: Seconds between two rounds: others want to use the processor as well.
+_PACE: Final = 0.005
+#: Each takes its time; after so many the rest would tell nothing new.
+_MOST_PROBLEMS: Final = 3
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -20,7 +24,8 @@ Pair = tuple[socket.socket, socket.socket]
 class LiveFlows:
     """Connections, both ends of each, that exchange data during a `with` block, one by one.
 
-    `problems` has a line for each that was cut or stalled, which is left alone from then on.
+    `problems` has a line for each that was cut or stalled, which is left alone from then on; after
+    a few of them it ends.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -42,6 +47,10 @@ class LiveFlows:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the exchange; the connections stay open."""
         self._stop.set()
         self._thread.join()
 
@@ -50,7 +59,10 @@ class LiveFlows:
         with self._round:
             # That under way began earlier.
             target = self._rounds + 1 + rounds
-            ended = self._round.wait_for(lambda: self._rounds >= target, STALL * (rounds + 2))
+            patience = STALL * (_MOST_PROBLEMS + 1)
+            ended = self._round.wait_for(
+                lambda: self._rounds >= target or bool(self.problems), patience
+            )
         return ended and not self.problems
 
     def reset_longest(self) -> None:
@@ -58,12 +70,17 @@ class LiveFlows:
         self.longest = 0.0
 
     def _run(self) -> None:
-        while not self._stop.is_set() and self._pairs:
+        while self._goes_on():
             for pair in list(self._pairs):
-                self._exchange(pair)
+                if self._goes_on():
+                    self._exchange(pair)
             with self._round:
                 self._rounds += 1
                 self._round.notify_all()
+            self._stop.wait(_PACE)
+
+    def _goes_on(self) -> bool:
+        return not self._stop.is_set() and len(self.problems) < _MOST_PROBLEMS
 
     def _exchange(self, pair: Pair) -> None:
         number = self.exchanges.to_bytes(8, "big")
@@ -75,7 +92,9 @@ class LiveFlows:
                     raise OSError("other data arrived")
         except OSError as error:
             self._pairs.remove(pair)
-            self.problems.append(f"after {time.monotonic() - start:.1f} s: {error}")
+            with self._round:
+                self.problems.append(f"after {time.monotonic() - start:.1f} s: {error}")
+                self._round.notify_all()
             return
         self.exchanges += 1
         self.longest = max(self.longest, time.monotonic() - start)
