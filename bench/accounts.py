@@ -15,7 +15,7 @@ from vgw.controller.reconcile import Host
 class Account:
     """The counters of a VM's one endpoint at a moment; `memory` is in bytes, of all its maps.
 
-    `half_open` is what is counted by who opened them, `half_open_in_table` what is there.
+    `half_open` is by who opened the flows.
     """
 
     packets: Mapping[tuple[Path, Verdict, Reason], int]
@@ -23,7 +23,6 @@ class Account:
     limit: int
     created: Mapping[Path, int]
     half_open: Mapping[Path, int]
-    half_open_in_table: Mapping[Path, int]
     sent: int
     suppressed: int
     lost: int
@@ -52,7 +51,6 @@ def read_account(host: Host, vm: str) -> Account:
     (endpoint,) = host.open_endpoints(vm)
     with endpoint:
         maps = endpoint.maps
-        openers = Counter(Path(flow.opener) for _, flow in maps.flows() if flow.half_open)
         meta, meter = maps.meta(), maps.event_meter()
         return Account(
             packets={key: counter.packets for key, counter in maps.stats().items()},
@@ -60,9 +58,16 @@ def read_account(host: Host, vm: str) -> Account:
             limit=maps.conntrack_max(),
             created={path: meta.created[path] for path in Path},
             half_open={path: meta.half_open[path] for path in Path},
-            half_open_in_table={path: openers[path] for path in Path},
             sent=meter.sent,
             suppressed=meter.suppressed,
             lost=meter.lost,
             memory=maps.memory(),
         )
+
+
+def half_open_flows(host: Host, vm: str) -> Mapping[Path, int]:
+    """Return how many flows in the table of such a VM are half open, by who opened them."""
+    (endpoint,) = host.open_endpoints(vm)
+    with endpoint:
+        found = Counter(Path(flow.opener) for _, flow in endpoint.maps.flows() if flow.half_open)
+    return {path: found[path] for path in Path}
