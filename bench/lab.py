@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network that measurements send traffic through: a client, a bridge and a VM.
+"""The network that measurements send traffic through: a client, a bridge, a VM and another VM.
 
     namespace   plays             interface    on the host behind
     host        the hypervisor    br0          -
     client      somebody outside  eth0         veth-client
     vm          the VM            eth0         veth-vm
+    other       another VM        eth0         veth-other
 
 Neighbours are static and the bridge learns nothing new, so nothing but the measured traffic is on
 the way. Nothing outside the namespaces and the lab's directory is touched.
@@ -22,21 +23,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from bench.native import build
 from bench.policy_text import Endpoint
 from vgw.errors import VgwError
 
 PREFIX: Final = "vgw-bench-"
 VM_MAC: Final = "52:54:00:00:00:11"
+OTHER_MAC: Final = "52:54:00:00:00:12"
 CLIENT_MAC: Final = "52:54:00:00:00:02"
 VM_ADDRESSES: Final = {4: "10.20.0.11", 6: "2001:db8:20::11"}
+OTHER_ADDRESSES: Final = {4: "10.20.0.12", 6: "2001:db8:20::12"}
 CLIENT_ADDRESSES: Final = {4: "10.20.0.2", 6: "2001:db8:20::2"}
 PREFIX_LENGTHS: Final = {4: 24, 6: 64}
 VM: Final = "vm"
 #: The most that a policy can ask for: a run's connections fit in at once.
 CONNTRACK_MAX: Final = 131072
-NODES: Final = ("host", "client", "vm")
-_SOURCE: Final = Path(__file__).with_name("connections.c")
-_CC: Final = ("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
+NODES: Final = ("host", "client", "vm", "other")
+#: Node -> MAC and addresses of its card.
+CARDS: Final = {
+    "client": (CLIENT_MAC, CLIENT_ADDRESSES),
+    "vm": (VM_MAC, VM_ADDRESSES),
+    "other": (OTHER_MAC, OTHER_ADDRESSES),
+}
 _NEEDED: Final = ("ip", "nsenter", "nft", "gcc")
 
 
@@ -45,14 +53,14 @@ class BenchError(VgwError):
 
 
 class Lab:
-    """A lab that is up; `vgw` is the command to measure."""
+    """A lab that is up; `vgw_command` is the command to measure."""
 
     def __init__(self, name: str, vgw: str) -> None:
         self.name = name
         self.directory = Path("/run", name)
         self.connections = self.directory / "connections"
-        self._vgw = vgw
-        self._environment = os.environ | {
+        self.vgw_command = vgw
+        self.environment = os.environ | {
             f"VGW_{place}": str(self.directory / directory)
             for place, directory in (
                 ("POLICY", "policy.d"),
@@ -76,8 +84,8 @@ class Lab:
     def vgw(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run one vgw command on the lab's host."""
         return subprocess.run(
-            self.command("host", self._vgw, *words),
-            env=self._environment,
+            self.command("host", self.vgw_command, *words),
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
@@ -129,16 +137,16 @@ def _build(built: Lab) -> None:
     for directory in ("policy.d", "run", "state", "bpf", "cache", "log"):
         built.directory.joinpath(directory).mkdir(parents=True)
     _run("mount", "-t", "bpf", "-o", "mode=700", "bpf", str(built.directory / "bpf"))
-    _run(*_CC, "-o", str(built.connections), str(_SOURCE))
+    build("connections", built.directory)
     for node in NODES:
         _run("ip", "netns", "add", f"{built.name}-{node}")
         _run(*built.command(node, "sh", "-c", _QUIET))
     _run("ip", "-n", f"{built.name}-host", "-batch", "-", text=_HOST_LINKS)
     built.filter_bridged(on=False)
-    for node, mac in (("client", CLIENT_MAC), ("vm", VM_MAC)):
+    for node, (mac, _) in CARDS.items():
         _run("ip", "-n", f"{built.name}-host", "-batch", "-", text=_node_links(built, node, mac))
-    _run("ip", "-n", f"{built.name}-client", "-batch", "-", text=_node_addresses("client"))
-    _run("ip", "-n", f"{built.name}-vm", "-batch", "-", text=_node_addresses("vm"))
+    for node in CARDS:
+        _run("ip", "-n", f"{built.name}-{node}", "-batch", "-", text=_node_addresses(node))
 
 
 #: No duplicate address detection and no router solicitations; all ports for connections.
@@ -169,16 +177,14 @@ def _node_links(built: Lab, node: str, mac: str) -> str:
 
 
 def _node_addresses(node: str) -> str:
-    own, other, mac = (
-        (VM_ADDRESSES, CLIENT_ADDRESSES, CLIENT_MAC)
-        if node == "vm"
-        else (CLIENT_ADDRESSES, VM_ADDRESSES, VM_MAC)
-    )
     lines = ["link set lo up", "link set eth0 up"]
-    for version, address in own.items():
+    for version, address in CARDS[node][1].items():
         flags = " nodad" if version == 6 else ""
         lines.append(f"addr add {address}/{PREFIX_LENGTHS[version]} dev eth0{flags}")
-        lines.append(f"neigh replace {other[version]} lladdr {mac} dev eth0 nud permanent")
+        for other, (mac, addresses) in CARDS.items():
+            if other != node:
+                neighbour = f"{addresses[version]} lladdr {mac}"
+                lines.append(f"neigh replace {neighbour} dev eth0 nud permanent")
     return "\n".join(lines) + "\n"
 
 

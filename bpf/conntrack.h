@@ -114,7 +114,12 @@ static __always_inline void fill_flow(struct flow *flow, const struct endpoint_c
 		tcp_begin(flow, packet, path);
 }
 
-/* Puts a new flow into the table. Returns NONE, or why it is not there. */
+static __always_inline void count_opened(struct conntrack_meta *meta, const struct flow *flow)
+{
+	__sync_fetch_and_add(&meta->created[flow->opener & 1], 1);
+}
+
+/* Puts a new flow into the table and counts it. Returns NONE, or why it is not there. */
 static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
 						   struct flow_key *key, struct flow *flow)
 {
@@ -127,8 +132,10 @@ static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
 	if (error)
 		return VGW_REASON_CT_FULL;
 	__sync_fetch_and_add(&meta->entries, 1);
-	if (queue_append(meta, key))
+	if (queue_append(meta, key)) {
+		count_opened(meta, flow);
 		return VGW_REASON_NONE;
+	}
 	flow_delete(meta, key, flow);
 	return VGW_REASON_CT_FULL;
 }
@@ -176,12 +183,13 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 	fill_flow(flow, config, work, path);
 	flow->half_open = !work->taken;
 	flow->claim = 0;
-	if (!old)
-		reason = flow_insert(meta, &work->key, &work->flow);
+	if (old) {
+		count_opened(meta, flow);
+		return;
+	}
+	reason = flow_insert(meta, &work->key, &work->flow);
 	if (reason)
 		decide(work, VGW_VERDICT_DROP, reason);
-	else
-		__sync_fetch_and_add(&meta->created[work->opener & 1], 1);
 }
 
 /* What an answer, or the end of a handshake, means for the limit of half-open flows. */

@@ -12,6 +12,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from bench.flood import Flooder
+from bench.native import build
+
 # An example that takes long on a busy host is no mistake.
 hypothesis.settings.register_profile("vgw", deadline=None)
 hypothesis.settings.load_profile("vgw")
@@ -20,6 +23,12 @@ hypothesis.settings.load_profile("vgw")
 GUARDED_MARKERS = ("bpf", "lab")
 LAB_COMMANDS = ("ip", "nsenter", "ping", "busybox", "prometheus", "promtool")
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF = 12, 21, 39
+
+
+@pytest.fixture(scope="session")
+def flooder(tmp_path_factory: pytest.TempPathFactory) -> Flooder:
+    """What sends floods of frames, compiled once."""
+    return Flooder(build("flood", tmp_path_factory.mktemp("flood")))
 
 
 def skips_are_failures() -> bool:

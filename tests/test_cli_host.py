@@ -265,7 +265,7 @@ def test_a_state_directory_that_cannot_be(vgw: Vgw) -> None:
     assert_refused(vgw, done, "Not a directory; choose another directory by VGW_STATE_DIR")
 
 
-def test_a_policy_that_does_not_fit_is_invalid_for_every_verb(vgw: Vgw) -> None:
+def test_catalogue_L15_a_policy_that_does_not_fit_is_invalid_for_every_verb(vgw: Vgw) -> None:
     vgw.ok("attach --vm web01")
     before = vgw.json("status")
     rules = "".join(f"      - {{name: r{n}, action: drop}}\n" for n in range(MAX_RULES))

@@ -86,7 +86,9 @@ def test_hostile_headers_are_judged_as_any(
 @EVERY_VERSION
 @pytest.mark.parametrize("bits", [BITS, 11])
 @pytest.mark.parametrize("matching", [False, True])
-def test_the_worst_case_looks_into_every_block(version: int, bits: int, matching: bool) -> None:
+def test_catalogue_L8_the_worst_case_looks_into_every_block(
+    version: int, bits: int, matching: bool
+) -> None:
     rules = hostile_rules(MAX_RULES, version, bits, matching=matching)
     assert len(rules) == MAX_RULES
     assert [rule.tier for rule in rules] == sorted((r.tier for r in rules), key=TIERS.index)
@@ -99,7 +101,7 @@ def test_the_worst_case_looks_into_every_block(version: int, bits: int, matching
 
 
 @EVERY_VERSION
-def test_few_values_have_the_longest_searches(version: int) -> None:
+def test_catalogue_L8_few_values_have_the_longest_searches(version: int) -> None:
     reader = ImageReader(image_of(hostile_rules(FEWEST, version, BITS, matching=False)))
     efforts = [effort_of(reader, header) for header in hostile_headers(version, BITS, 64)]
     longest = max((effort.lines for effort in efforts), key=sum)
@@ -107,7 +109,7 @@ def test_few_values_have_the_longest_searches(version: int) -> None:
 
 
 @EVERY_VERSION
-def test_an_ordinary_header_looks_into_few_blocks(version: int) -> None:
+def test_catalogue_L8_an_ordinary_header_looks_into_few_blocks(version: int) -> None:
     """Negative control: the same count of other headers and of other rules is small."""
     rules = generate(10_000, "acl", version)
     reader = ImageReader(image_of(rules))

@@ -211,7 +211,7 @@ def test_the_defaults_are_in_the_image() -> None:
     assert word & 0xFF == Action.REJECT
 
 
-def test_rules_beyond_the_limit_are_refused() -> None:
+def test_catalogue_L15_rules_beyond_the_limit_are_refused() -> None:
     nets = [ip_network((n << 8, 24)) for n in range(MAX_RULES + 1)]
     rules = tuple(rule(f"r{n}", peers=(net,), file="p.yaml", line=n) for n, net in enumerate(nets))
     image = image_of(rules[:-1])
@@ -222,7 +222,9 @@ def test_rules_beyond_the_limit_are_refused() -> None:
     assert caught.value.exit_code == ExitCode.POLICY_INVALID
 
 
-def test_too_much_memory_is_refused_by_the_rule_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalogue_L15_too_much_memory_is_refused_by_the_rule_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(compiler, "MAX_BYTES", 1 << 20)
     many = tuple(ip_network((n << 9, 24)) for n in range(60_000))
     rules = (*World(1).rules(70), rule("big", tier=Tier.BASELINE, peers=many))
@@ -231,7 +233,9 @@ def test_too_much_memory_is_refused_by_the_rule_at_fault(monkeypatch: pytest.Mon
     assert image_of(rules[:-1]).rules
 
 
-def test_few_rules_may_not_take_more_memory_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalogue_L15_few_rules_may_not_take_more_memory_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(compiler, "MAX_BYTES", 1 << 20)
     many = tuple(ip_network((n << 9, 24)) for n in range(60_000))
     with pytest.raises(PolicyTooLargeError, match=r"more than 1 MiB; rule 'big' of policy 'p' has"):

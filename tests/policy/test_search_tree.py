@@ -70,7 +70,7 @@ def test_services_are_found_in_few_steps() -> None:
     build([0, *(6 << 16 | port for port in ports)], 1, image.VALUE_STEPS)
 
 
-def test_a_search_that_takes_too_long_is_refused() -> None:
+def test_catalogue_L8_a_search_that_takes_too_long_is_refused() -> None:
     starts = clustered(random.Random(2), 5000, 128)
     with pytest.raises(SearchTooDeepError):
         build(starts, 4, 1)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interfaces that come and go under protection, and what of them stays behind."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vgw import libbpf
+from vgw.controller.reconcile import Host
+from vgw.errors import VgwError
+from vgw.libbpf.library import library
+from vgw.policy.model import PolicyDocument
+
+#: Cycles after which caches and the like are as large as they get.
+WARM_UP: Final = 10
+#: The kernel frees programs and maps when no packet can be in them any more.
+_PATIENCE: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What there is of a host: in the kernel only what these cycles made."""
+
+    programs: int
+    maps: int
+    descriptors: int
+    pins: int
+    files: int
+    objects: int
+
+
+class Cycles:
+    """Makes an interface, protects it and removes it again, as often as asked."""
+
+    def __init__(self, host: Host, document: PolicyDocument, vm: str, interface: str) -> None:
+        """Prepare for a policy that names the VM with this one interface."""
+        self._host = host
+        self._document = document
+        self._vm = vm
+        self._interface = interface
+        self._programs: set[int] = set()
+        self._maps: set[int] = set()
+
+    def run(self, cycles: int, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Run cycles; in every other one the interface goes first and its endpoint after it."""
+        for number in range(cycles):
+            progress(number)
+            self._link("add", self._interface, "type", "veth", "peer", "name", "left-peer")
+            self._host.attach(self._document, self._vm)
+            self._note()
+            if number % 2:
+                self._link("del", self._interface)
+                self._host.sweep()
+            else:
+                self._host.detach(self._vm)
+                self._link("del", self._interface)
+
+    def traces(self) -> Traces:
+        """Return what there is, after the kernel had time to free what is to go."""
+        deadline = time.monotonic() + _PATIENCE
+        while (alive := self._alive()) != (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        gc.collect()
+        paths = self._host.paths
+        return Traces(
+            programs=alive[0],
+            maps=alive[1],
+            descriptors=len(list(Path("/proc/self/fd").iterdir())),
+            pins=len([pin for pin in paths.bpffs.rglob("*") if not pin.is_dir()]),
+            files=len([file for file in paths.state_dir.rglob("*") if file.is_file()]),
+            objects=len(gc.get_objects()),
+        )
+
+    def _note(self) -> None:
+        """Remember the numbers of what protects the interface now."""
+        (endpoint,) = self._host.open_endpoints(self._vm)
+        with endpoint:
+            self._programs.update(endpoint.programs.values())
+            self._maps.update(libbpf.map_info(fd).id for fd in endpoint.fds.values())
+
+    def _alive(self) -> tuple[int, int]:
+        """Return how many programs and maps of all cycles are there."""
+        programs = self._programs.intersection(_ids("bpf_prog_get_next_id"))
+        maps = self._maps.intersection(_ids("bpf_map_get_next_id"))
+        return len(programs), len(maps)
+
+    def _link(self, *words: str) -> None:
+        done = subprocess.run(["ip", "link", *words], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise VgwError(f"ip link {' '.join(words)}: {done.stderr.strip()}")
+
+
+def _ids(next_id: str) -> Iterator[int]:
+    """Yield all ids of a kind on this machine. Nothing is opened, for that would keep it."""
+    number = ctypes.c_uint32(0)
+    while getattr(library(), next_id)(number, ctypes.byref(number)) == 0:
+        yield number.value
