@@ -92,12 +92,13 @@ class _Runner:
 class QuickEngine(ProgramEngine):
     """A ProgramEngine for millions of packets, to be used on one CPU only."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 (what its parent takes, and where to read)
+    def __init__(
         self,
         artefact: loader.Artefact,
         hook: Hook,
         facts: EndpointFacts,
         policy: EffectivePolicy | None,
+        *,
         conntrack_max: int,
         memory: WorkMemory,
     ) -> None:

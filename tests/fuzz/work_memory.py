@@ -36,8 +36,12 @@ typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 #include "packet.h"
-#define PLACE(name) printf("%s %zu %zu\\n", #name, offsetof(struct scratch, name), \\
-			   sizeof(((struct scratch *)0)->name))
+#define PLACE(name) print_place(#name, offsetof(struct scratch, name), \\
+	sizeof(((struct scratch *)0)->name))
+static void print_place(const char *name, size_t offset, size_t size)
+{
+	printf("%s %zu %zu\\n", name, offset, size);
+}
 int main(void)
 {
 """
@@ -60,7 +64,7 @@ class WorkMemory:
 
 
 def read_layout() -> WorkMemory:
-    """Return the layout that bpf/packet.h gives; raises CalledProcessError when it lacks a field."""
+    """Return the layout of bpf/packet.h; raises CalledProcessError when it lacks a field."""
     lines = [f"\tPLACE({name});" for name in FIELDS]
     lines += ['\tprintf("size %zu 0\\n", sizeof(struct scratch));', "\treturn 0;", "}", ""]
     with tempfile.TemporaryDirectory() as directory:
