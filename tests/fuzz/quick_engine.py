@@ -11,8 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ from tests.engines import CannotRunError, Outcome
 from tests.fuzz.work_memory import FIELDS, WorkMemory
 from tests.program_engine import (
     LONGEST_FRAME,
+    NO_POLICY,
     SHORTEST_FRAME,
     SHORTEST_SKB,
     TC_CODES,
@@ -32,6 +35,7 @@ from vgw.abi import Path, Reason, Verdict
 from vgw.libbpf import MapType
 from vgw.libbpf.library import check, library
 from vgw.libbpf.programs import _TestRunOpts
+from vgw.policy.compile import PolicyImage
 from vgw.policy.guards import EndpointFacts
 from vgw.policy.model import EffectivePolicy, Hook
 
@@ -49,11 +53,21 @@ _FIRST: Final = bytes(4)
 _MOST_SIZES: Final = LONGEST_FRAME + _OUTPUT_ROOM
 
 
+#: Reasons of accepted packets of flows; those that were judged anew were accepted by a rule again.
+_OF_FLOWS: Final = frozenset({Reason.CT_ESTABLISHED, Reason.CT_RELATED})
 #: The fields of the work memory that are numbers.
 NUMBERS: Final = tuple(name for name in FIELDS if name != "key")
 _CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _Key = ctypes.Array[ctypes.c_char]
 _Reader = Callable[[Any, int], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a slot of policies holds."""
+
+    policy: EffectivePolicy | None
+    images: dict[Path, PolicyImage]
 
 
 class AuditError(AssertionError):
@@ -104,6 +118,7 @@ class QuickEngine(ProgramEngine):
     ) -> None:
         """Make the engine; the caller has pinned itself to one CPU."""
         (self._cpu,) = os.sched_getaffinity(0)
+        self._held: dict[int, _Held] = {}
         super().__init__(artefact, hook, facts, policy, conntrack_max)
         spec = artefact.maps["scratch"]
         assert spec.value_size == memory.size, "struct scratch is not what gcc makes of it"
@@ -147,12 +162,28 @@ class QuickEngine(ProgramEngine):
         return outcome
 
     def set_policy(self, policy: EffectivePolicy | None) -> None:
-        super().set_policy(policy)
+        """Put a policy in force; quick for the one that was in force before."""
+        spare = 1 - self.maps.active_slot()
+        held = self._held.get(spare)
+        if held is not None and held.policy is policy:
+            self._flip(spare, held)
+        else:
+            super().set_policy(policy)
+            self._held[spare] = _Held(policy, self._images)
         self._keys = {path: [rule.key for rule in self._images[path].rules] for path in Path}
         self._known: dict[tuple[Path, tuple[int, ...]], Outcome] = {}
         self._counts: Tally[tuple[Path, Verdict, Reason]] = Tally()
-        self._rule_counts: Tally[str] = Tally()
         self._stats = self.maps.stats()
+        self._rule_counts = Tally(self._rule_hits())
+
+    def _flip(self, slot: int, held: _Held) -> None:
+        """Put in force, under a new generation, what a slot still holds."""
+        self._policy, self._images = held.policy, held.images
+        self._generation += 1
+        config = self.maps.config(slot)
+        config.generation = NO_POLICY if held.policy is None else self._generation
+        libbpf.map_update(self.fd("configs"), slot.to_bytes(4, sys.byteorder), bytes(config))
+        self.maps.switch(slot)
 
     def reset(self) -> None:
         """Forget all state: every entry of every table, and what the arrays hold."""
@@ -181,7 +212,7 @@ class QuickEngine(ProgramEngine):
         check(self._lookup(self._scratch_fd, _FIRST, self._scratch), "read the work memory")
         values = self._in_order(self._unpack(self._scratch, self._base))
         verdict, reason, rule, asked, rejudge, rule_path = values
-        if asked and rejudge and reason != Reason.RULE:
+        if asked and rejudge and reason in _OF_FLOWS:
             rule = self._rule_of_flow()
         memo = (path, (verdict, reason, rule, rule_path if rule != abi.NO_RULE else 0))
         outcome = self._known.get(memo)

@@ -25,7 +25,7 @@ from vgw.policy.flows import other
 LONGEST: Final = 40
 #: How likely each packet of a sequence is changed.
 _SHARES: Final = (0.0, 0.1, 0.3, 0.3, 0.6, 1.0)
-_POLICY_SHARE: Final = 0.004
+_POLICY_SHARE: Final = 0.03
 _WAIT_SHARE: Final = 0.06
 _GSO_SHARE: Final = 0.01
 _WEIGHTS: Final = tuple(accumulate(scene.weight for scene in SCENES))
@@ -101,10 +101,11 @@ class _Making:
             for _ in range(self._random.choice((1, 1, 2, 3))):
                 wait = Wait(self._random.choice(values.WAITS))
                 steps.insert(self._random.randrange(len(steps) + 1), wait)
-        if scene.others and self._random.random() < _POLICY_SHARE:
-            for _ in range(self._random.choice((1, 2))):
-                change = Apply(self._random.choice((*scene.others, scene.fixture.policy)))
-                steps.insert(self._random.randrange(len(steps) + 1), change)
+        if self._random.random() < _POLICY_SHARE:
+            places = self._random.choices(range(len(steps) + 1), k=self._random.choice((1, 1, 2)))
+            policies = scene.other, scene.fixture.policy
+            for place, policy in zip(sorted(places), policies, strict=False):
+                steps.insert(place, Apply(policy))
         return steps
 
     # Rearrangements
