@@ -162,22 +162,23 @@ class QuickEngine(ProgramEngine):
         return outcome
 
     def set_policy(self, policy: EffectivePolicy | None) -> None:
-        """Put a policy in force; quick for the one that was in force before."""
-        spare = 1 - self.maps.active_slot()
-        held = self._held.get(spare)
-        if held is not None and held.policy is policy:
-            self._flip(spare, held)
+        """Put a policy in force; quick for one that a slot holds already."""
+        active = self.maps.active_slot()
+        for slot, held in self._held.items():
+            if held.policy is policy:
+                self._flip(slot, held)
+                break
         else:
             super().set_policy(policy)
-            self._held[spare] = _Held(policy, self._images)
+            self._held[1 - active] = _Held(policy, self._images)
         self._keys = {path: [rule.key for rule in self._images[path].rules] for path in Path}
         self._known: dict[tuple[Path, tuple[int, ...]], Outcome] = {}
         self._counts: Tally[tuple[Path, Verdict, Reason]] = Tally()
-        self._stats = self.maps.stats()
+        self._stats_before = self.maps.stats()
         self._rule_counts = Tally(self._rule_hits())
 
     def _flip(self, slot: int, held: _Held) -> None:
-        """Put in force, under a new generation, what a slot still holds."""
+        """Put in force, under a new generation, what a slot holds."""
         self._policy, self._images = held.policy, held.images
         self._generation += 1
         config = self.maps.config(slot)
@@ -195,7 +196,7 @@ class QuickEngine(ProgramEngine):
 
     def audit(self) -> None:
         """Hold the counters against the decisions since the policy came into force."""
-        before, after = self._stats, self.maps.stats()
+        before, after = self._stats_before, self.maps.stats()
         moved = {
             labels: counter.packets - (before[labels].packets if labels in before else 0)
             for labels, counter in after.items()

@@ -40,12 +40,16 @@ class Settings:
 
 @dataclass(slots=True)
 class Result:
-    """What a run counted and found. `seconds` is from the first packet to the last."""
+    """What a run counted and found.
+
+    `seconds` is from the first packet to the last, `cpu_seconds` what all workers worked.
+    """
 
     settings: Settings
     counts: Counts = field(default_factory=Counts)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class _Report:
     worker: int
     counts: Counts
     seconds: float
+    cpu_seconds: float
     finding: Finding | None = None
     is_last: bool = False
 
@@ -136,6 +141,7 @@ def _merged(settings: Settings, latest: dict[int, _Report], findings: dict[str, 
     for report in latest.values():
         result.counts.add(report.counts)
         result.seconds = max(result.seconds, report.seconds)
+        result.cpu_seconds += report.cpu_seconds
     return result
 
 
@@ -149,7 +155,8 @@ def _work(job: _Job, reports: Any, stop: Any) -> None:
         budget = _Budget(settings, rig.counts, stop)
 
         def report(finding: Finding | None = None, *, is_last: bool = False) -> None:
-            reports.put(_Report(job.worker, rig.counts, budget.seconds, finding, is_last))
+            times = budget.seconds, budget.cpu_seconds
+            reports.put(_Report(job.worker, rig.counts, *times, finding, is_last))
 
         numbers: Iterable[int] = itertools.count(job.worker, settings.jobs)
         if settings.sequence is not None:
@@ -169,12 +176,12 @@ class _Budget:
         self._settings, self._counts, self._stop = settings, counts, stop
         share = settings.packets
         self._packets = None if share is None else -(-share // settings.jobs)
-        self._start = self._next = 0.0
+        self._start = self._next = self._cpu_start = 0.0
         self._report: Callable[[], None] = lambda: None
 
     def begin(self, report: Callable[[], None]) -> None:
         """Let the time run."""
-        self._start = time.monotonic()
+        self._start, self._cpu_start = time.monotonic(), time.process_time()
         self._next = self._start + _REPORT_SECONDS
         self._report = report
 
@@ -182,6 +189,11 @@ class _Budget:
     def seconds(self) -> float:
         """How long the worker has been at it."""
         return time.monotonic() - self._start
+
+    @property
+    def cpu_seconds(self) -> float:
+        """How long of that it had a CPU."""
+        return time.process_time() - self._cpu_start
 
     def is_over(self) -> bool:
         now = time.monotonic()

@@ -14,6 +14,16 @@ from vgw.cli_output import Table
 SCHEMA: Final = "vgw-fuzz/v1"
 #: Share of the packets that an engine may be unable to be given.
 MOST_SKIPPED: Final = 0.1
+_FIGURES: Final = (
+    "seed",
+    "jobs",
+    "seconds",
+    "sequences",
+    "packets",
+    "packets_per_second",
+    "packets_per_cpu_second",
+    "accepted_share",
+)
 #: NONE is no reason, and two CPUs are needed for CT_BUSY.
 OUT_OF_REACH: Final = frozenset({Reason.NONE, Reason.CT_BUSY})
 
@@ -64,6 +74,8 @@ def document(result: Result) -> dict[str, Any]:
         "packets": counts.packets,
         "sequences": counts.trials,
         "packets_per_second": _rate(counts.packets, result.seconds),
+        # What others do on the machine hardly shows in this one.
+        "packets_per_cpu_second": _rate(counts.packets, result.cpu_seconds),
         "engines": {
             name: {
                 "packets_per_second": _rate(counts.timed, seconds),
@@ -85,9 +97,8 @@ def text(result: Result) -> str:
     """Return the result as tables, with a row to paste for each disagreement."""
     facts = document(result)
     figures = Table("what", "value")
-    for key in ("seed", "jobs", "seconds", "sequences", "packets", "packets_per_second"):
+    for key in _FIGURES:
         figures.add(key.replace("_", " "), facts[key])
-    figures.add("accepted share", facts["accepted_share"])
     figures.add("reasons not seen", " ".join(facts["reasons_missing"]) or "none")
     engines = Table("engine", "packets/s", "skipped", right=("packets/s", "skipped"))
     for name, engine in facts["engines"].items():
