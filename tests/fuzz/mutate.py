@@ -324,10 +324,15 @@ def fix_lengths(data: bytearray) -> None:
     if len(data) < 14:
         return
     layout = layout_of(data)
+    fix_ip_length(data, layout)
+    if layout.protocol == UDP and layout.upper + 8 <= len(data):
+        put(data, layout.upper + 4, (len(data) - layout.upper).to_bytes(2, "big"))
+
+
+def fix_ip_length(data: bytearray, layout: Layout) -> None:
+    """Make the length field of IP agree with the length of the frame."""
     size = len(data) - layout.network
     if layout.version == 4:
         put(data, layout.network + 2, size.to_bytes(2, "big"))
     elif layout.version == 6 and size >= 40:
         put(data, layout.network + 4, (size - 40).to_bytes(2, "big"))
-    if layout.protocol == UDP and layout.upper + 8 <= len(data):
-        put(data, layout.upper + 4, (len(data) - layout.upper).to_bytes(2, "big"))

@@ -17,7 +17,7 @@ from tests.frames import ICMP, ICMPV6, IPV4, TCP, fragment6, icmp_error
 from tests.fuzz import values
 from tests.fuzz.conversations import make_stories, table_frames
 from tests.fuzz.layout import FRAGMENT, layout_of
-from tests.fuzz.mutate import Mutator, fix_lengths
+from tests.fuzz.mutate import Mutator, fix_ip_length, fix_lengths
 from tests.fuzz.seeds import make_seeds
 from tests.fuzz.trial import SCENES, Scene, Shot, Step, Trial
 from vgw.policy.flows import other
@@ -66,7 +66,7 @@ class _Making:
 
     def trial(self, name: str) -> Trial:
         scene = self._random.choices(SCENES, cum_weights=_WEIGHTS)[0]
-        steps = self._start()
+        steps = self._many_openings() if scene.is_small else self._start()
         self._mutator.numbers = [number for step in steps for number in _tcp_numbers(step)]
         for _ in range(self._random.choice((0, 1, 1, 2, 3, 6))):
             self._random.choice(_REARRANGEMENTS)(self, steps)
@@ -88,6 +88,10 @@ class _Making:
             place = self._random.randrange(len(outer))
             return [*outer[:place], *inner, *outer[place:]]
         return list(self._random.choices(self._frames, k=self._random.randrange(1, 12)))
+
+    def _many_openings(self) -> list[Step]:
+        stories = self._random.choices(self._stories, k=8)
+        return [step for story in stories for step in story[: self._random.randrange(1, 5)]]
 
     def _changed(self, step: Step, share: float) -> Step:
         if not isinstance(step, Shot) or self._random.random() >= share:
@@ -247,6 +251,6 @@ def fragments(frame: bytes, size: int, identifier: int) -> list[bytes]:
             piece[layout.network + 6] = FRAGMENT
             piece += header
         piece += content[offset : offset + size]
-        fix_lengths(piece)
+        fix_ip_length(piece, layout)
         made.append(bytes(piece))
     return made

@@ -24,9 +24,14 @@ from tests.cases.fixtures import (
     UNGUARDED_OPEN,
     USUAL,
     WATCHED,
+    egress,
+    ingress,
+    networks,
     policy,
+    ports,
 )
 from tests.cases.table import Apply, Fixture, Wait
+from tests.frames import PEER4, PEER6, STRANGER4, TCP, UDP
 from vgw.abi import Action, Path
 from vgw.policy.model import EffectivePolicy
 
@@ -65,6 +70,37 @@ class Scene:
 REJECTING: Final = Fixture(
     "rejecting", GUARDED, policy(ingress=Action.REJECT, egress=Action.REJECT)
 )
+#: More rules than a program looks through in one go, about ports and hosts that packets have.
+MANY_RULES: Final = Fixture(
+    "many-rules",
+    GUARDED,
+    policy(
+        *(
+            make(
+                f"{peer}-{protocol}-{port}",
+                action,
+                peers=networks(peer),
+                services=(ports(protocol, port),),
+            )
+            for make in (ingress, egress)
+            for peer in (PEER4, PEER6, STRANGER4, "10.20.0.0/24")
+            for protocol in (TCP, UDP)
+            for port, action in (
+                (22, Action.ACCEPT),
+                (23, Action.REJECT),
+                (53, Action.ACCEPT),
+                (443, Action.ACCEPT),
+                (3306, Action.DROP),
+                (8050, Action.ACCEPT),
+                (40000, Action.ACCEPT),
+                (65535, Action.DROP),
+                (1, Action.DROP),
+            )
+        ),
+        ingress=Action.DROP,
+        egress=Action.DROP,
+    ),
+)
 SCENES: Final = (
     Scene(OPEN, 12, NOTHING_ACCEPTED),
     Scene(OPEN, 8, SERVICES),
@@ -81,6 +117,7 @@ SCENES: Final = (
     Scene(NO_MAC_OPEN, 3, NOTHING_ACCEPTED),
     Scene(REJECTING, 3, SERVICES),
     Scene(CLOSED, 2, ALL_ACCEPTED),
+    Scene(MANY_RULES, 4, SERVICES),
     Scene(OPEN, 4, NOTHING_ACCEPTED, conntrack_max=4),
     Scene(CUT_OFF, 1, NOTHING_ACCEPTED),
 )
