@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.fuzz.run import Result, Settings, run
@@ -57,9 +58,9 @@ def _settings(chosen: argparse.Namespace) -> Settings:
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the fuzzer; the exit code is 1 when engines disagree or were given too little."""
-    chosen = _parser().parse_args()
+    chosen = _parser().parse_args(arguments)
     settings = _settings(chosen)
     print(f"seed {settings.seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as directory, Progress() as line:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pathlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from tests.cases import TABLES, fixtures, table
 from tests.cases.fixtures import OPEN
 from tests.engines import CannotRunError, Engine, EvaluatorEngine, changes_endpoint, play, report
 from tests.fuzz import trial
+from tests.fuzz.__main__ import main
 from tests.fuzz.compare import Rig, pinned
 from tests.fuzz.hunt import Hunt, describe
 from tests.fuzz.quick_engine import AuditError, QuickEngine
@@ -25,7 +28,7 @@ from tests.fuzz.sequences import Sequences
 from tests.fuzz.summary import accepted_share, problems, reasons_missing, text
 from tests.fuzz.work_memory import WorkMemory, read_layout
 from tests.program_engine import ProgramEngine
-from vgw import abi, loader
+from vgw import abi, libbpf, loader
 from vgw.abi import FlowState, Guard, Path
 from vgw.policy.flows import SECOND_NS
 from vgw.policy.guards import EndpointFacts
@@ -69,6 +72,24 @@ def test_engines_agree_for_a_minute(artefact: loader.Artefact) -> None:
     assert result.counts.packets > FEWEST_PACKETS, text(result)
 
 
+def test_command_writes_what_it_prints(
+    artefact: loader.Artefact,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+) -> None:
+    """The command line, and that a budget of packets ends a run."""
+    monkeypatch.setattr(loader, "load_artefact", lambda _: artefact)
+    file = tmp_path / "result.json"
+    command = ["--packets", "500", "--seed", "3", "--jobs", "1", "--hook", "tc", "-o", "json"]
+    assert main([*command, "--out", str(file)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(file.read_text())
+    assert printed["seed"] == 3
+    assert 500 <= printed["packets"] < 600
+    assert set(printed["engines"]) == {"evaluator", "tc"}
+
+
 @pytest.mark.usefixtures("one_cpu")
 @pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC], ids=str)
 def test_quick_engine_agrees_with_tables(
@@ -104,7 +125,7 @@ def test_audit_notices_a_packet_that_was_not_read(
     try:
         engine.judge(Path.FROM_VM, bytes(60))
         engine.audit()
-        ProgramEngine.judge(engine, Path.FROM_VM, bytes(60))
+        libbpf.prog_test_run(engine._instance.programs["xdp_from_vm"], bytes(60))
         with pytest.raises(AuditError):
             engine.audit()
     finally:
