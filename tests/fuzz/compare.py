@@ -28,8 +28,8 @@ Model = Callable[[EndpointFacts, EffectivePolicy | None, int], Engine]
 #: cannot be given the packet, and of a step that is no packet.
 Said = Outcome | str | None
 MODEL: Final = "evaluator"
-#: A replay that takes longer than this of real time may cross a timeout that the trial is near to.
-LONGEST_REPLAY: Final = 0.5
+#: A trial that takes longer than this of real time may cross a timeout that it comes near to.
+LONGEST_PLAY: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Rig:
         for _ in range(5):
             start = time.monotonic()
             found = self.check(trial) is not None
-            if found or time.monotonic() - start < LONGEST_REPLAY:
+            if found or time.monotonic() - start < LONGEST_PLAY:
                 return found
         return False
 

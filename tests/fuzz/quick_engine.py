@@ -46,6 +46,9 @@ _ARRAYS: Final = (MapType.ARRAY, MapType.PERCPU_ARRAY)
 #: Map types that this module tells from the others and libbpf.MapType does not name.
 _LRU_HASH: Final = 9
 _TABLES: Final = (MapType.HASH, _LRU_HASH)
+#: Maps of maps, programs and readers.
+_REFERENCES: Final = (*libbpf.MAPS_OF_MAPS, MapType.PROG_ARRAY, MapType.PERF_EVENT_ARRAY)
+_MOST_ELEMENTS: Final = 16
 _VERDICTS: Final = tuple(Verdict)
 _REASONS: Final = tuple(Reason)
 _OUTPUT_ROOM: Final = 512
@@ -191,8 +194,8 @@ class QuickEngine(ProgramEngine):
         for fd, key in self._tables:
             while library().bpf_map_get_next_key(fd, None, key) == 0:
                 libbpf.map_delete(fd, key.raw)
-        for fd, zeros in self._arrays:
-            libbpf.map_update(fd, _FIRST, zeros)
+        for fd, index, zeros in self._arrays:
+            libbpf.map_update(fd, index, zeros)
 
     def audit(self) -> None:
         """Hold the counters against the decisions since the policy came into force."""
@@ -251,15 +254,19 @@ def _reader(
 
 def _state_maps(
     artefact: loader.Artefact, fds: Mapping[str, int]
-) -> tuple[list[tuple[int, _Key]], list[tuple[int, bytes]]]:
-    """Return the tables with room for a key, and the arrays with an element of zeros."""
+) -> tuple[list[tuple[int, _Key]], list[tuple[int, bytes, bytes]]]:
+    """Return the tables with room for a key, and every element of the arrays with its zeros."""
     tables, arrays = [], []
     for name, fd in fds.items():
         spec = artefact.maps[name]
         if spec.map_type in _TABLES:
             tables.append((fd, ctypes.create_string_buffer(spec.key_size)))
         elif spec.map_type in _ARRAYS and name not in NO_STATE:
-            assert spec.max_entries == 1, f"the array {name} has several elements"
             copies = libbpf.possible_cpus() if spec.map_type in libbpf.PER_CPU else 1
-            arrays.append((fd, bytes(-(-spec.value_size // 8) * 8 * copies)))
+            zeros = bytes(-(-spec.value_size // 8) * 8 * copies)
+            for index in range(spec.max_entries):
+                arrays.append((fd, index.to_bytes(4, sys.byteorder), zeros))
+        else:
+            assert name in NO_STATE or spec.map_type in _REFERENCES, f"is {name} any state?"
+    assert len(arrays) <= _MOST_ELEMENTS, "so many elements take too long to zero"
     return tables, arrays
