@@ -45,9 +45,10 @@ class Disagreement:
         return {name: each[-1] for name, each in self.said.items()}
 
     @property
-    def kind(self) -> tuple[object, ...]:
-        """What makes it another one than others: who said what, without the numbers of rules."""
-        return tuple((name, _kind(said)) for name, said in self.last.items())
+    def kind(self) -> str:
+        """What makes it another one than others: the answers, whichever hook gives them."""
+        answers = {_kind(said) for name, said in self.last.items() if name != MODEL and said}
+        return f"{_kind(self.last[MODEL])} by the evaluator, {' and '.join(sorted(answers))}"
 
 
 def _no_seconds() -> dict[str, float]:
@@ -218,10 +219,11 @@ def find_disagreement(trial: Trial, said: dict[str, tuple[Said, ...]]) -> Disagr
     return None
 
 
-def _kind(said: Said) -> object:
+def _kind(said: Said) -> str:
+    """Return an answer without the number of a rule and the text of an error."""
     if isinstance(said, Outcome):
-        return said.verdict, said.reason
-    return said if said is None else said.split(":")[0]
+        return f"{said.verdict.name} {said.reason.name}"
+    return "nothing" if said is None else said.split(":")[0]
 
 
 @contextmanager

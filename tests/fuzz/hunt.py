@@ -51,7 +51,7 @@ class Hunt:
     def __init__(self, rig: Rig, sequences: Sequences, numbers: Iterable[int]) -> None:
         self._rig, self._sequences = rig, sequences
         self._numbers = iter(numbers)
-        self._kinds: set[tuple[object, ...]] = set()
+        self._kinds: set[str] = set()
 
     def next(self, is_over: Callable[[], bool]) -> Catch | None:
         """Return the next disagreement of a new kind; None when it is over.
@@ -84,7 +84,7 @@ def describe(catch: Catch, artefact: loader.Artefact, hooks: Iterable[Hook]) -> 
     said = {name: said_text(each) for name, each in found.last.items()}
     return Finding(
         name=found.trial.name,
-        kind="; ".join(f"{name} {' '.join(text.split()[:2])}" for name, text in said.items()),
+        kind=found.kind,
         row=row_of(found),
         said=said,
         counters={str(hook): _by_counters(found, artefact, hook) for hook in hooks},
