@@ -48,7 +48,8 @@ class Disagreement:
     def kind(self) -> str:
         """What makes it another one than others: the answers, whichever hook gives them."""
         answers = {_kind(said) for name, said in self.last.items() if name != MODEL and said}
-        return f"{_kind(self.last[MODEL])} by the evaluator, {' and '.join(sorted(answers))}"
+        programs = " and ".join(sorted(answers))
+        return f"{_kind(self.last[MODEL])} by the evaluator, {programs} by programs"
 
 
 def _no_seconds() -> dict[str, float]:

@@ -110,7 +110,7 @@ class _Making:
             policies = scene.other, scene.fixture.policy
             for place, policy in zip(sorted(places), policies, strict=False):
                 steps.insert(place, Apply(policy))
-        return steps
+        return [_off_timeouts(step) for step in steps]
 
     # Rearrangements
 
@@ -202,6 +202,10 @@ _REARRANGEMENTS: Final[tuple[Callable[[_Making, list[Step]], None], ...]] = (
     _Making._complain,
     _Making._complain,
 )
+
+
+def _off_timeouts(step: Step) -> Step:
+    return Wait(int(step.seconds) + values.OVER_SECOND) if isinstance(step, Wait) else step
 
 
 def _tcp_numbers(step: Step) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tests.cases.table import Wait
+from tests.fuzz import values
 from tests.fuzz.compare import Disagreement
 from tests.fuzz.mutate import fix_lengths
 from tests.fuzz.trial import SCENES, Shot, Step, Trial
@@ -49,8 +50,9 @@ class _Shrinking:
         if isinstance(step, Shot) and step.gso:
             self._replace(place, step._replace(gso=False))
         elif isinstance(step, Wait):
-            for seconds in (1, 11, 31, 61, 121, 601):
-                if seconds < step.seconds and self._replace(place, Wait(seconds)):
+            for seconds in values.WAITS:
+                shorter = Wait(seconds + values.OVER_SECOND)
+                if shorter.seconds < step.seconds and self._replace(place, shorter):
                     return
 
     def _replace(self, place: int, step: Step) -> bool:

@@ -136,6 +136,8 @@ FRAGMENTS4: Final = (
 FRAGMENTS6: Final = (
     0x0001, 0x0008, 0x0009, 0x0010, 0x0011, 0x05A8, 0x05A9, 0xFFF8, 0xFFF9, 0x0000, 0x0006, 0x0007,
 )  # fmt: skip
-#: Seconds that pass: around every timeout there is.
+#: Seconds that pass: around every timeout there is. With what is put on top of each, the sum of
+#: some is never just below or at a timeout, where a moment of real time decides for the programs.
 WAITS: Final = (1, 9, 11, 29, 31, 59, 61, 119, 121, 599, 601, 7439, 7441)
+OVER_SECOND: Final = 0.04
 BYTES: Final = (0, 1, 0xFF, 0x7F, 0x80, 0x45, 0x60, 6, 17, 58)
