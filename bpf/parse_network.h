@@ -31,6 +31,7 @@
 #define HOP_PADN_ALERT 0x0100050200000000ULL
 #define HOP_ALERT_PAD1 0x0502000000000000ULL
 #define HOP_PAD1_ALERT 0x0000050200000000ULL
+#define HOP_JUMBO 0xc20400000000ULL /* and the length, RFC 2675, 2 */
 
 struct arp_packet {
 	__be16 hardware;
@@ -237,9 +238,12 @@ static __always_inline bool is_router_alert(u64 options)
 	}
 }
 
-/* The one hop-by-hop header that is read on: eight bytes with a router alert. */
+/*
+ * The hop-by-hop headers that are read on, both of eight bytes: a router alert, and in a
+ * super-frame of the kernel the length of a payload above 64 KiB (RFC 2675, BIG TCP).
+ */
 static __always_inline enum vgw_reason parse_hop_by_hop(struct cursor *cursor,
-							struct packet *packet)
+							struct packet *packet, bool jumbo)
 {
 	const u8 *header = peek(cursor, 8);
 	u64 options;
@@ -248,9 +252,12 @@ static __always_inline enum vgw_reason parse_hop_by_hop(struct cursor *cursor,
 		return VGW_REASON_TRUNCATED;
 	options = (u64)ntohl(load_be32(header + 2)) << 32 |
 		  (u64)ntohs(*(const __be16 *)(header + 6)) << 16;
-	if (header[1] != 0 || !is_router_alert(options))
+	if (header[1] != 0)
 		return VGW_REASON_EXTENSION_HEADER;
-	packet->router_alert = true;
+	if (is_router_alert(options))
+		packet->router_alert = true;
+	else if (!jumbo || options >> 16 != (HOP_JUMBO | cursor->left))
+		return VGW_REASON_EXTENSION_HEADER;
 	packet->protocol = header[0];
 	advance(cursor, 8);
 	return VGW_REASON_NONE;
@@ -276,12 +283,12 @@ static __always_inline enum vgw_reason parse_fragment_header(struct cursor *curs
 
 /* Leaves the upper protocol in packet->protocol; an extension header still there is refused. */
 static __always_inline enum vgw_reason parse_extension_headers(struct cursor *cursor,
-							       struct packet *packet)
+							       struct packet *packet, bool jumbo)
 {
 	enum vgw_reason reason = VGW_REASON_NONE;
 
 	if (packet->protocol == EXT_HOP_BY_HOP)
-		reason = parse_hop_by_hop(cursor, packet);
+		reason = parse_hop_by_hop(cursor, packet, jumbo);
 	else if (packet->protocol == EXT_FRAGMENT)
 		reason = parse_fragment_header(cursor, packet);
 	if (reason || packet->kind == KIND_FRAGMENT)
@@ -314,7 +321,7 @@ static __always_inline enum vgw_reason parse_ipv6(struct cursor *cursor, struct 
 		return VGW_REASON_BAD_LENGTH;
 	enclose(cursor, length);
 	packet->ip_length = sizeof(*ip) + length;
-	reason = parse_extension_headers(cursor, packet);
+	reason = parse_extension_headers(cursor, packet, !ip->payload_len);
 	if (reason)
 		return reason;
 	packet->header_length += sizeof(*ip);

@@ -104,6 +104,25 @@ def _lengths() -> Iterator[Case]:
         packet = ipv6(tcp(), TCP, headers=jumbo, first=0, length=length)
         expected = BAD_LENGTH if length == 0 else EXTENSION
         yield ROWS.out(name, ethernet(packet, IPV6), expected)
+    big = hop_by_hop(TCP, bytes.fromhex("c2040000001c"))
+    for name, headers, expected in (
+        ("BIG TCP", big, DEFAULT),
+        ("BIG TCP with a wrong length", jumbo, EXTENSION),
+        ("BIG TCP with another option", hop_by_hop(TCP, bytes.fromhex("c3040000001c")), EXTENSION),
+        (
+            "BIG TCP behind two headers",
+            hop_by_hop(0, bytes.fromhex("c20400000024")) + big,
+            EXTENSION,
+        ),
+    ):
+        yield from ROWS.both(
+            f"K2 {name}",
+            lambda w, headers=headers: _packet(  # type: ignore[misc]
+                w, tcp(), TCP, headers=headers, first=0, length=0
+            ),
+            expected,
+            gso=True,
+        )
     for version in (0, 4, 5, 7, 15):
         yield ROWS.out(
             f"A14 IPv6 version {version}",

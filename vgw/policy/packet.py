@@ -52,6 +52,8 @@ DONT_FRAGMENT, MORE_FRAGMENTS, OFFSET_MASK = 0x4000, 0x2000, 0x1FFF
 FRAGMENT_UNIT, DATAGRAM_MAX = 8, 65535
 #: What a header that does not fit into a packet is refused with.
 CUT_SHORT = frozenset({Reason.TRUNCATED, Reason.BAD_LENGTH, Reason.BAD_HEADER})
+#: Type and length of the option that holds the length of a jumbogram.
+JUMBO_OPTION = bytes.fromhex("c204")
 IGMP_ROUTER_ALERT = bytes.fromhex("94040000")
 
 
@@ -195,7 +197,7 @@ def _read_ipv6(reading: Reading, content: Span) -> None:
         raise UnreadableError(Reason.BAD_LENGTH)
     payload = Span(content.frame, after_header.start, after_header.start + length)
     if next_header == HOP_BY_HOP:
-        next_header, payload = _read_hop_by_hop(reading, payload)
+        next_header, payload = _read_hop_by_hop(reading, payload, is_jumbo=number(header, 4) == 0)
     elif next_header == FRAGMENT:
         next_header, payload = _read_fragment(reading, payload)
     reading.packet = replace(reading.packet, protocol=next_header)
@@ -204,12 +206,16 @@ def _read_ipv6(reading: Reading, content: Span) -> None:
     _read_payload(reading, payload)
 
 
-def _read_hop_by_hop(reading: Reading, payload: Span) -> tuple[int, Span]:
-    """Read a router alert, the only hop-by-hop header there may be; ICMPv6 must follow it.
+def _read_hop_by_hop(reading: Reading, payload: Span, *, is_jumbo: bool) -> tuple[int, Span]:
+    """Read a hop-by-hop header: a router alert, which ICMPv6 must follow, or a jumbo length.
 
-    That what follows is MLD is checked where the ICMPv6 type is known.
+    That what follows an alert is MLD is checked where the ICMPv6 type is known. The length is that
+    of a super-frame of the kernel above 64 KiB (RFC 2675, BIG TCP).
     """
     header = _extension(payload)
+    jumbo = JUMBO_OPTION + len(payload).to_bytes(4, "big")
+    if is_jumbo and header[1] == 0 and header[2:] == jumbo:
+        return header[0], payload.after(8)
     if header[0] != ICMPV6 or header[1] != 0 or header[2:] not in ROUTER_ALERT_OPTIONS:
         raise UnreadableError(Reason.EXTENSION_HEADER)
     reading.packet = replace(reading.packet, router_alert=True)
