@@ -98,6 +98,8 @@ def _lengths() -> Iterator[Case]:
     yield from ROWS.both(
         "K2 length 0 on GSO", lambda w: _packet(w, tcp(), TCP, length=0), DEFAULT, gso=True
     )
+    empty = ethernet(ipv6(b"", TCP, length=0), IPV6)
+    yield ROWS.out("K2 length 0 on GSO, and nothing there", empty, BAD_LENGTH, gso=True)
     yield from ROWS.both("A9 padding over IPv6", lambda w: w.wrap6(tcp(), 6) + bytes(9), DEFAULT)
     jumbo = hop_by_hop(TCP, bytes.fromhex("c20400000014"))
     for name, length in (("E19 jumbogram", 0), ("E19 jumbogram with a length", None)):

@@ -193,7 +193,7 @@ def _read_ipv6(reading: Reading, content: Span) -> None:
     length = number(header, 4)
     if length == 0 and reading.gso:
         length = len(after_header)
-    elif length == 0 or length > len(after_header):
+    if length == 0 or length > len(after_header):
         raise UnreadableError(Reason.BAD_LENGTH)
     payload = Span(content.frame, after_header.start, after_header.start + length)
     if next_header == HOP_BY_HOP:
