@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -200,10 +201,12 @@ def test_catalogue_G15_connections_from_before_go_on(pair: Pair, inbound: bool) 
         exchange(here, there)
         exchange(there, here)
         block = bytes(1 << 20)
-        here.sendall(block)
-        left = len(block)
-        while left:
-            left -= len(there.recv(left))
+        with ThreadPoolExecutor() as pool:
+            sending = pool.submit(here.sendall, block)
+            left = len(block)
+            while left:
+                left -= len(there.recv(left))
+            sending.result()
         assert dropped(guarded.counts()) == set()
 
 
