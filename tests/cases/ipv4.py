@@ -98,6 +98,10 @@ def _lengths() -> Iterator[Case]:
             f"A8 total length {total}", _packet(OUT, segment, TCP, total=total), BAD_LENGTH
         )
     yield from ROWS.both("A8 total length 0", lambda w: _packet(w, segment, 6, total=0), BAD_LENGTH)
+    yield from ROWS.both("K2 total length 0", lambda w: _packet(w, segment, 6, total=0), BAD_LENGTH)
+    yield from ROWS.both(
+        "K2 total length 0 on GSO", lambda w: _packet(w, segment, 6, total=0), DEFAULT, gso=True
+    )
     yield from ROWS.both(
         "A8 total length 0 on GSO", lambda w: _packet(w, segment, 6, total=0), DEFAULT, gso=True
     )

@@ -95,6 +95,7 @@ def _lengths() -> Iterator[Case]:
     yield from ROWS.both("A11 length 0", lambda w: _packet(w, tcp(), TCP, length=0), BAD_LENGTH)
     yield from ROWS.both("A11 one too long", lambda w: _packet(w, tcp(), 6, length=21), BAD_LENGTH)
     yield from ROWS.both("A11 below TCP", lambda w: _packet(w, tcp(), 6, length=19), BAD_LENGTH)
+    yield from ROWS.both("K2 length 0", lambda w: _packet(w, tcp(), TCP, length=0), BAD_LENGTH)
     yield from ROWS.both(
         "K2 length 0 on GSO", lambda w: _packet(w, tcp(), TCP, length=0), DEFAULT, gso=True
     )

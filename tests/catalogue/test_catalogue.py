@@ -40,7 +40,7 @@ def programs(artefact: loader.Artefact) -> Iterator[Mapping[Hook, Engines]]:
         made.close()
 
 
-@pytest.mark.parametrize(("identity", "hook"), _tests())
+@pytest.mark.parametrize(("identity", "hook"), [*_tests()])
 def test_catalogue(identity: str, hook: Hook | None, request: pytest.FixtureRequest) -> None:
     rows = ROWS[identity]
     if hook is None:
