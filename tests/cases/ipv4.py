@@ -67,7 +67,8 @@ def _packet(wire: Wire, content: bytes, protocol: int, **fields: int) -> bytes:
     ends = (VM4, PEER4) if wire.path is Path.FROM_VM else (PEER4, VM4)
     if protocol == IGMP:
         ends = ends[0], IGMP_ROUTERS4
-    return wire.frame(ipv4(content, protocol, *ends, **fields), IPV4)  # type: ignore[arg-type]
+    packet = ipv4(content, protocol, *ends, **fields)  # type: ignore[arg-type]
+    return wire.frame(packet, IPV4, ends[1])
 
 
 def _cut() -> Iterator[Case]:
