@@ -163,10 +163,10 @@ def _options() -> Iterator[Case]:
 
 def _fragments() -> Iterator[Case]:
     fragments = {
-        "D1 first fragment": 0x2000,
+        "D9 first piece of 20 bytes": 0x2000,
         "D3 offset 1": 0x0001,
-        "D4 later fragment": 0x2010,
-        "D6 last fragment": 0x0010,
+        "D9 later piece of 20 bytes": 0x2010,
+        "D5 last piece alone": 0x0010,
         "D8 offset and length beyond 65535": 0x1FFF,
         "D9 MF and DF": 0x6000,
     }
@@ -181,7 +181,7 @@ def _fragments() -> Iterator[Case]:
     empty = OUT.wrap4(b"", TCP, fragment=0x2000)
     yield ROWS.out("D9 empty fragment", empty, dropped(Reason.FRAGMENT))
     small = OUT.wrap4(b"abc", ICMP, fragment=0x0100)
-    yield ROWS.out("D12 small later ICMP fragment", small, dropped(Reason.FRAGMENT))
+    yield ROWS.out("D12 small later ICMP fragment alone", small, dropped(Reason.FRAGMENT))
     yield ROWS.out("C8 reserved flag", OUT.wrap4(tcp(), TCP, fragment=0x8000), DEFAULT)
     yield ROWS.out("C8 DF", OUT.wrap4(tcp(), TCP, fragment=0x4000), DEFAULT)
 
