@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test: when bpf and lab tests are skipped, and that CI skips none."""
+"""What all tests share: when bpf and lab tests are skipped, that CI skips none, the programs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from bench.flood import Flooder
 from bench.native import build
+from vgw import loader
 
 # An example that takes long on a busy host is no mistake.
 hypothesis.settings.register_profile("vgw", deadline=None)
@@ -94,3 +95,9 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if report.outcome == "skipped" and skips_are_failures():
         fail_skipped(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def artefact(program_cache: Path) -> loader.Artefact:
+    """The packet programs, compiled once."""
+    return loader.load_artefact(program_cache)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from tests.cases.table import Send
 from tests.engines import CannotRunError, Outcome
 from vgw import abi, libbpf, loader
 from vgw.abi import FlowState, Path, Reason, Verdict
@@ -83,12 +84,9 @@ class ProgramEngine:
         self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
     ) -> Outcome:
         is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
-        ethertype = int.from_bytes(frame[12:14], "big")
-        shortest = SHORTEST_FRAME if is_xdp else SHORTEST_SKB.get(ethertype, SHORTEST_FRAME)
-        if not shortest <= len(frame) <= LONGEST_FRAME:
-            raise CannotRunError("a test run takes no frame of this length")
-        if vlan_tag is not None or (gso and is_xdp):
-            raise CannotRunError("a test run has no such metadata")
+        obstacle = _obstacle(is_xdp, frame, gso, vlan_tag)
+        if obstacle is not None:
+            raise CannotRunError(obstacle)
         context = _gso_context() if gso else b""
         run = libbpf.prog_test_run(self.program(path), frame, ctx_in=context)
         assert run.data_out == frame, "the program changed the packet"
@@ -246,6 +244,22 @@ class ProgramEngine:
 
     def _put(self, name: str, value: bytes) -> None:
         libbpf.map_update(self.fd(name), bytes(4), value)
+
+
+def why_not_run(hook: Hook, send: Send) -> str | None:
+    """Return why a test run cannot be given a packet, None if it can."""
+    is_xdp = hook is Hook.XDP and send.path is Path.FROM_VM
+    return _obstacle(is_xdp, send.frame, send.gso, send.vlan_tag)
+
+
+def _obstacle(is_xdp: bool, frame: bytes, gso: bool, vlan_tag: int | None) -> str | None:
+    ethertype = int.from_bytes(frame[12:14], "big")
+    shortest = SHORTEST_FRAME if is_xdp else SHORTEST_SKB.get(ethertype, SHORTEST_FRAME)
+    if not shortest <= len(frame) <= LONGEST_FRAME:
+        return "a test run takes no frame of this length"
+    if vlan_tag is not None or (gso and is_xdp):
+        return "a test run has no such metadata"
+    return None
 
 
 def _signed(value: int) -> int:

@@ -82,7 +82,7 @@ def test_packets_of_open_flows_queue_nothing(engine: ProgramEngine) -> None:
     check_invariant(engine)
 
 
-def test_live_flows_survive_any_number_of_looks(engine: ProgramEngine) -> None:
+def test_catalogue_L6_live_flows_survive_any_number_of_looks(engine: ProgramEngine) -> None:
     """Flows in use are put back each time they are looked at, while others come and go."""
     send(engine, range(100))
     for turn in range(20):

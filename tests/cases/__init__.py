@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from tests.cases import (
+    fragments,
+    host_services,
+    icmp_errors,
     identity,
     ipv4,
     ipv6,
     layer2,
     limits,
+    odd_fragments,
     policy,
     policy_stories,
     stories,
     tcp,
+    tcp_numbers,
     tcp_stories,
     udp_icmp,
 )
@@ -30,4 +35,9 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "policy_stories": policy_stories.CASES,
     "tcp_stories": tcp_stories.CASES,
     "limits": limits.CASES,
+    "fragments": fragments.CASES,
+    "odd_fragments": odd_fragments.CASES,
+    "tcp_numbers": tcp_numbers.CASES,
+    "icmp_errors": icmp_errors.CASES,
+    "host_services": host_services.CASES,
 }

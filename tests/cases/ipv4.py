@@ -67,7 +67,8 @@ def _packet(wire: Wire, content: bytes, protocol: int, **fields: int) -> bytes:
     ends = (VM4, PEER4) if wire.path is Path.FROM_VM else (PEER4, VM4)
     if protocol == IGMP:
         ends = ends[0], IGMP_ROUTERS4
-    return wire.frame(ipv4(content, protocol, *ends, **fields), IPV4)  # type: ignore[arg-type]
+    packet = ipv4(content, protocol, *ends, **fields)  # type: ignore[arg-type]
+    return wire.frame(packet, IPV4, ends[1])
 
 
 def _cut() -> Iterator[Case]:
@@ -98,6 +99,10 @@ def _lengths() -> Iterator[Case]:
             f"A8 total length {total}", _packet(OUT, segment, TCP, total=total), BAD_LENGTH
         )
     yield from ROWS.both("A8 total length 0", lambda w: _packet(w, segment, 6, total=0), BAD_LENGTH)
+    yield from ROWS.both("K2 total length 0", lambda w: _packet(w, segment, 6, total=0), BAD_LENGTH)
+    yield from ROWS.both(
+        "K2 total length 0 on GSO", lambda w: _packet(w, segment, 6, total=0), DEFAULT, gso=True
+    )
     yield from ROWS.both(
         "A8 total length 0 on GSO", lambda w: _packet(w, segment, 6, total=0), DEFAULT, gso=True
     )
@@ -158,10 +163,10 @@ def _options() -> Iterator[Case]:
 
 def _fragments() -> Iterator[Case]:
     fragments = {
-        "D1 first fragment": 0x2000,
+        "D9 first piece of 20 bytes": 0x2000,
         "D3 offset 1": 0x0001,
-        "D4 later fragment": 0x2010,
-        "D6 last fragment": 0x0010,
+        "D9 later piece of 20 bytes": 0x2010,
+        "D5 last piece alone": 0x0010,
         "D8 offset and length beyond 65535": 0x1FFF,
         "D9 MF and DF": 0x6000,
     }
@@ -176,7 +181,7 @@ def _fragments() -> Iterator[Case]:
     empty = OUT.wrap4(b"", TCP, fragment=0x2000)
     yield ROWS.out("D9 empty fragment", empty, dropped(Reason.FRAGMENT))
     small = OUT.wrap4(b"abc", ICMP, fragment=0x0100)
-    yield ROWS.out("D12 small later ICMP fragment", small, dropped(Reason.FRAGMENT))
+    yield ROWS.out("D12 small later ICMP fragment alone", small, dropped(Reason.FRAGMENT))
     yield ROWS.out("C8 reserved flag", OUT.wrap4(tcp(), TCP, fragment=0x8000), DEFAULT)
     yield ROWS.out("C8 DF", OUT.wrap4(tcp(), TCP, fragment=0x4000), DEFAULT)
 

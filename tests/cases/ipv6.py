@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.cases.fixtures import OPEN, UNGUARDED_OPEN
+from tests.cases.fixtures import OPEN, OTHER_PROTOCOLS, SERVER, UNGUARDED_OPEN
 from tests.cases.ipv4 import BAD_LENGTH, TRUNCATED
-from tests.cases.table import DEFAULT, Case, Rows, accepted, dropped
+from tests.cases.table import DEFAULT, Case, Rows, accepted, by_rule, dropped
 from tests.frames import (
     ALL_NODES6,
     ICMP,
@@ -95,6 +95,7 @@ def _lengths() -> Iterator[Case]:
     yield from ROWS.both("A11 length 0", lambda w: _packet(w, tcp(), TCP, length=0), BAD_LENGTH)
     yield from ROWS.both("A11 one too long", lambda w: _packet(w, tcp(), 6, length=21), BAD_LENGTH)
     yield from ROWS.both("A11 below TCP", lambda w: _packet(w, tcp(), 6, length=19), BAD_LENGTH)
+    yield from ROWS.both("K2 length 0", lambda w: _packet(w, tcp(), TCP, length=0), BAD_LENGTH)
     yield from ROWS.both(
         "K2 length 0 on GSO", lambda w: _packet(w, tcp(), TCP, length=0), DEFAULT, gso=True
     )
@@ -141,8 +142,9 @@ def _lengths() -> Iterator[Case]:
 def _extensions() -> Iterator[Case]:
     for number in (0, 43, 59, 60, 135, 139, 140):
         header = extension(TCP)
+        identity = "E20" if number >= 135 else "E3"
         yield from ROWS.both(
-            f"E3 extension {number} before TCP",
+            f"{identity} extension {number} before TCP",
             lambda wire, n=number, h=header: wire.wrap6(tcp(), TCP, headers=h, first=n),  # type: ignore[misc]
             EXTENSION,
         )
@@ -153,9 +155,15 @@ def _extensions() -> Iterator[Case]:
         frame = OUT.wrap6(tcp(), TCP, headers=atomic, first=44)
         yield ROWS.out(f"E18 atomic fragment, then {number}", frame, EXTENSION)
     for kind in (0, 2, 3, 4, 200):
-        routing = extension(TCP, bytes([kind, 1]) + bytes(20), units=2)
-        frame = OUT.wrap6(tcp(), TCP, headers=routing, first=43)
-        yield ROWS.out(f"E5 routing header type {kind}", frame, EXTENSION)
+        identity = "E5" if kind else "E4"
+        for left in (0, 1, 2):
+            routing = extension(TCP, bytes([kind, left]) + bytes(20), units=2)
+            yield from ROWS.both(
+                f"{identity} routing header type {kind}, {left} left",
+                lambda wire, r=routing: wire.wrap6(tcp(), TCP, headers=r, first=43),  # type: ignore[misc]
+                EXTENSION,
+            )
+    yield from _authenticated()
     for count in (3, 8, 9, 16, 64):
         chain = extension(60) * (count - 1) + extension(TCP)
         frame = OUT.wrap6(tcp(), TCP, headers=chain, first=60)
@@ -173,6 +181,20 @@ def _extensions() -> Iterator[Case]:
             yield ROWS.out(f"E7 {name} cut at {size}", cut, TRUNCATED)
             padded = cut + bytes(20)
             yield ROWS.out(f"E7 {name} cut at {size}, padded", padded, TRUNCATED)
+
+
+def _authenticated() -> Iterator[Case]:
+    """An authentication header is a protocol by its number; the ports behind it are not read."""
+    for words in (0, 1, 4, 255):
+        header = bytes([TCP, words]) + bytes(10)
+        frame = IN.wrap6(tcp(), TCP, headers=header + bytes(12), first=51)
+        yield Rows(SERVER).into(f"E8 AH of {words} words before TCP 443", frame, PROTOCOL)
+        frame = OUT.wrap6(tcp(dport=23), TCP, headers=header + bytes(12), first=51)
+        yield ROWS.out(f"E8 AH of {words} words before TCP 23", frame, PROTOCOL)
+        named = by_rule("esp")
+        yield Rows(OTHER_PROTOCOLS).out(f"E8 AH of {words} words that a rule names", frame, named)
+    hidden = OUT.wrap6(tcp(), TCP, headers=extension(51) + bytes([TCP, 4]) + bytes(22), first=60)
+    yield ROWS.out("E8 AH behind destination options", hidden, EXTENSION)
 
 
 def _hop_by_hop() -> Iterator[Case]:
@@ -224,8 +246,8 @@ def _hop_by_hop() -> Iterator[Case]:
 def _fragments() -> Iterator[Case]:
     refused = dropped(Reason.FRAGMENT)
     headers = {
-        "E12 first fragment": fragment6(TCP, more=True),
-        "E13 later fragment": fragment6(TCP, 8),
+        "E12 first piece of 20 bytes": fragment6(TCP, more=True),
+        "E13 later fragment alone": fragment6(TCP, 8),
         "E13 offset 1": fragment6(TCP, 1),
         "E13 last offset": fragment6(TCP, 0x1FFF, more=True),
         "E15 fragment of an extension": fragment6(60, more=True),

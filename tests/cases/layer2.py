@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from tests.cases.fixtures import OPEN, TRUNK
 from tests.cases.table import DEFAULT, Case, Rows, accepted, dropped
 from tests.frames import (
+    ALL_NODES6,
     ARP,
+    ICMPV6,
     IN,
     IPV4,
     IPV6,
@@ -19,9 +21,11 @@ from tests.frames import (
     UNSPECIFIED4,
     VLAN,
     VM4,
+    VM_LINK_LOCAL,
     VM_MAC,
     arp,
     ethernet,
+    router_advertisement,
     tagged,
     tcp,
     udp,
@@ -86,11 +90,34 @@ def _llc() -> Iterator[Case]:
         yield ON_TRUNK.out(
             f"B6 tag, then SNAP with {name}", tagged(frame, 100), dropped(Reason.LLC)
         )
+    yield from _hidden_advertisements()
     bridge = bytes.fromhex("0180c2000000")
     frame = ethernet(bytes.fromhex("4242030000000000"), 8, destination=bridge)
     yield ROWS.out("B8 BPDU", frame, dropped(Reason.LLC))
     lldp = ethernet(bytes(46), 0x88CC, destination=bytes.fromhex("0180c200000e"))
     yield ROWS.out("B8 LLDP", lldp, dropped(Reason.ETHERTYPE))
+
+
+def _hidden_advertisements() -> Iterator[Case]:
+    """Router advertisements where a guard that reads only the EtherType does not look."""
+    plain = OUT.wrap6(
+        router_advertisement(), ICMPV6, local=VM_LINK_LOCAL, remote=ALL_NODES6, hop_limit=255
+    )
+    packet = SNAP + IPV6.to_bytes(2, "big") + plain[14:]
+    snap = ethernet(packet, len(packet), destination=plain[:6])
+    long_snap = ethernet(packet, 0x05FF, destination=plain[:6])
+    for rows, port in ((ROWS, "untagged port"), (ON_TRUNK, "trunk")):
+        tag, llc = dropped(Reason.VLAN), dropped(Reason.LLC)
+        yield rows.out(f"F15 RA in a priority tag, {port}", tagged(plain, 0), tag)
+        yield rows.out(f"F15 RA in two priority tags, {port}", tagged(tagged(plain, 0), 0), tag)
+        twice = tagged(tagged(plain, 0), 0, 0x88A8)
+        yield rows.out(f"F15 RA in 802.1ad around a priority tag, {port}", twice, tag)
+        yield rows.out(f"F15 RA in SNAP, {port}", snap, llc)
+        yield rows.out(f"F15 RA in SNAP with a wrong length, {port}", long_snap, llc)
+        yield rows.out(f"F15 RA in SNAP in a priority tag, {port}", tagged(snap, 0), tag)
+    refused = dropped(Reason.ROUTER_ADVERTISEMENT)
+    yield ON_TRUNK.out("F15 RA in a tag of its own", tagged(plain, 100), refused)
+    yield ON_TRUNK.out("F15 RA in SNAP in such a tag", tagged(snap, 100), dropped(Reason.LLC))
 
 
 def _tags() -> Iterator[Case]:

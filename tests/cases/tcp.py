@@ -81,9 +81,12 @@ def _odd_openings() -> Iterator[Case]:
     accurate = bytearray(tcp(extra_flags=ECN))
     accurate[12] |= 1
     yield ROWS.out("G2 accurate ECN", OUT.wrap4(bytes(accurate), TCP), DEFAULT)
-    urgent = bytearray(tcp(flags="SU"))
-    urgent[18:20] = b"\xff\xff"
-    yield ROWS.out("G18 urgent pointer", OUT.wrap4(bytes(urgent), TCP), DEFAULT)
+    for flags, name in (("S", "without URG"), ("SU", "with URG")):
+        for pointer in (0, 1, 4, 0x7FFF, 0xFFFF):
+            urgent = bytearray(tcp(flags=flags, payload=b"data"))
+            urgent[18:20] = pointer.to_bytes(2, "big")
+            frame = OUT.wrap4(bytes(urgent), TCP)
+            yield ROWS.out(f"G18 urgent pointer {pointer} {name}", frame, DEFAULT)
     for sequence in (0, 0xFFFFFFFF):
         frame = OUT.wrap4(tcp(seq=sequence), TCP)
         yield ROWS.out(f"G21 SYN with sequence {sequence}", frame, DEFAULT)

@@ -163,7 +163,7 @@ def test_an_interface_of_another_vm_is_refused(host: Host, tap: Tap) -> None:
 
 
 @pytest.mark.parametrize("prefer_link", [True, False])
-def test_a_foreign_xdp_program_stops_an_attach_unless_forced(
+def test_catalogue_K10_a_foreign_xdp_program_stops_an_attach_unless_forced(
     paths: Paths, tap: Tap, prefer_link: bool
 ) -> None:
     tap("tap0")

@@ -39,6 +39,8 @@ class ProgInfo:
     tag: str
     name: str
     map_ids: tuple[int, ...]
+    verified_insns: int
+    """Instructions the verifier walked; 0 before Linux 5.16, which does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,31 @@ class _ProgInfo(ctypes.Structure):
         ("nr_map_ids", c_uint32),
         ("map_ids", c_uint64),
         ("name", c_char * 16),
+        ("ifindex", c_uint32),
+        ("flags", c_uint32),
+        ("netns_dev", c_uint64),
+        ("netns_ino", c_uint64),
+        ("nr_jited_ksyms", c_uint32),
+        ("nr_jited_func_lens", c_uint32),
+        ("jited_ksyms", c_uint64),
+        ("jited_func_lens", c_uint64),
+        ("btf_id", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("func_info", c_uint64),
+        ("nr_func_info", c_uint32),
+        ("nr_line_info", c_uint32),
+        ("line_info", c_uint64),
+        ("jited_line_info", c_uint64),
+        ("nr_jited_line_info", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("jited_line_info_rec_size", c_uint32),
+        ("nr_prog_tags", c_uint32),
+        ("prog_tags", c_uint64),
+        ("run_time_ns", c_uint64),
+        ("run_cnt", c_uint64),
+        ("recursion_misses", c_uint64),
+        ("verified_insns", c_uint32),
+        ("attach_btf_obj_id", c_uint32),
     ]
 
 
@@ -212,6 +239,7 @@ def prog_info(fd: int) -> ProgInfo:
         tag=bytes(info.tag).hex(),
         name=info.name.decode(errors="replace"),
         map_ids=tuple(ids),
+        verified_insns=info.verified_insns,
     )
 
 

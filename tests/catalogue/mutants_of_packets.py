@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong builds for the groups about single packets: the parser, the guards, fragments (A to F)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.catalogue.mutant import Mutant
+
+PACKET_MUTANTS: Final = (
+    Mutant(
+        "A",
+        "padding is read as headers",
+        "cursor.h",
+        "if (cursor->left < size || cursor->position + size > cursor->end)",
+        "if (cursor->position + size > cursor->end)",
+    ),
+    Mutant(
+        "A",
+        "a total length beyond the frame is believed",
+        "parse_network.h",
+        "if (total < header || total > cursor->left)",
+        "if (total < header)",
+    ),
+    Mutant(
+        "A",
+        "a data offset beyond the segment is believed",
+        "parse_transport.h",
+        "if (tcp->doff < TCP_MIN_WORDS || header > cursor->left)",
+        "if (tcp->doff < TCP_MIN_WORDS)",
+    ),
+    Mutant(
+        "A",
+        "any IP version",
+        "parse_network.h",
+        "if (ip->version != 4)",
+        "if (ip->version == 15)",
+    ),
+    Mutant(
+        "B",
+        "any tag",
+        "guard.h",
+        "if (!vlan_allowed(config, work->packet.vlan))",
+        "if (false)",
+    ),
+    Mutant(
+        "B",
+        "priority tags are tags",
+        "parse.h",
+        "if (protocol != ETH_P_8021Q || !(control & VLAN_ID_MASK))",
+        "if (protocol != ETH_P_8021Q)",
+    ),
+    Mutant(
+        "B",
+        "any source MAC",
+        "guard.h",
+        "if (guard_on(config, VGW_GUARD_MAC) && !work->owns.mac)",
+        "if (false)",
+    ),
+    Mutant(
+        "B",
+        "flooded frames reach the VM",
+        "guard.h",
+        "if (!is_for_vm(config, work))",
+        "if (false)",
+        program="tc_to_vm",
+    ),
+    Mutant(
+        "C",
+        "IPv4 options are ignored",
+        "parse_network.h",
+        "packet->protocol != IPPROTO_IGMP)\n\t\treturn VGW_REASON_IP_OPTIONS;",
+        "packet->protocol != IPPROTO_IGMP)\n\t\treturn VGW_REASON_NONE;",
+    ),
+    Mutant(
+        "C",
+        "any option of IGMP",
+        "parse_network.h",
+        "if (load_be32(options) != htonl(IPV4_ROUTER_ALERT))",
+        "if (false)",
+    ),
+    Mutant(
+        "C",
+        "header of four words",
+        "parse_network.h",
+        "if (ip->ihl < IPV4_WORDS_WITHOUT_OPTIONS)",
+        "if (ip->ihl < IPV4_WORDS_WITHOUT_OPTIONS - 1)",
+    ),
+    Mutant(
+        "D",
+        "what is remembered lasts",
+        "fragments.h",
+        "if (!first || work->now - first->seen_ns > FRAGMENT_NS)",
+        "if (!first)",
+    ),
+    Mutant(
+        "D",
+        "pieces may overlap the first one",
+        "fragments.h",
+        "if (work->packet.fragment_offset < first->end)",
+        "if (false)",
+    ),
+    Mutant(
+        "D",
+        "a denied first piece is not forgotten",
+        "fragments.h",
+        "fragments.delete(&work->fragment_key);\n\t\treturn;\n\t}\n\twork->fragment.flow",
+        "return;\n\t}\n\twork->fragment.flow",
+    ),
+    Mutant(
+        "D",
+        "pieces of any VLAN",
+        "fragments.h",
+        "key->vlan = packet->vlan;\n\tkey->protocol = packet->fragment_protocol;",
+        "key->vlan = 0;\n\tkey->protocol = packet->fragment_protocol;",
+    ),
+    Mutant(
+        "D",
+        "offsets beyond a datagram's end",
+        "parse_network.h",
+        "if (!length || offset + length > DATAGRAM_MAX ||",
+        "if (!length ||",
+    ),
+    Mutant(
+        "E",
+        "other extension headers end the chain",
+        "parse_network.h",
+        "return is_extension_header(packet->protocol) ?",
+        "return false ?",
+    ),
+    Mutant(
+        "E",
+        "IPv4-mapped destinations",
+        "parse_network.h",
+        "if (is_mapped_ipv4(&packet->source) || is_mapped_ipv4(&packet->destination))",
+        "if (is_mapped_ipv4(&packet->source))",
+    ),
+    Mutant(
+        "E",
+        "pieces of any protocol",
+        "fragments.h",
+        "key->protocol = packet->fragment_protocol;",
+        "key->protocol = 0;",
+    ),
+    Mutant(
+        "E",
+        "pieces of any datagram",
+        "fragments.h",
+        "key->identification = packet->fragment_id;",
+        "key->identification = 0;",
+    ),
+    Mutant(
+        "F",
+        "any source address",
+        "guard.h",
+        "if (guard_on(config, VGW_GUARD_ADDRESS) && !work->owns.source &&",
+        "if (false && !work->owns.source &&",
+    ),
+    Mutant(
+        "F",
+        "any ARP sender",
+        "guard.h",
+        "if (!work->owns.source && !probe)",
+        "if (false && !probe)",
+    ),
+    Mutant(
+        "F",
+        "any target of an advertisement",
+        "guard.h",
+        "return work->owns.source && work->owns.target;",
+        "return work->owns.source;",
+    ),
+    Mutant(
+        "F",
+        "neighbour discovery from afar",
+        "parse_icmp.h",
+        "if (packet->hop_limit != ND_HOP_LIMIT || packet->icmp_code ||",
+        "if (packet->icmp_code ||",
+    ),
+)
