@@ -35,6 +35,8 @@ FULL_PART: Final = "full"
 _RECOVERY: Final = 90.0
 _SAMPLE_PAUSE: Final = 0.25
 _TRIES: Final = 10
+#: Connections beyond the limit, for those that did not come about.
+_MORE: Final = 8192
 _WHILE: Final = ("nothing", "flood elsewhere", "flood")
 
 
@@ -238,5 +240,5 @@ def _fill(at: Attacked) -> float:
     while at.account().entries < limit:
         if time.monotonic() - started > _RECOVERY:
             raise BenchError(f"{at.account().entries} of {limit} connections in {_RECOVERY} s")
-        at.flooder.run(Flood(steps, 2 * limit, 2, distinct=8))
+        at.flooder.run(Flood(steps, limit + _MORE, 30, distinct=8))
     return time.monotonic() - started
