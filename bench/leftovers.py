@@ -73,8 +73,8 @@ class Cycles:
             programs=alive[0],
             maps=alive[1],
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
-            pins=len([pin for pin in paths.bpffs.rglob("*") if not pin.is_dir()]),
-            files=len([file for file in paths.state_dir.rglob("*") if file.is_file()]),
+            pins=len([pin for pin in _files(paths.bpffs) if pin.suffix != ".debug"]),
+            files=len(_files(paths.state_dir)),
             objects=len(gc.get_objects()),
         )
 
@@ -95,6 +95,10 @@ class Cycles:
         done = subprocess.run(["ip", "link", *words], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise VgwError(f"ip link {' '.join(words)}: {done.stderr.strip()}")
+
+
+def _files(directory: Path) -> list[Path]:
+    return [entry for entry in directory.rglob("*") if not entry.is_dir()]
 
 
 def _ids(next_id: str) -> Iterator[int]:

@@ -35,6 +35,8 @@ FULL_PART: Final = "full"
 _RECOVERY: Final = 90.0
 _SAMPLE_PAUSE: Final = 0.25
 _TRIES: Final = 10
+#: Connections beyond the limit, for those that did not come about.
+_MORE: Final = 8192
 _WHILE: Final = ("nothing", "flood elsewhere", "flood")
 
 
@@ -68,17 +70,19 @@ class _Watched:
 def run_flood(scale: Scale, progress: Progress) -> list[Row]:
     """Flood a VM and return what it, its connections and the other VM had of it."""
     with attacked(scale) as at:
+        fresh = at.account()
+        progress("a short flood, and new connections after it")
+        at.flooder.run(at.flood(scale.sample))
+        recoveries = {scale.sample: _recovery(at)}
         rows = _beside(at, scale, progress)
         with at.live:
             progress("open connections before the flood")
-            calm = _watch(at, iter([at.live.proceed(5), False]).__next__)
+            calm = _watch(at, lambda: not at.live.proceed(5))
             before = at.account()
             sent, watched = _long_flood(at, scale, progress)
             after = at.account()
-            progress("new connections after the flood")
-            recovery = _recovery(at)
+            recoveries[scale.seconds] = _recovery(at)
             at.live.proceed(2)
-        settled = at.account()
         lost = len(at.live.problems)
     dropped = after.by_reason(before, Verdict.DROP)
     half = len(watched.memory) // 2
@@ -91,14 +95,16 @@ def run_flood(scale: Scale, progress: Progress) -> list[Row]:
         _row("dropped as CT_FULL", "packets", dropped[Reason.CT_FULL]),
         _row("half-open flows, at most", "flows", max(watched.half_open)),
         _row("flows, at most", "flows", max(watched.entries), limit),
-        _row("memory before", "MiB", before.memory / (1 << 20)),
+        _row("memory before", "MiB", fresh.memory / (1 << 20)),
         _row("memory during, at most", "MiB", max(watched.memory) / (1 << 20)),
         _row("memory, second half by first half", "ratio", flat),
-        _row("memory after", "MiB", settled.memory / (1 << 20)),
         *calm.rows("before", scale.live),
         *watched.rows("during", scale.live),
         _row("open connections lost or stalled", "connections", lost),
-        _row("first new connection after the flood", "s", recovery),
+        *(
+            Row(FLOOD_PART, "until a new connection", "s", (value,), {"after a flood of": seconds})
+            for seconds, value in recoveries.items()
+        ),
     ]
 
 
@@ -234,5 +240,5 @@ def _fill(at: Attacked) -> float:
     while at.account().entries < limit:
         if time.monotonic() - started > _RECOVERY:
             raise BenchError(f"{at.account().entries} of {limit} connections in {_RECOVERY} s")
-        at.flooder.run(Flood(steps, 2 * limit, 10, distinct=8))
+        at.flooder.run(Flood(steps, limit + _MORE, 30, distinct=8))
     return time.monotonic() - started
