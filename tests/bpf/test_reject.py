@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -29,6 +31,7 @@ from tests.bpf.answers import (
     wire_of,
     wrap,
 )
+from tests.bpf.test_stages import FACTS, HERE, rules
 from tests.bpf.unanswered import NEVER, NEVER_OF_FLOW, in_frame, out_frame
 from tests.cases.fixtures import UNGUARDED
 from tests.frames import (
@@ -48,8 +51,8 @@ from tests.frames import (
 )
 from tests.program_engine import SKB_SIZE
 from vgw import abi, libbpf, loader
-from vgw.abi import Mode, Path, Verdict
-from vgw.policy.model import Hook
+from vgw.abi import Action, Mode, Path, Verdict
+from vgw.policy.model import Direction, EffectivePolicy, Hook
 
 pytestmark = pytest.mark.bpf
 
@@ -177,6 +180,28 @@ def test_catalogue_C9_no_answer_is_answered(
     answer = rejecter.answer(path, wrap(wire_of(path), family, segment, protocol))
     other = Path.FROM_VM if path is Path.TO_VM else Path.TO_VM
     assert rejecter.run(other, answer) is None
+
+
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC])
+def test_catalogue_H12_stages_answer_too(artefact: loader.Artefact, hook: Hook) -> None:
+    """A rule that only the stage finds: without it the packet is dropped and gets no answer."""
+    here, there = HERE, "10.0.1.0"
+    found = [
+        replace(
+            rule, peers=tuple(ip_network(there) if str(p)[:-3] == here else p for p in rule.peers)
+        )
+        for rule in rules(Direction.EGRESS)
+    ]
+    last = replace(found[-1], action=Action.REJECT)
+    staged = EffectivePolicy("vm", (), (*found[:-1], last))
+    rejecter = Rejecter(artefact, hook, facts=FACTS, rules=staged)
+    frame = OUT.wrap(tcp(4000, 80), TCP, here, there)
+    answer = Answer.of(rejecter.answer(Path.FROM_VM, frame))
+    check_addresses(answer, Path.FROM_VM, frame)
+    for place in rejecter.engine.stages():
+        libbpf.map_delete(*place)
+    assert rejecter.run(Path.FROM_VM, frame) is None
+    rejecter.engine.close()
 
 
 # --- never ---------------------------------------------------------------------------------------
