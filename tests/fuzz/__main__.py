@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fuzz.run import Result, Settings, run
+from tests.fuzz.run import Result, Settings, WorkerDiedError, run
 from tests.fuzz.summary import document, problems, progress, text
 from vgw import loader
 from vgw.cli_output import Progress
+from vgw.errors import VgwError
 from vgw.policy.model import Hook
 
 _HOOKS = {"xdp": (Hook.XDP,), "tc": (Hook.TC,), "both": (Hook.XDP, Hook.TC)}
@@ -58,11 +59,8 @@ def _settings(chosen: argparse.Namespace) -> Settings:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the fuzzer; the exit code is 1 when engines disagree or were given too little."""
-    chosen = _parser().parse_args(arguments)
-    settings = _settings(chosen)
-    print(f"seed {settings.seed}", file=sys.stderr)
+def _run(settings: Settings) -> Result:
+    """Compile the programs and run the fuzzer, with a line that says how far it is."""
     with tempfile.TemporaryDirectory() as directory, Progress() as line:
         line.say("compiling the programs")
         artefact = loader.load_artefact(Path(directory))
@@ -70,7 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def say(result: Result) -> None:
             line.say(progress(result))
 
-        result = run(settings, artefact, say)
+        return run(settings, artefact, say)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the fuzzer; the exit code is 1 when engines disagree or were given too little."""
+    chosen = _parser().parse_args(arguments)
+    settings = _settings(chosen)
+    print(f"seed {settings.seed}", file=sys.stderr)
+    try:
+        result = _run(settings)
+    except (VgwError, WorkerDiedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     made = json.dumps(document(result), indent=2)
     print(made if chosen.output == "json" else text(result))
     if chosen.out is not None:

@@ -117,12 +117,12 @@ def _gather(
     findings: dict[str, Finding] = {}
     running = set(range(len(processes)))
     while running:
+        for number in running:
+            if processes[number].exitcode not in {None, 0}:
+                raise WorkerDiedError(f"worker {number} ended; what it wrote last says why")
         try:
             report: _Report = reports.get(timeout=_REPORT_SECONDS)
         except queue.Empty:
-            for number in running:
-                if processes[number].exitcode not in {None, 0}:
-                    raise WorkerDiedError(f"worker {number} ended") from None
             continue
         latest[report.worker] = report
         if report.is_last:

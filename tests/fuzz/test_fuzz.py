@@ -23,7 +23,7 @@ from tests.fuzz.compare import Rig, pinned
 from tests.fuzz.hunt import Hunt, describe
 from tests.fuzz.quick_engine import AuditError, QuickEngine
 from tests.fuzz.rows import case_of
-from tests.fuzz.run import Settings, run
+from tests.fuzz.run import Settings, WorkerDiedError, run
 from tests.fuzz.sequences import Sequences
 from tests.fuzz.summary import accepted_share, problems, reasons_missing, text
 from tests.fuzz.work_memory import WorkMemory, read_layout
@@ -88,6 +88,13 @@ def test_command_writes_what_it_prints(
     assert printed["seed"] == 3
     assert 500 <= printed["packets"] < 600
     assert set(printed["engines"]) == {"evaluator", "tc"}
+
+
+def test_a_worker_that_dies_ends_the_run(artefact: loader.Artefact) -> None:
+    """Nothing is reported as agreement when a process could not go on."""
+    lame = replace(artefact, programs={})
+    with pytest.raises(WorkerDiedError):
+        run(Settings(seed=1, packets=100), lame)
 
 
 @pytest.mark.usefixtures("one_cpu")
