@@ -59,11 +59,16 @@ static __always_inline bool is_surely_for_vm(const struct endpoint_config *confi
 	return path == VGW_PATH_FROM_VM || guard_on(config, VGW_GUARD_MAC);
 }
 
+/* Part of a datagram, or what could be taken for one. */
+static __always_inline bool is_fragment(const struct packet *packet)
+{
+	return packet->fragment_header || packet->first_fragment || packet->kind == KIND_FRAGMENT;
+}
+
 static __always_inline bool is_answerable(const struct endpoint_config *config,
 					  const struct packet *packet, u32 path)
 {
-	if (packet->fragment_header || packet->first_fragment || packet->kind == KIND_FRAGMENT ||
-	    (packet->source_mac[0] | packet->destination_mac[0]) & 1)
+	if (is_fragment(packet) || (packet->source_mac[0] | packet->destination_mac[0]) & 1)
 		return false;
 	if (!is_one_host(&packet->source) || !is_one_host(&packet->destination) ||
 	    same_address(&packet->source, &packet->destination) ||

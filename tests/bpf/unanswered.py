@@ -46,7 +46,7 @@ def never_either(wire: Wire) -> Iterator[tuple[str, bytes]]:
     yield "node information", wire.wrap6(icmp(139, payload=bytes(8)), ICMPV6)
     yield "ICMPv6 in IPv4", wire.wrap4(echo(128), ICMPV6)
     yield "ICMP in IPv6", wire.wrap6(echo(8), ICMP)
-    yield "fragment", wire.wrap4(udp(payload=bytes(24)), UDP, fragment=0x2000)
+    yield "fragment", wire.wrap4(udp(payload=bytes(24), length=100), UDP, fragment=0x2000)
     yield "later fragment", wire.wrap4(bytes(24), UDP, fragment=3)
     yield "atomic fragment", wire.wrap6(udp(), UDP, headers=fragment6(UDP), first=44)
     yield "unreadable", wire.wrap4(b"", TCP)
