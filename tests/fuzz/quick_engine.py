@@ -174,6 +174,24 @@ class QuickEngine(ProgramEngine):
         else:
             super().set_policy(policy)
             self._held[1 - active] = _Held(policy, self._images)
+        self._start_counting()
+
+    def set_facts(self, facts: EndpointFacts) -> None:
+        super().set_facts(facts)
+        self._forget_the_spare_slot()
+
+    def set_grace(self, seconds: float) -> None:
+        before = self._grace_until_ns
+        super().set_grace(seconds)
+        if self._grace_until_ns != before:
+            self._forget_the_spare_slot()
+
+    def _forget_the_spare_slot(self) -> None:
+        """Take note of a change of the configuration alone: the other slot has the one before."""
+        self._held = {self.maps.active_slot(): _Held(self._policy, self._images)}
+        self._start_counting()
+
+    def _start_counting(self) -> None:
         self._keys = {path: [rule.key for rule in self._images[path].rules] for path in Path}
         self._known: dict[tuple[Path, tuple[int, ...]], Outcome] = {}
         self._counts: Tally[tuple[Path, Verdict, Reason]] = Tally()

@@ -157,7 +157,7 @@ def without(guard: Guard) -> Callable[[pytest.MonkeyPatch], type[EvaluatorEngine
 
 def any_reset_closes(patch: pytest.MonkeyPatch) -> type[EvaluatorEngine]:
     """Make an evaluator that heeds resets out of sequence."""
-    patch.setattr("vgw.policy.flows._reset_is_exact", lambda *_: True)
+    patch.setattr("vgw.policy.tracking._reset_is_exact", lambda *_: True)
     return EvaluatorEngine
 
 
