@@ -47,11 +47,14 @@ _WHILE: Final = ("nothing", "flood elsewhere", "flood")
 class _Watched:
     """What was seen of the VM while something went on, `seconds` long.
 
-    The lists are of samples; `exchanges` are those of its open connections.
+    The lists are of samples; `exchanges` are those of its open connections. Of `tried` new
+    connections `opened` came about within the time that the first SYN has.
     """
 
     entries: list[int] = field(default_factory=list)
     half_open: list[int] = field(default_factory=list)
+    tried: int = 0
+    opened: int = 0
     memory: list[int] = field(default_factory=list)
     exchanges: int = 0
     longest: float = 0.0
@@ -91,6 +94,7 @@ def run_flood(scale: Scale, progress: Progress) -> list[Row]:
     return [
         *rows,
         _row("SYNs sent", "packets/s", sent.rate),
+        _row("half-open flows that gave way", "flows", after.opened(before) - after.entries),
         _row("dropped as CT_HALF_OPEN", "packets", dropped[Reason.CT_HALF_OPEN]),
         _row("dropped as CT_FULL", "packets", dropped[Reason.CT_FULL]),
         _row("half-open flows, at most", "flows", max(watched.half_open)),
@@ -101,6 +105,7 @@ def run_flood(scale: Scale, progress: Progress) -> list[Row]:
         *calm.rows("before", scale.live),
         *watched.rows("during", scale.live),
         _row("open connections lost or stalled", "connections", lost),
+        _row("new connections during the flood", "of all tried", watched.opened / watched.tried),
         *(
             Row(FLOOD_PART, "until a new connection", "s", (value,), {"after a flood of": seconds})
             for seconds, value in recoveries.items()
@@ -134,14 +139,19 @@ def _long_flood(at: Attacked, scale: Scale, progress: Progress) -> tuple[Sent, _
     """Flood at full length."""
     end = time.monotonic() + scale.seconds
 
+    results: list[bool] = []
+
     def goes_on() -> bool:
         progress(f"the flood, {max(end - time.monotonic(), 0):.0f} s left")
         time.sleep(_SAMPLE_PAUSE)
+        results.append(at.connects(VM))
         return process.poll() is None
 
     with at.flooder.running(at.flood(scale.seconds)) as process:
         watched = _watch(at, goes_on)
-        return outcome(process), watched
+        sent = outcome(process)
+    watched.tried, watched.opened = len(results), sum(results)
+    return sent, watched
 
 
 def _beside(at: Attacked, scale: Scale, progress: Progress) -> list[Row]:

@@ -18,5 +18,5 @@ int conntrack_reap(struct __sk_buff *skb)
 	work = scratch.lookup(&zero);
 	if (!config || !meta || !work)
 		return 0;
-	return expire_batch(config, meta, &work->batch);
+	return expire_batch(config, meta, &work->batch, 0);
 }

@@ -86,17 +86,27 @@ static __always_inline void flow_delete(struct conntrack_meta *meta, struct flow
 		__sync_fetch_and_add(&meta->entries, -1);
 }
 
-/* Whether the flow of a key was dead and is deleted now, or was not there. */
+/* Whether a flow is past its time, or a half-open one that makes room for those of its side. */
+static __always_inline bool flow_may_go(const struct endpoint_config *config,
+					const struct flow *flow, u64 now, u32 crowded)
+{
+	return flow_is_dead(config, flow, now) ||
+	       (flow->half_open && flow->opener + 1 == crowded &&
+		flow->state != VGW_FLOW_TCP_ESTABLISHED);
+}
+
+/* Whether the flow of a key could go and is deleted now, or was not there. */
 static __always_inline bool flow_expire(const struct endpoint_config *config,
-					struct conntrack_meta *meta, struct flow_key *key, u64 now)
+					struct conntrack_meta *meta, struct flow_key *key, u64 now,
+					u32 crowded)
 {
 	struct flow *flow = conntrack.lookup(key);
 
 	if (!flow)
 		return true;
-	if (!flow_is_dead(config, flow, now) || !flow_claim(flow))
+	if (!flow_may_go(config, flow, now, crowded) || !flow_claim(flow))
 		return false;
-	if (!flow_is_dead(config, flow, now)) {
+	if (!flow_may_go(config, flow, now, crowded)) {
 		flow->claim = 0;
 		return false;
 	}
@@ -139,9 +149,14 @@ static __always_inline bool expiry_is_due(const struct conntrack_meta *meta, u32
 	return meta->pressed || meta->created[opener & 1] % EXPIRY_INTERVAL == 0;
 }
 
-/* Deletes the dead flows of the oldest batch. Returns whether there was one to look at. */
+/*
+ * Deletes the dead flows of the oldest batch. Returns whether there was one to look at.
+ * `crowded` is 1 + enum vgw_path of a side that has as many half-open flows as it may:
+ * those of the batch make room too. Else it is 0.
+ */
 static __always_inline bool expire_batch(const struct endpoint_config *config,
-					 struct conntrack_meta *meta, struct queue_batch *batch)
+					 struct conntrack_meta *meta, struct queue_batch *batch,
+					 u32 crowded)
 {
 	u64 now = clock_now();
 
@@ -149,7 +164,7 @@ static __always_inline bool expire_batch(const struct endpoint_config *config,
 		return false;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_QUEUE_BATCH; i++) {
-		if (!flow_expire(config, meta, &batch->keys[i], now))
+		if (!flow_expire(config, meta, &batch->keys[i], now, crowded))
 			queue_append(meta, &batch->keys[i]);
 		forget_values();
 	}

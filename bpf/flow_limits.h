@@ -5,7 +5,9 @@
  * Both count for each side that opens flows by itself, so that a flood from the network does
  * not keep the VM from opening connections, nor the other way round. A flow is half open until
  * the other side has answered; a TCP connection, until its handshake is complete. It stays
- * counted when it ends before that: a forged end must not make room.
+ * counted when it ends before that: a forged end must not make room. What makes room is the
+ * next flow of that side: the oldest half-open ones give way, so that a flood ends its own
+ * flows, and who completes a handshake meanwhile gets in.
  */
 #ifndef VGW_FLOW_LIMITS_H
 #define VGW_FLOW_LIMITS_H
@@ -21,6 +23,13 @@ static __always_inline bool half_open_enter(const struct endpoint_config *config
 		return true;
 	__sync_fetch_and_add(&meta->half_open[opener & 1], -1);
 	return false;
+}
+
+/* 1 + `opener` if it has as many half-open flows as it may have, else 0. */
+static __always_inline u32 half_open_crowd(const struct endpoint_config *config,
+					   const struct conntrack_meta *meta, u32 opener)
+{
+	return meta->half_open[opener & 1] >= config->half_open_max ? 1 + opener : 0;
 }
 
 /* Ends that, once: a flow may be answered and deleted at the same time. */

@@ -209,7 +209,7 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 					    struct scratch *work, u32 path)
 {
 	struct conntrack_meta *meta;
-	u32 zero = 0;
+	u32 zero = 0, crowded;
 
 	if (work->decision.verdict != VGW_VERDICT_ACCEPT || work->packet.kind == KIND_ICMP_OTHER)
 		return;
@@ -218,8 +218,9 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_CT_FULL);
 		return;
 	}
-	if (expiry_is_due(meta, work->opener))
-		expire_batch(config, meta, &work->batch);
+	crowded = half_open_crowd(config, meta, work->opener);
+	if (crowded || expiry_is_due(meta, work->opener))
+		expire_batch(config, meta, &work->batch, crowded);
 	forget_values();
 	flow_open(config, meta, work, path);
 	meta->pressed = work->decision.verdict != VGW_VERDICT_ACCEPT;

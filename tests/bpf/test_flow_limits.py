@@ -51,15 +51,41 @@ def complete(engine: ProgramEngine, port: int) -> None:
     engine.judge(Path.FROM_VM, OUT.wrap4(tcp(port, 443, "A", seq=1001, ack=5001), TCP))
 
 
-def test_half_open_flows_make_room_when_they_expire(make_engine: MakeEngine) -> None:
+def answer_to(engine: ProgramEngine, port: int) -> Reason:
+    answer = tcp(443, port, "SA", seq=5000, ack=1001)
+    return engine.judge(Path.TO_VM, IN.wrap4(answer, TCP)).reason
+
+
+def test_the_oldest_half_open_flows_make_room(make_engine: MakeEngine) -> None:
     engine = make_engine(Tracking(half_open_max=LIMIT))
-    assert {open_from_vm(engine, port) for port in range(1, LIMIT + 1)} == {Reason.DEFAULT}
-    assert open_from_vm(engine, LIMIT + 1) is Reason.CT_HALF_OPEN
-    assert engine.maps.meta().half_open[Path.FROM_VM] == LIMIT
-    engine.advance(31)
-    # The first attempt may find the oldest batch in which nothing is dead; none takes long.
-    reasons = [open_from_vm(engine, port) for port in range(1001, 1005)]
-    assert reasons[-1] is Reason.DEFAULT
+    assert {open_from_vm(engine, port) for port in range(1, 5 * LIMIT)} == {Reason.DEFAULT}
+    assert engine.maps.meta().half_open[Path.FROM_VM] <= LIMIT
+    assert engine.maps.meta().entries <= LIMIT
+    assert answer_to(engine, 1) is Reason.NO_STATE
+    recent = range(5 * LIMIT - 10, 5 * LIMIT)
+    assert {answer_to(engine, port) for port in recent} == {Reason.CT_ESTABLISHED}
+
+
+def test_only_half_open_flows_of_the_same_side_make_room(make_engine: MakeEngine) -> None:
+    engine = make_engine(Tracking(half_open_max=LIMIT))
+    for port in range(1, 51):
+        open_from_vm(engine, port)
+        complete(engine, port)
+    others = range(60001, 60051)
+    assert {open_from_outside(engine, port) for port in others} == {Reason.DEFAULT}
+    for port in range(1001, 1001 + 4 * LIMIT):
+        open_from_vm(engine, port)
+    data = [OUT.wrap4(tcp(port, 443, "A", seq=1001, ack=5001), TCP) for port in range(1, 51)]
+    assert {engine.judge(Path.FROM_VM, frame).reason for frame in data} == {Reason.CT_ESTABLISHED}
+    answers = [OUT.wrap4(tcp(443, port, "SA", seq=5000, ack=1001), TCP) for port in others]
+    assert {engine.judge(Path.FROM_VM, each).reason for each in answers} == {Reason.CT_ESTABLISHED}
+
+
+def test_without_an_old_one_there_is_no_room(make_engine: MakeEngine) -> None:
+    """What expiry holds back are the newest flows, so nothing is there to give way."""
+    engine = make_engine(Tracking(half_open_max=20))
+    reasons = [open_from_vm(engine, port) for port in range(1, 22)]
+    assert reasons == [Reason.DEFAULT] * 20 + [Reason.CT_HALF_OPEN]
 
 
 def test_established_flows_leave_the_count(make_engine: MakeEngine) -> None:

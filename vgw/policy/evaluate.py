@@ -247,7 +247,11 @@ class Evaluator:
     def _limit_reached(
         self, key: FlowKey, flow: Flow, now_ns: int, conntrack_max: int
     ) -> Reason | None:
-        """Return which limit keeps a new flow out, None when it is within all of them."""
+        """Return which limit keeps a new flow out, None when it is within all of them.
+
+        The programs let the oldest half-open flows give way, if these are older than what expiry
+        holds back (bpf/expiry.h); a model of few packets never gets there.
+        """
         second, opened = now_ns // SECOND_NS, 0
         if self._opened[flow.opener][0] == second:
             opened = self._opened[flow.opener][1]
