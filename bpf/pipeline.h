@@ -2,7 +2,7 @@
 /*
  * The packet path, the same at every hook:
  *
- *   parse_frame -> guard -> conntrack -> policy_judge (a miss or an old generation)
+ *   parse_frame -> judge_request -> guard -> conntrack -> policy_judge (a miss or an old generation)
  *   -> flow_open -> settle_first_fragment -> finish
  *
  * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns what they
@@ -12,6 +12,7 @@
 #ifndef VGW_PIPELINE_H
 #define VGW_PIPELINE_H
 
+#include "checksum_request.h"
 #include "conntrack.h"
 #include "events.h"
 #include "fragments.h"
@@ -300,6 +301,8 @@ static __always_inline void judge(const struct endpoint_config *config,
 	forget_values();
 	count_segments(&work->packet);
 	forget_values();
+	if (!work->decision.reason)
+		work->decision.reason = judge_request(frame, &work->packet);
 	if (work->decision.reason || guard(config, work, path))
 		return;
 	forget_values();

@@ -80,14 +80,20 @@ class ProgramEngine:
         self._stats = self.maps.stats()
 
     def judge(
-        self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
+        self,
+        path: Path,
+        frame: bytes,
+        *,
+        gso: bool = False,
+        vlan_tag: int | None = None,
+        checksum: tuple[int, int] | None = None,
     ) -> Outcome:
         is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
         ethertype = int.from_bytes(frame[12:14], "big")
         shortest = SHORTEST_FRAME if is_xdp else SHORTEST_SKB.get(ethertype, SHORTEST_FRAME)
         if not shortest <= len(frame) <= LONGEST_FRAME:
             raise CannotRunError("a test run takes no frame of this length")
-        if vlan_tag is not None or (gso and is_xdp):
+        if vlan_tag is not None or checksum is not None or (gso and is_xdp):
             raise CannotRunError("a test run has no such metadata")
         context = _gso_context() if gso else b""
         run = libbpf.prog_test_run(self.program(path), frame, ctx_in=context)

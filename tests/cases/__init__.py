@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tests.cases import (
+    checksum,
     identity,
     ipv4,
     ipv6,
@@ -30,4 +31,5 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "policy_stories": policy_stories.CASES,
     "tcp_stories": tcp_stories.CASES,
     "limits": limits.CASES,
+    "checksum": checksum.CASES,
 }
