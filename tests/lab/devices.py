@@ -34,7 +34,7 @@ from vgw.policy.model import Hook, PolicyDocument
 from vgw.policy.parse import parse_sources
 
 #: Setting of a VM under which no flow is picked up in its middle after an attach.
-NO_GRACE: Final = ""
+NO_GRACE: Final = "conntrack: {grace: 0s}, "
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
