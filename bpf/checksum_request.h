@@ -62,13 +62,12 @@ static __always_inline struct checksum_place place_of_upper(const struct packet 
  * of the upper header, as every guest with an offload asks for, or one behind all that is
  * judged, as a guest does for what it sends in a tunnel.
  */
-static __always_inline enum vgw_reason judge_request(const struct frame *frame,
-						     const struct packet *packet)
+static __always_inline enum vgw_reason judge_request(const struct packet *packet)
 {
-	u32 start = frame->checksum_start;
+	u32 start = packet->checksum_start;
 	struct checksum_place place;
 
-	if (!frame->checksum_asked)
+	if (!packet->checksum_asked)
 		return VGW_REASON_NONE;
 	if (!packet->upper_start)
 		return VGW_REASON_CHECKSUM_REQUEST;
@@ -78,7 +77,7 @@ static __always_inline enum vgw_reason judge_request(const struct frame *frame,
 		place = place_of_upper(packet);
 	if (start >= place.behind)
 		return VGW_REASON_NONE;
-	if (place.field && start == packet->upper_start && frame->checksum_offset == place.field)
+	if (place.field && start == packet->upper_start && packet->checksum_offset == place.field)
 		return VGW_REASON_NONE;
 	return VGW_REASON_CHECKSUM_REQUEST;
 }

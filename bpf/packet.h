@@ -69,6 +69,9 @@ struct packet {
 	u32 ip_length;                  /* bytes of the IP packet, its header included */
 	u32 segments;                   /* as in struct frame */
 	u32 segment_size;               /* as in struct frame */
+	u32 checksum_asked;             /* as in struct frame */
+	u32 checksum_start;             /* as in struct frame */
+	u32 checksum_offset;            /* as in struct frame */
 	u16 ethertype;                  /* host order; 0: not read */
 	u16 vlan;                       /* 802.1Q id; 0: untagged */
 	__be16 source_port;             /* wire; echo: identifier */

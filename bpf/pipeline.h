@@ -302,7 +302,8 @@ static __always_inline void judge(const struct endpoint_config *config,
 	count_segments(&work->packet);
 	forget_values();
 	if (!work->decision.reason)
-		work->decision.reason = judge_request(frame, &work->packet);
+		work->decision.reason = judge_request(&work->packet);
+	forget_values();
 	if (work->decision.reason || guard(config, work, path))
 		return;
 	forget_values();
@@ -346,6 +347,9 @@ static __always_inline bool begin_packet(struct judged *judged, const struct fra
 	work->packet.wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
 	work->packet.segments = frame->segments;
 	work->packet.segment_size = frame->segment_size;
+	work->packet.checksum_asked = frame->checksum_asked;
+	work->packet.checksum_start = frame->checksum_start;
+	work->packet.checksum_offset = frame->checksum_offset;
 	work->asked = 0;
 	work->lookup.unfinished = 0;
 	forget_values();
