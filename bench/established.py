@@ -34,7 +34,7 @@ from vgw.policy.model import (
 PART: Final = "established"
 _RULES: Final = (10, 49_999)
 _PACKETS: Final = 100_000
-_PROGRAMS: Final = {abi.Path.TO_VM: "tc_to_vm", abi.Path.FROM_VM: "xdp_from_vm"}
+_PROGRAMS: Final = {abi.Path.TO_VM: "tc_to_vm", abi.Path.FROM_VM: "tc_from_vm"}
 _MAC, _PEER = bytes.fromhex("525400000011"), bytes.fromhex("525400000002")
 #: The connection's packets, as descriptions for build_frame.
 TO_VM: Final[dict[str, object]] = {

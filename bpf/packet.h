@@ -35,6 +35,9 @@ struct frame {
 	bool tagged;      /* an 802.1Q tag is held beside the frame */
 	u16 tag_protocol; /* host order; of that tag */
 	u16 tag_control;  /* host order; of that tag */
+	bool checksum_asked; /* somebody behind the hooks is to write a checksum: */
+	u32 checksum_start;  /* over what follows this byte of the frame, */
+	u32 checksum_offset; /* to so many bytes behind it */
 };
 
 /* Tuple of the packet that an ICMP error quotes. */
@@ -62,9 +65,13 @@ struct packet {
 	u32 fragment_length;            /* bytes of it in this fragment */
 	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
 	u32 header_length;              /* bytes in front of the TCP or UDP payload */
+	u32 upper_start;                /* bytes in front of the upper header; 0: not IP */
 	u32 ip_length;                  /* bytes of the IP packet, its header included */
 	u32 segments;                   /* as in struct frame */
 	u32 segment_size;               /* as in struct frame */
+	u32 checksum_asked;             /* as in struct frame */
+	u32 checksum_start;             /* as in struct frame */
+	u32 checksum_offset;            /* as in struct frame */
 	u16 ethertype;                  /* host order; 0: not read */
 	u16 vlan;                       /* 802.1Q id; 0: untagged */
 	__be16 source_port;             /* wire; echo: identifier */

@@ -120,6 +120,7 @@ static __always_inline enum vgw_reason parse_upper(struct cursor *cursor, struct
 {
 	enum vgw_reason reason;
 
+	packet->upper_start = packet->header_length;
 	if (packet->kind == KIND_FRAGMENT)
 		return VGW_REASON_NONE;
 	reason = parse_upper_header(cursor, packet);
@@ -259,6 +260,7 @@ static __always_inline enum vgw_reason parse_hop_by_hop(struct cursor *cursor,
 	else if (!jumbo || options >> 16 != (HOP_JUMBO | cursor->left))
 		return VGW_REASON_EXTENSION_HEADER;
 	packet->protocol = header[0];
+	packet->header_length += 8;
 	advance(cursor, 8);
 	return VGW_REASON_NONE;
 }
@@ -274,6 +276,7 @@ static __always_inline enum vgw_reason parse_fragment_header(struct cursor *curs
 	position = ntohs(fragment->offset);
 	packet->fragment_header = true;
 	packet->protocol = fragment->next_header;
+	packet->header_length += sizeof(*fragment);
 	advance(cursor, sizeof(*fragment));
 	if (!(position & (IPV6_MORE_FRAGMENTS | IPV6_OFFSET_MASK)))
 		return VGW_REASON_NONE; /* atomic (RFC 6946): a whole packet */

@@ -2,7 +2,7 @@
 /*
  * The packet path, the same at every hook:
  *
- *   parse_frame -> guard -> conntrack -> policy_judge (a miss or an old generation)
+ *   parse_frame -> judge_request -> guard -> conntrack -> policy_judge (a miss or an old generation)
  *   -> flow_open -> settle_first_fragment -> finish
  *
  * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns what they
@@ -12,6 +12,7 @@
 #ifndef VGW_PIPELINE_H
 #define VGW_PIPELINE_H
 
+#include "checksum_request.h"
 #include "conntrack.h"
 #include "events.h"
 #include "fragments.h"
@@ -301,6 +302,9 @@ static __always_inline void judge(const struct endpoint_config *config,
 	forget_values();
 	count_segments(&work->packet);
 	forget_values();
+	if (!work->decision.reason)
+		work->decision.reason = judge_request(&work->packet);
+	forget_values();
 	if (work->decision.reason || guard(config, work, path))
 		return;
 	forget_values();
@@ -344,6 +348,9 @@ static __always_inline bool begin_packet(struct judged *judged, const struct fra
 	work->packet.wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
 	work->packet.segments = frame->segments;
 	work->packet.segment_size = frame->segment_size;
+	work->packet.checksum_asked = frame->checksum_asked;
+	work->packet.checksum_start = frame->checksum_start;
+	work->packet.checksum_offset = frame->checksum_offset;
 	work->asked = 0;
 	work->lookup.unfinished = 0;
 	forget_values();

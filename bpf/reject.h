@@ -8,8 +8,8 @@
  *
  * A sender may have left the checksum of the rejected packet to a card, and then some card
  * fills it in later, in the answer, at the same place: it takes the sum of all that is
- * behind the IP header, that field included, and stores its complement there. A program sees
- * neither that this is so nor can it be called off. So the field at this place holds a value
+ * behind the IP header, that field included, and stores its complement there. A program
+ * cannot call that off. So the field at this place holds a value
  * that stays as it is: in a correct message it is the sum of the pseudo header.
  */
 #ifndef VGW_REJECT_H

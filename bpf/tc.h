@@ -10,6 +10,7 @@
 
 #include "pipeline.h"
 #include "reject.h"
+#include "socket_buffer.h"
 
 /* Bytes made directly readable: link, IPv6 and BOOTP or common neighbour options fit into them. */
 #define TC_HEADERS 256
@@ -91,6 +92,7 @@ static __always_inline int tc_judge(struct __sk_buff *skb, u32 path)
 	frame.tagged = skb->vlan_present;
 	frame.tag_protocol = ntohs(skb->vlan_proto);
 	frame.tag_control = skb->vlan_tci;
+	read_checksum_request(skb, &frame);
 	if (begin_packet(&judged, &frame, path))
 		tc_stages.call(skb, path);
 	return tc_finish(skb, &judged, path);

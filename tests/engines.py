@@ -35,7 +35,13 @@ class Engine(Protocol):
     """Judges the packets of one endpoint and keeps its state."""
 
     def judge(
-        self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
+        self,
+        path: Path,
+        frame: bytes,
+        *,
+        gso: bool = False,
+        vlan_tag: int | None = None,
+        checksum: tuple[int, int] | None = None,
     ) -> Outcome:
         """Judge one packet; raises CannotRunError for one that it cannot be given."""
 
@@ -69,7 +75,13 @@ class EvaluatorEngine:
         self._now_ns = 0
 
     def judge(
-        self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
+        self,
+        path: Path,
+        frame: bytes,
+        *,
+        gso: bool = False,
+        vlan_tag: int | None = None,
+        checksum: tuple[int, int] | None = None,
     ) -> Outcome:
         decision = self._evaluator.judge(
             path,
@@ -77,6 +89,7 @@ class EvaluatorEngine:
             now_ns=self._now_ns,
             vlan_tag=vlan_tag,
             gso=gso,
+            checksum=checksum,
             conntrack_max=self._conntrack_max,
         )
         rule_key = None if decision.rule is None else decision.rule.key
@@ -131,8 +144,8 @@ def play(engine: Engine, case: Case) -> list[Difference]:
     differences = []
     for number, step in enumerate(case.steps, 1):
         match step:
-            case Send(path, frame, expected, vlan_tag, gso):
-                outcome = engine.judge(path, frame, gso=gso, vlan_tag=vlan_tag)
+            case Send(path, frame, expected, vlan_tag, gso, checksum):
+                outcome = engine.judge(path, frame, gso=gso, vlan_tag=vlan_tag, checksum=checksum)
                 if not outcome.matches(expected):
                     differences.append(
                         Difference(case.name, number, path, frame, expected, outcome)

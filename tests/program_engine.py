@@ -81,10 +81,17 @@ class ProgramEngine:
         self._stats = self.maps.stats()
 
     def judge(
-        self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
+        self,
+        path: Path,
+        frame: bytes,
+        *,
+        gso: bool = False,
+        vlan_tag: int | None = None,
+        checksum: tuple[int, int] | None = None,
     ) -> Outcome:
         is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
-        obstacle = _obstacle(is_xdp, frame, gso, vlan_tag)
+        beside = vlan_tag is not None or checksum is not None or (gso and is_xdp)
+        obstacle = _obstacle(is_xdp, frame, beside)
         if obstacle is not None:
             raise CannotRunError(obstacle)
         context = _gso_context() if gso else b""
@@ -249,15 +256,15 @@ class ProgramEngine:
 def why_not_run(hook: Hook, send: Send) -> str | None:
     """Return why a test run cannot be given a packet, None if it can."""
     is_xdp = hook is Hook.XDP and send.path is Path.FROM_VM
-    return _obstacle(is_xdp, send.frame, send.gso, send.vlan_tag)
+    return _obstacle(is_xdp, send.frame, not send.for_test_run or (send.gso and is_xdp))
 
 
-def _obstacle(is_xdp: bool, frame: bytes, gso: bool, vlan_tag: int | None) -> str | None:
+def _obstacle(is_xdp: bool, frame: bytes, beside: bool) -> str | None:
     ethertype = int.from_bytes(frame[12:14], "big")
     shortest = SHORTEST_FRAME if is_xdp else SHORTEST_SKB.get(ethertype, SHORTEST_FRAME)
     if not shortest <= len(frame) <= LONGEST_FRAME:
         return "a test run takes no frame of this length"
-    if vlan_tag is not None or (gso and is_xdp):
+    if beside:
         return "a test run has no such metadata"
     return None
 

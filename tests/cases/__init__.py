@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tests.cases import (
+    checksum,
     fragments,
     host_services,
     icmp_errors,
@@ -40,4 +41,5 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "tcp_numbers": tcp_numbers.CASES,
     "icmp_errors": icmp_errors.CASES,
     "host_services": host_services.CASES,
+    "checksum": checksum.CASES,
 }

@@ -57,13 +57,22 @@ DENIED = dropped(Reason.DEFAULT)
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A packet and what it must get. `vlan_tag` and `gso` are what the kernel holds beside it."""
+    """A packet and what it must get.
+
+    `vlan_tag`, `gso` and `checksum` are what the kernel holds beside it, as in parse_frame.
+    """
 
     path: Path
     frame: bytes
     expected: Expected
     vlan_tag: int | None = None
     gso: bool = False
+    checksum: tuple[int, int] | None = None
+
+    @property
+    def for_test_run(self) -> bool:
+        """Whether BPF_PROG_TEST_RUN has a way to be given what is beside the frame."""
+        return self.vlan_tag is None and self.checksum is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +128,10 @@ class Rows:
         *,
         vlan_tag: int | None = None,
         gso: bool = False,
+        checksum: tuple[int, int] | None = None,
     ) -> Case:
         """Return the case of a frame that the VM sends."""
-        send = Send(Path.FROM_VM, frame, expected, vlan_tag, gso)
+        send = Send(Path.FROM_VM, frame, expected, vlan_tag, gso, checksum)
         return Case(f"{name}, from_vm", self.fixture, (send,))
 
     def into(
@@ -132,17 +142,24 @@ class Rows:
         *,
         vlan_tag: int | None = None,
         gso: bool = False,
+        checksum: tuple[int, int] | None = None,
     ) -> Case:
         """Return the case of a frame toward the VM."""
-        send = Send(Path.TO_VM, frame, expected, vlan_tag, gso)
+        send = Send(Path.TO_VM, frame, expected, vlan_tag, gso, checksum)
         return Case(f"{name}, to_vm", self.fixture, (send,))
 
     def both(
-        self, name: str, make: Callable[[Wire], bytes], expected: Expected, *, gso: bool = False
+        self,
+        name: str,
+        make: Callable[[Wire], bytes],
+        expected: Expected,
+        *,
+        gso: bool = False,
+        checksum: tuple[int, int] | None = None,
     ) -> Iterator[Case]:
         """Yield the cases of a frame and its mirror image, which must get the same."""
-        yield self.out(name, make(OUT), expected, gso=gso)
-        yield self.into(name, make(IN), expected, gso=gso)
+        yield self.out(name, make(OUT), expected, gso=gso, checksum=checksum)
+        yield self.into(name, make(IN), expected, gso=gso, checksum=checksum)
 
 
 def out(frame: bytes, expected: Expected) -> Send:

@@ -20,6 +20,7 @@ from vgw.abi import Mode
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
+from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.bpf
 
@@ -68,16 +69,17 @@ def break_program(directory: Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [break_map, replace_map, resize_map, break_program])
-@pytest.mark.parametrize("kind", ["tap", "veth"])
+@pytest.mark.parametrize("place", [("tap", Hook.XDP), ("tap", Hook.TC), ("veth", Hook.TC)])
 def test_a_broken_endpoint_is_shown_and_repaired_without_a_gap(
     host: Host,
     paths: Paths,
     request: pytest.FixtureRequest,
     damage: Callable[[Path], str],
-    kind: str,
+    place: tuple[str, Hook],
 ) -> None:
+    kind, hook = place
     request.getfixturevalue(kind)("tap0")
-    host.attach(document(HTTP), "web01")
+    host.attach(document(HTTP), "web01", hook=hook)
     ifindex = socket.if_nametoindex("tap0")
     said = damage(paths.endpoint_dir("web01", "tap0"))
 
@@ -88,17 +90,20 @@ def test_a_broken_endpoint_is_shown_and_repaired_without_a_gap(
 
     assert result.changed
     assert row(host)["attached"]
+    assert row(host)["from_vm"]["hook"] == hook
     assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)) == 1
-    assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS)) == (kind == "veth")
+    is_tc = hook is Hook.TC
+    assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS)) == is_tc
     host.detach("web01")
     assert traces(paths) == []
 
 
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC], ids=str)
 def test_repairing_keeps_a_program_on_the_interface_all_the_time(
-    host: Host, paths: Paths, tap: Tap, monkeypatch: pytest.MonkeyPatch
+    host: Host, paths: Paths, tap: Tap, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tap("tap0")
-    host.attach(document(HTTP), "web01")
+    host.attach(document(HTTP), "web01", hook=hook)
     break_map(paths.endpoint_dir("web01", "tap0"))
     ifindex = socket.if_nametoindex("tap0")
     seen: list[bool] = []
@@ -109,7 +114,9 @@ def test_repairing_keeps_a_program_on_the_interface_all_the_time(
                 return function(*arguments, **options)
             finally:
                 egress = libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)
-                seen.append(bool(egress) and libbpf.xdp_program(ifindex) is not None)
+                ingress = libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_INGRESS)
+                xdp = libbpf.xdp_program(ifindex)
+                seen.append(bool(egress) and bool(xdp if hook is Hook.XDP else ingress))
 
         return watched
 
@@ -121,24 +128,29 @@ def test_repairing_keeps_a_program_on_the_interface_all_the_time(
     assert all(seen)
 
 
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC], ids=str)
 def test_a_failed_repair_leaves_the_old_programs_running(
-    host: Host, paths: Paths, tap: Tap, monkeypatch: pytest.MonkeyPatch
+    host: Host, paths: Paths, tap: Tap, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tap("tap0")
-    host.attach(document(HTTP), "web01")
+    host.attach(document(HTTP), "web01", hook=hook)
     break_map(paths.endpoint_dir("web01", "tap0"))
     ifindex = socket.if_nametoindex("tap0")
-    before = libbpf.xdp_program(ifindex), libbpf.tcx_programs(ifindex, 47)
+
+    def running() -> tuple[object, ...]:
+        return libbpf.xdp_program(ifindex), *(libbpf.tcx_programs(ifindex, at) for at in (46, 47))
+
+    before = running()
 
     def fail(*_: Any, **__: Any) -> None:
         raise _InjectedError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(libbpf, "link_update", fail)
+        patch.setattr(libbpf, "link_update" if hook is Hook.XDP else "link_create", fail)
         with pytest.raises(VgwError, match="injected"):
             host.attach(document(HTTP), "web01")
 
-    assert (libbpf.xdp_program(ifindex), libbpf.tcx_programs(ifindex, 47)) == before
+    assert running() == before
     host.attach(document(HTTP), "web01")
     assert row(host)["attached"]
 

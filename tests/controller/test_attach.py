@@ -54,9 +54,11 @@ def test_attach_enforces_before_it_returns_and_detach_leaves_nothing(
     assert received(vm, denied)
 
 
-def test_status_is_what_the_kernel_says(host: Host, tap: Tap) -> None:
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.AUTO], ids=str)
+def test_status_is_what_the_kernel_says(host: Host, tap: Tap, hook: Hook) -> None:
     tap("tap0")
-    host.attach(document("[{name: a, action: accept}, {name: b, action: drop}]"), "web01")
+    rules = "[{name: a, action: accept}, {name: b, action: drop}]"
+    host.attach(document(rules), "web01", hook=hook)
 
     status = host.status()
 
@@ -67,14 +69,20 @@ def test_status_is_what_the_kernel_says(host: Host, tap: Tap) -> None:
     assert (there["name"], there["attached"], there["reason"]) == ("tap0", True, None)
     assert there["ifindex"] == socket.if_nametoindex("tap0")
     xdp = libbpf.xdp_program(there["ifindex"])
-    assert xdp is not None
-    assert there["from_vm"] == {"hook": "xdp", "mode": xdp[1], "link": True, "prog_id": xdp[0]}
+    if hook is Hook.XDP:
+        assert xdp is not None
+        expected = {"hook": "xdp", "mode": xdp[1], "link": True, "prog_id": xdp[0]}
+    else:
+        assert xdp is None
+        (tcx_id,) = libbpf.tcx_programs(there["ifindex"], libbpf.AttachType.TCX_INGRESS)
+        expected = {"hook": "tc", "mode": "tcx", "link": True, "prog_id": tcx_id}
+    assert there["from_vm"] == expected
     tcx = libbpf.tcx_programs(there["ifindex"], libbpf.AttachType.TCX_EGRESS)
     assert [there["to_vm"]["prog_id"]] == tcx
     assert (there["to_vm"]["hook"], there["to_vm"]["mode"]) == ("tc", "tcx")
     assert there["rules"] == {"ingress": 2, "egress": 0}
     assert there["conntrack"] == {"entries": 0, "max": 65536}
-    assert there["guards_off"] == {}
+    assert list(there["guards_off"]) == (["checksum"] if hook is Hook.XDP else [])
 
 
 def test_a_second_attach_changes_nothing(host: Host, tap: Tap) -> None:
@@ -175,11 +183,11 @@ def test_catalogue_K10_a_foreign_xdp_program_stops_an_attach_unless_forced(
     before = libbpf.xdp_program(ifindex)
 
     with pytest.raises(ForeignProgramError, match="tap0 already has an XDP program"):
-        host.attach(document(), "web01")
+        host.attach(document(), "web01", hook=Hook.XDP)
     assert traces(paths) == []
     assert libbpf.xdp_program(ifindex) == before
     assert not libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)
-    host.attach(document(), "web01", force=True)
+    host.attach(document(), "web01", hook=Hook.XDP, force=True)
 
     assert row(host)["attached"]
     os.close(link)

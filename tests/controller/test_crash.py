@@ -50,18 +50,22 @@ def test_killed_in_an_apply(host: Host, paths: Paths, tap: Callable[[str], int])
     assert steps > 5
 
 
-@pytest.mark.parametrize("kind", ["tap", "veth"])
+@pytest.mark.parametrize(("kind", "hook"), [("tap", Hook.XDP), ("tap", Hook.TC), ("veth", Hook.TC)])
 def test_killed_in_an_attach(
-    host: Host, paths: Paths, request: pytest.FixtureRequest, kind: str
+    host: Host, paths: Paths, request: pytest.FixtureRequest, kind: str, hook: Hook
 ) -> None:
     request.getfixturevalue(kind)("tap0")
     host.artefact(PROGRAMS)
     steps = 0
     finished = False
+
+    def attach() -> None:
+        Host(paths).attach(document(HTTP), "web01", hook=hook)
+
     while not finished:
-        finished = killed_after(steps, lambda: Host(paths).attach(document(HTTP), "web01"))
+        finished = killed_after(steps, attach)
         host.status()
-        host.attach(document(HTTP), "web01")
+        host.attach(document(HTTP), "web01", hook=hook)
         assert row(host)["attached"], f"after {steps} steps"
         host.detach("web01")
         assert traces(paths) == [], f"after {steps} steps"
@@ -93,12 +97,15 @@ def test_killed_in_a_move_to_another_hook(
         steps += 1
 
 
-def test_killed_in_a_detach(host: Host, paths: Paths, tap: Callable[[str], int]) -> None:
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC], ids=str)
+def test_killed_in_a_detach(
+    host: Host, paths: Paths, tap: Callable[[str], int], hook: Hook
+) -> None:
     tap("tap0")
     steps = 0
     finished = False
     while not finished:
-        host.attach(document(HTTP), "web01")
+        host.attach(document(HTTP), "web01", hook=hook)
         finished = killed_after(steps, lambda: Host(paths).detach("web01"))
         host.status()
         host.detach_all()

@@ -42,6 +42,28 @@ def test_what_is_wrong_comes_with_what_to_do(paths: Paths, tmp_path: Path) -> No
     assert "VGW_CACHE_DIR" in rows["cache"]["fix"]
 
 
+@pytest.mark.bpf
+def test_a_kernel_without_a_description_of_its_types_is_said(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> tuple[str, ...]:
+        raise VgwError("cannot learn the layout; use another kernel")
+
+    monkeypatch.setattr("vgw.controller.doctor.socket_buffer_options", refuse)
+    (row,) = (row for row in examine(paths) if row["check"] == "btf")
+    assert (row["ok"], row["fix"]) == (False, "use another kernel")
+
+
+@pytest.mark.bpf
+def test_a_kernel_that_lets_no_program_read_it_is_said(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = bytes.fromhex("85000000ffff0000")  # a call of a function that no kernel has
+    monkeypatch.setattr("vgw.controller.doctor._READ_KERNEL", unknown)
+    (row,) = (row for row in examine(paths) if row["check"] == "btf")
+    assert (row["ok"], row["fix"]) == (False, "boot without lockdown=confidentiality")
+
+
 @pytest.mark.parametrize(
     ("release", "ok"),
     [

@@ -125,19 +125,10 @@ def test_an_interface_without_ethernet_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wanted", "chosen"),
-    [
-        ("tun", Hook.AUTO, Hook.XDP),
-        ("veth", Hook.AUTO, Hook.TC),
-        ("bridge", Hook.AUTO, Hook.TC),
-        ("tun", Hook.TC, Hook.TC),
-        ("veth", Hook.XDP, Hook.XDP),
-    ],
+    ("wanted", "chosen"), [(Hook.AUTO, Hook.TC), (Hook.TC, Hook.TC), (Hook.XDP, Hook.XDP)]
 )
-def test_the_hook_follows_the_device_unless_asked_for(
-    kind: str, wanted: Hook, chosen: Hook
-) -> None:
-    assert links.choose_hook(kind, wanted) is chosen
+def test_the_hook_is_tc_unless_asked_for(wanted: Hook, chosen: Hook) -> None:
+    assert links.choose_hook(wanted) is chosen
 
 
 def test_interfaces_are_reported_as_they_come_change_and_go(veth: Callable[[str], str]) -> None:

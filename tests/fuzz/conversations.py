@@ -141,7 +141,7 @@ def _told() -> Iterator[Story]:
         story = tuple(
             Shot(step.path, step.frame, step.gso) if isinstance(step, Send) else step
             for step in case.steps
-            if isinstance(step, Wait) or (isinstance(step, Send) and step.vlan_tag is None)
+            if isinstance(step, Wait) or (isinstance(step, Send) and step.for_test_run)
         )
         if sum(isinstance(step, Shot) for step in story) > 1:
             yield story[:30]
@@ -156,5 +156,5 @@ def table_frames() -> Iterator[Shot]:
     """Yield the packets of the verdict tables that a test run can be given."""
     for case in chain(*TABLES.values()):
         for step in case.steps:
-            if isinstance(step, Send) and step.vlan_tag is None:
+            if isinstance(step, Send) and step.for_test_run:
                 yield Shot(step.path, step.frame, step.gso)

@@ -145,7 +145,13 @@ class QuickEngine(ProgramEngine):
         self._tables, self._arrays = _state_maps(artefact, self._instance.maps)
 
     def judge(
-        self, path: Path, frame: bytes, *, gso: bool = False, vlan_tag: int | None = None
+        self,
+        path: Path,
+        frame: bytes,
+        *,
+        gso: bool = False,
+        vlan_tag: int | None = None,
+        checksum: tuple[int, int] | None = None,
     ) -> Outcome:
         is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
         if len(frame) < SHORTEST_FRAME or len(frame) > LONGEST_FRAME:
@@ -153,7 +159,7 @@ class QuickEngine(ProgramEngine):
         if not is_xdp and len(frame) < SHORTEST_SKB.get(frame[12] << 8 | frame[13], 0):
             raise CannotRunError("a test run takes no frame of this length")
         runner = self._runners.get((path, gso))
-        if runner is None or vlan_tag is not None:
+        if runner is None or vlan_tag is not None or checksum is not None:
             raise CannotRunError("a test run has no such metadata")
         code = runner.run(frame)
         outcome = self._decision(path)

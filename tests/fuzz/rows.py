@@ -72,7 +72,7 @@ def _step_lines(step: TableStep) -> Iterator[str]:
             yield f"{indent}Wait({seconds}),"
         case Apply(policy):
             yield f"{indent}Apply({name_of(policy)}),"
-        case Send(path, frame, expected, _, gso):
+        case Send(path, frame, expected, gso=gso):
             digits = frame.hex()
             verdict, reason, rule = expected
             name = "None" if rule is None else f'"{rule}"'

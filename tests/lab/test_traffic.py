@@ -82,10 +82,10 @@ def test_between_two_vms_both_firewalls_decide(protected: Lab, family: int) -> N
     protected.assert_blocked("tcp", "db01", "web01", IN_PORT, family)
 
 
-def test_the_tap_gets_xdp_and_the_veth_tc(protected: Lab) -> None:
+def test_both_interfaces_get_tc(protected: Lab) -> None:
     interfaces = [i for vm in protected.json("status")["vms"] for i in vm["interfaces"]]
     assert {i["name"]: i["from_vm"]["hook"] for i in interfaces} == {
-        "tap-web01": "xdp",
+        "tap-web01": "tc",
         "veth-db01": "tc",
     }
     assert all(i["attached"] and i["to_vm"]["hook"] == "tc" for i in interfaces)

@@ -197,7 +197,7 @@ class Change:
         to_vm = endpoint.attachment(facts.ifindex, abi.Path.TO_VM)
         if from_vm is None or to_vm is None:
             return None
-        wanted = links.choose_hook(facts.kind, self._hook(name))
+        wanted = links.choose_hook(self._hook(name))
         return _Kept(endpoint, facts, Hook(from_vm.hook), wanted, endpoint.maps.config())
 
     def _wanted_hook(self, name: str) -> Hook:
@@ -205,7 +205,7 @@ class Change:
         kept = self._kept.get(name)
         if kept is not None:
             return kept.wanted_hook
-        return links.choose_hook(self._new[name].kind, self._hook(name))
+        return links.choose_hook(self._hook(name))
 
     def _hook(self, name: str) -> Hook:
         """Return which hook is asked for: by the user now, or before, or by the policy."""

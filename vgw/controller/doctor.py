@@ -22,7 +22,7 @@ from vgw.controller.foreign import programs_beside
 from vgw.controller.paths import Paths
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, ProgType
-from vgw.loader import load_artefact
+from vgw.loader import load_artefact, socket_buffer_options
 
 #: Kernels before this have no bpf_link for XDP and are not tested.
 _OLDEST_KERNEL: Final = (5, 15)
@@ -31,6 +31,20 @@ _FIXED: Final = {(5, 15): 164, (6, 1): 113, (6, 6): 55}
 
 _APT: Final = "apt install {}"
 _HEADERS: Final = Path("/usr/include/linux/types.h")
+
+#: `mov r0, 0; exit`
+_DO_NOTHING: Final = bytes.fromhex("b700000000000000 9500000000000000")
+#: `bpf_probe_read_kernel(fp - 8, 8, NULL)`
+_READ_KERNEL: Final = b"".join(
+    struct.pack("=BBhi", *words)
+    for words in (
+        (0xBF, 0xA1, 0, 0),
+        (0x07, 0x01, 0, -8),
+        (0xB7, 0x02, 0, 8),
+        (0xB7, 0x03, 0, 0),
+        (0x85, 0, 0, 113),
+    )
+)
 
 #: No interface has this index.
 _NO_INTERFACE: Final = 0x7FFFFFFF
@@ -109,6 +123,18 @@ def _capabilities(_: Paths) -> str:
 def _libbpf(_: Paths) -> str:
     libbpf.library()
     return "libbpf.so.1 is there"
+
+
+def _btf(_: Paths) -> str:
+    socket_buffer_options()
+    try:
+        with _program(ProgType.SCHED_CLS, _READ_KERNEL):
+            return "tc programs can read where a guest asks for checksums"
+    except KernelError:
+        raise _UnfitError(
+            "tc programs cannot read where a guest asks for checksums",
+            "boot without lockdown=confidentiality",
+        ) from None
 
 
 def _bpf_load(_: Paths) -> str:
@@ -208,10 +234,9 @@ def _others(paths: Paths) -> str:
 
 
 @contextlib.contextmanager
-def _program(kind: ProgType) -> Iterator[int]:
-    """Load a program that does nothing: `mov r0, 0; exit`."""
-    code = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-    fd = libbpf.prog_load(kind, "vgw_probe", code)
+def _program(kind: ProgType, code: bytes = b"") -> Iterator[int]:
+    """Load a program that begins with `code` and then does nothing."""
+    fd = libbpf.prog_load(kind, "vgw_probe", code + _DO_NOTHING)
     try:
         yield fd
     finally:
@@ -222,6 +247,7 @@ _CHECKS: Final[dict[str, _Check]] = {
     "kernel": _kernel,
     "capabilities": _capabilities,
     "libbpf": _libbpf,
+    "btf": _btf,
     "bpf": _bpf_load,
     "xdp link": _xdp_link,
     "tc link": _tcx_link,

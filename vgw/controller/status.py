@@ -83,8 +83,8 @@ def _interface_status(
             row["attached"] = row["from_vm"] is not None and row["to_vm"] is not None
             if ifindex is not None:
                 row["beside"] = programs_beside(ifindex, _known_programs(row))
-            if entry is not None and _is_blind_to_tags(name, row):
-                row["guards_off"] |= {"vlan": "XDP does not see tags held beside a frame; use tc"}
+            if entry is not None and row["from_vm"] is not None:
+                row["guards_off"] |= _not_seen(name, row["from_vm"]["hook"])
             meta, config = endpoint.maps.meta(), endpoint.maps.config()
             row["conntrack"] = {"entries": meta.entries, "max": endpoint.maps.conntrack_max()}
             row["half_open"] = {
@@ -155,11 +155,14 @@ def _rule_counts(manifest: Manifest | None) -> dict[str, int] | None:
     return {str(direction): entry.rules[path] for direction, path in PATH_OF_DIRECTION.items()}
 
 
-def _is_blind_to_tags(interface: str, row: Row) -> bool:
-    """Tell whether the VM can use a VLAN unseen: only a TAP has every tag in the frame."""
-    if row["from_vm"] is None or row["from_vm"]["hook"] != Hook.XDP:
-        return False
-    return links.find_interface(interface).kind != "tun"
+def _not_seen(interface: str, hook: str) -> dict[str, str]:
+    """Return what a VM can do unseen where its packets are judged at a hook."""
+    if hook != Hook.XDP:
+        return {}
+    unseen = {"checksum": "XDP does not see which bytes a VM leaves for others to fill in; use tc"}
+    if links.find_interface(interface).kind != "tun":  # a TAP has every tag in the frame
+        unseen["vlan"] = "XDP does not see tags held beside a frame; use tc"
+    return unseen
 
 
 def _guards_off(interface: Interface) -> dict[str, str]:

@@ -5,6 +5,7 @@ Every function raises KernelError when the kernel refuses; fds are closed with o
 values are bytes in the host's byte order unless vgw/abi.py says otherwise.
 """
 
+from vgw.libbpf.kernel_types import Member, struct_members
 from vgw.libbpf.library import library
 from vgw.libbpf.links import (
     XDP_GENERIC,
@@ -68,6 +69,7 @@ __all__ = [
     "MapFlag",
     "MapInfo",
     "MapType",
+    "Member",
     "PerfReader",
     "ProgInfo",
     "ProgType",
@@ -97,6 +99,7 @@ __all__ = [
     "prog_load",
     "prog_test_run",
     "side_by_side",
+    "struct_members",
     "tcx_programs",
     "wait_for_programs",
     "xdp_link",

@@ -26,6 +26,7 @@ from vgw.errors import CompileError, VgwError
 from vgw.libbpf import MapType, map_create
 from vgw.loader.artefact import Artefact, merge
 from vgw.loader.compiler import EXIT_NO_BCC
+from vgw.loader.socket_buffer import socket_buffer_options
 from vgw.loader.sources import SourceTree, bpf_dir, write_headers
 
 #: Options of the compiler. BCC optimises what clang hands it, so clang's own optimiser would only
@@ -61,8 +62,8 @@ def load_artefact(
 
     `programs` limits it to some, which saves compiling the rest; `progress` hears a line before
     something slow starts. Raises CompileError naming header and line, or the map that differs
-    from vgw/abi.py, KernelError when maps cannot be created, and VgwError when BCC or
-    linux-libc-dev is missing or the directory is not fit.
+    from vgw/abi.py, KernelError when maps cannot be created or the kernel does not describe its
+    types, and VgwError when BCC or linux-libc-dev is missing or the directory is not fit.
     """
     tree = source or SourceTree(bpf_dir())
     texts = {name: tree.flatten(name) for name in programs or tree.programs}
@@ -84,7 +85,7 @@ def load_artefact(
 def _digests(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, str]:
     """Return for each program a name for everything that its compiled form depends on."""
     shared = hashlib.sha256()
-    facts = (str(ABI_VERSION), platform.machine(), _bcc_version(), *OPTIONS, *tree.shim())
+    facts = (str(ABI_VERSION), platform.machine(), _bcc_version(), *_options(), *tree.shim())
     for fact in facts:
         _feed(shared, fact)
     digests: dict[str, str] = {}
@@ -94,6 +95,11 @@ def _digests(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, str]:
             _feed(total, fact)
         digests[name] = total.hexdigest()
     return digests
+
+
+def _options() -> tuple[str, ...]:
+    """Return the compiler's options but for those that say where headers are; raises VgwError."""
+    return *OPTIONS, *socket_buffer_options()
 
 
 def _feed(total: hashlib._Hash, fact: str) -> None:
@@ -181,7 +187,7 @@ def _compile(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, Artefact]:
     os.close(map_create(MapType.ARRAY, "probe", 4, 4, 1))  # without the right to, say so plainly
     with tempfile.TemporaryDirectory(prefix="vgw-compile-") as name:
         directory = Path(name)
-        options = [*OPTIONS, *write_headers(tree, directory / "kernel")]
+        options = [*_options(), *write_headers(tree, directory / "kernel")]
         (directory / "options").write_text("\n".join(options))
         for program, text in texts.items():
             (directory / f"{program}.c").write_text(text)

@@ -128,11 +128,13 @@ class Evaluator:
         now_ns: int = 0,
         vlan_tag: int | None = None,
         gso: bool = False,
+        checksum: tuple[int, int] | None = None,
         conntrack_max: int = DEFAULT_CONNTRACK_MAX,
     ) -> Decision:
         """Return what a frame gets and remember what it means for those that follow.
 
-        `vlan_tag` and `gso` are what the kernel holds beside the bytes, as in parse_frame.
+        `vlan_tag`, `gso` and `checksum` are what the kernel holds beside the bytes, as in
+        parse_frame.
         """
         mode = self.facts.mode
         if mode is Mode.QUARANTINE:
@@ -140,7 +142,7 @@ class Evaluator:
         if self._policy is None:
             decision = Decision(Verdict.DROP, Reason.NO_POLICY)
         else:
-            packet = parse_frame(frame, vlan_tag=vlan_tag, gso=gso)
+            packet = parse_frame(frame, vlan_tag=vlan_tag, gso=gso, checksum=checksum)
             judged = self._judge_packet(packet, path, now_ns, conntrack_max)
             self._settle_fragment(packet, path, judged.verdict, now_ns)
             decision = replace(judged, packet=packet)

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from vgw.abi import Reason
 from vgw.policy.model import ICMPV6
+from vgw.policy.packet_checksum import check_request
 from vgw.policy.packet_fields import (
     ARP_REPLY,
     ARP_REQUEST,
@@ -57,16 +58,26 @@ JUMBO_OPTION = bytes.fromhex("c204")
 IGMP_ROUTER_ALERT = bytes.fromhex("94040000")
 
 
-def parse_frame(frame: bytes, *, vlan_tag: int | None = None, gso: bool = False) -> Packet:
+def parse_frame(
+    frame: bytes,
+    *,
+    vlan_tag: int | None = None,
+    gso: bool = False,
+    checksum: tuple[int, int] | None = None,
+) -> Packet:
     """Read a frame.
 
     `vlan_tag` is the 802.1Q id of a tag held beside the bytes (skb metadata), None without one.
     `gso` says that the frame is a super-packet of the kernel, whose length fields may be 0.
+    `checksum` is the request to put in a checksum: over all from a place in the frame on, at so
+    many bytes behind it; None without one.
     Returns what was read; `Packet.reason` is Reason.NONE when that is all there is to read.
     """
     reading = Reading(frame, gso, Packet(length=len(frame)))
     try:
         _read_ethernet(reading, vlan_tag)
+        if checksum is not None:
+            check_request(reading, *checksum)
     except UnreadableError as error:
         return replace(reading.packet, reason=error.reason)
     return reading.packet
@@ -247,6 +258,7 @@ def _read_payload(reading: Reading, payload: Span) -> None:
 
     A later one could bring the rest of it unseen (RFC 1858, RFC 7112).
     """
+    reading.upper = payload
     if reading.packet.is_later_fragment:
         return
     try:

@@ -172,11 +172,15 @@ class UnreadableError(Exception):
 
 @dataclass(slots=True)
 class Reading:
-    """A frame being read and what was found so far; `gso`: the kernel vouches for its lengths."""
+    """A frame being read and what was found so far; `gso`: the kernel vouches for its lengths.
+
+    `upper` is the payload of the IP packet, behind all headers of IP.
+    """
 
     frame: bytes
     gso: bool
     packet: Packet = field(default_factory=Packet)
+    upper: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)

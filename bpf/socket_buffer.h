@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a tc program is not told of its socket buffer: whether a checksum is still to be
+ * written into the frame, and where.
+ *
+ * A program's context is the socket buffer itself, so the fields are read behind it in one go.
+ * Their places are the running kernel's, by its own description (vgw/loader/socket_buffer.py):
+ * the compiler gets them as constants, from SKB_FIRST on, a multiple of eight.
+ */
+#ifndef VGW_SOCKET_BUFFER_H
+#define VGW_SOCKET_BUFFER_H
+
+#include "packet.h"
+
+#if !defined(SKB_FIRST) || !defined(SKB_SIZE)
+#error "the layout of the kernel's socket buffers is missing"
+#endif
+
+#define CHECKSUM_PARTIAL 3 /* value of ip_summed: a checksum is to be written */
+#define IP_SUMMED_MASK 3
+
+/* Puts down what is asked for. What cannot be read is refused, as a request of no sense. */
+static __always_inline void read_checksum_request(struct __sk_buff *skb, struct frame *frame)
+{
+	u8 fields[SKB_SIZE] __attribute__((aligned(8)));
+	u32 start, frame_start;
+
+	frame->checksum_asked = true;
+	if (bpf_probe_read_kernel(fields, sizeof(fields), (void *)skb + SKB_FIRST))
+		return;
+	frame->checksum_asked = (fields[SKB_IP_SUMMED] >> SKB_IP_SUMMED_SHIFT & IP_SUMMED_MASK) ==
+				CHECKSUM_PARTIAL;
+	/* Both places count from the same byte, in front of the frame. */
+	start = *(u16 *)(fields + SKB_CSUM_START);
+	frame_start = *(u16 *)(fields + SKB_MAC_HEADER);
+	if (start > frame_start)
+		frame->checksum_start = start - frame_start;
+	frame->checksum_offset = *(u16 *)(fields + SKB_CSUM_OFFSET);
+}
+
+#endif
