@@ -196,7 +196,11 @@ def test_interface_that_comes_goes_and_comes_again(
         eventually("forgotten", lambda: not paths.manifest("web01").exists())
         assert controller.metric("vgw_attached{") == 0
 
-    assert [found["interface"] for found in controller.records("detach")] == ["veth0", "veth0"]
+    # A record is written after what it tells of.
+    gone = ["veth0", "veth0"]
+    eventually(
+        "recorded", lambda: [each["interface"] for each in controller.records("detach")] == gone
+    )
 
 
 def test_interface_that_was_ordered_comes_goes_and_comes_again(
