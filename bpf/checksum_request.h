@@ -58,6 +58,21 @@ static __always_inline struct checksum_place place_of_upper(const struct packet 
 }
 
 /*
+ * Whether a request is one that an answer of vgw to a rejected UDP packet has from that packet
+ * (reject.h). What it writes to has no meaning in such an answer.
+ */
+static __always_inline bool is_of_rejected_udp(const struct packet *packet)
+{
+	if (packet->kind != KIND_ICMP_ERROR || packet->checksum_start != packet->upper_start ||
+	    packet->checksum_offset != UDP_CHECKSUM)
+		return false;
+	if (packet->protocol == IPPROTO_ICMP)
+		return packet->icmp_type == ICMP_DEST_UNREACH &&
+		       packet->icmp_code == ICMP_PROHIBITED;
+	return packet->icmp_type == ICMPV6_DEST_UNREACH && packet->icmp_code == ICMPV6_PROHIBITED;
+}
+
+/*
  * Judges the request that came with a readable frame, if one did. It may fill in the checksum
  * of the upper header, as every guest with an offload asks for, or one behind all that is
  * judged, as a guest does for what it sends in a tunnel.
@@ -78,6 +93,8 @@ static __always_inline enum vgw_reason judge_request(const struct packet *packet
 	if (start >= place.behind)
 		return VGW_REASON_NONE;
 	if (place.field && start == packet->upper_start && packet->checksum_offset == place.field)
+		return VGW_REASON_NONE;
+	if (is_of_rejected_udp(packet))
 		return VGW_REASON_NONE;
 	return VGW_REASON_CHECKSUM_REQUEST;
 }

@@ -16,6 +16,9 @@
 /* Not from linux/icmp.h, which wants the C library's headers. */
 #define ICMP_ECHOREPLY 0
 #define ICMP_FRAG_NEEDED 4 /* code of ICMP_DEST_UNREACH */
+/* Codes of "destination unreachable" that say "administratively prohibited". */
+#define ICMP_PROHIBITED 13  /* RFC 1812, 5.2.7.1 */
+#define ICMPV6_PROHIBITED 1 /* RFC 4443, 3.1 */
 #define ICMP_DEST_UNREACH 3
 #define ICMP_REDIRECT 5
 #define ICMP_ECHO 8

@@ -29,10 +29,6 @@
 #define LINK_MAX (sizeof(struct ethhdr) + sizeof(struct vlan_tag))
 #define ANSWER_MAX (LINK_MAX + sizeof(struct ipv6hdr) + ICMP_HEADER + QUOTED_MAX)
 
-/* Codes of "destination unreachable" that say "administratively prohibited". */
-#define ICMP_PROHIBITED 13  /* RFC 1812, 5.2.7.1 */
-#define ICMPV6_PROHIBITED 1 /* RFC 4443, 3.1 */
-
 struct icmp_answer {
 	u8 type;
 	u8 code;

@@ -22,7 +22,7 @@ ZERO = {
 }  # fmt: skip
 #: Part -> rows whose figure must not be.
 SOME = {
-    "flood": ("other VM", "SYNs sent", "dropped as CT_HALF_OPEN", "exchanges"),
+    "flood": ("other VM", "SYNs sent", "half-open flows that gave way", "exchanges"),
     "full": ("flows", "dropped as CT_FULL meanwhile", "new connections to the other VM"),
     "log": ("no log", "log", "packets received: in the log", "packets suppressed: over the budget"),
     "expiry": ("connections opened", "exchanges of each live connection"),

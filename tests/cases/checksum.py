@@ -7,6 +7,7 @@ A test run cannot be given a request; tests/lab/test_checksum_requests.py plays 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from tests.cases.fixtures import OPEN
@@ -150,6 +151,14 @@ def _transport() -> Iterator[Kind]:
     )
 
 
+def _prohibited(
+    wrap: Callable[[Wire, bytes, int], bytes], kind: tuple[int, int], code: int, wire: Wire
+) -> bytes:
+    icmp_type, protocol = kind
+    quoted = _sent(wire, 4 if protocol == ICMP else 6)
+    return wrap(wire, icmp_error(icmp_type, quoted, code=code), protocol)
+
+
 def _icmp() -> Iterator[Kind]:
     ping4, ping6 = echo(8, payload=INNER), echo(128, payload=INNER)
     yield Kind("ping", lambda wire: wire.wrap4(ping4, ICMP), UPPER4, DEFAULT, *_exact(UPPER4))
@@ -169,6 +178,20 @@ def _icmp() -> Iterator[Kind]:
         unrelated,
         *_exact(UPPER6),
     )
+    # An answer of vgw to a UDP packet has that packet's request.
+    for name, code, upper, wrap, kind in (
+        ("ICMP", 13, UPPER4, Wire.wrap4, (3, ICMP)),
+        ("ICMPv6", 1, UPPER6, Wire.wrap6, (1, ICMPV6)),
+    ):
+        fair, unfair = _exact(upper)
+        yield Kind(
+            f"{name} prohibited",
+            partial(_prohibited, wrap, kind, code),
+            upper,
+            unrelated,
+            (*fair, (upper, 6)),
+            tuple(place for place in unfair if place != (upper, 6)),
+        )
     unnamed = dropped(Reason.PROTOCOL)
     yield Kind(
         "timestamp",

@@ -130,7 +130,9 @@ def _btf(_: Paths) -> str:
     try:
         with _program(ProgType.SCHED_CLS, _READ_KERNEL):
             return "tc programs can read where a guest asks for checksums"
-    except KernelError:
+    except KernelError as error:
+        if error.errno == errno.EPERM:
+            raise
         raise _UnfitError(
             "tc programs cannot read where a guest asks for checksums",
             "boot without lockdown=confidentiality",

@@ -18,6 +18,8 @@ IGMP = 2
 #: Protocol -> where its header has the checksum; that of SCTP is another, and is asked for as well.
 CHECKSUM_FIELDS = {TCP: 16, UDP: 6, SCTP: 8, ICMP: 2, ICMPV6: 2, IGMP: 2}
 UDP_HEADER, SCTP_HEADER = 8, 12
+#: Protocol, type and code of "administratively prohibited" (RFC 1812, 5.2.7.1; RFC 4443, 3.1).
+PROHIBITED = frozenset({(ICMP, 3, 13), (ICMPV6, 1, 1)})
 
 
 def check_request(reading: Reading, start: int, offset: int) -> None:
@@ -33,7 +35,12 @@ def check_request(reading: Reading, start: int, offset: int) -> None:
     else:
         judged = _judged_part(packet, upper)
         is_behind = judged is not None and start >= upper.start + judged
-        allowed = is_behind or (start, offset) == (upper.start, CHECKSUM_FIELDS[packet.protocol])
+        fields = {CHECKSUM_FIELDS[packet.protocol]}
+        icmp = packet.icmp
+        if icmp is not None and (packet.protocol, icmp.type, icmp.code) in PROHIBITED:
+            # An answer of vgw to a UDP packet has that packet's request, which does no harm here.
+            fields.add(CHECKSUM_FIELDS[UDP])
+        allowed = is_behind or (start == upper.start and offset in fields)
     if not allowed:
         raise UnreadableError(Reason.CHECKSUM_REQUEST)
 
