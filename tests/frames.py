@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
 from vgw.abi import Path
-from vgw.policy.frame import TCP_FLAG_LETTERS, internet_checksum, seal
+from vgw.policy.frame import TCP_FLAG_LETTERS, group_mac, internet_checksum, seal
 
 VM_MAC = bytes.fromhex("525400000011")
 PAIR_MAC = bytes.fromhex("00005e000101")
@@ -246,7 +246,7 @@ class Wire:
         """Return a frame; `to` is the address that the packet goes to, if it has one."""
         source, destination = self._turn(self.local_mac, self.remote_mac)
         if to is not None:
-            destination = _group_mac(to, destination)
+            destination = group_mac(ip_address(to)) or destination
         return ethernet(packet, ethertype, source=source, destination=destination)
 
     def wrap4(
@@ -307,18 +307,6 @@ class Wire:
 
 OUT = Wire(Path.FROM_VM)
 IN = Wire(Path.TO_VM)
-
-
-def _group_mac(address: str, host_mac: bytes) -> bytes:
-    """Return the MAC that packets to a group go to, `host_mac` for an address of no group."""
-    packed = ip_address(address).packed
-    if address == BROADCAST4:
-        return BROADCAST_MAC
-    if not ip_address(address).is_multicast:
-        return host_mac
-    if len(packed) == 16:
-        return b"\x33\x33" + packed[-4:]
-    return bytes([0x01, 0x00, 0x5E, packed[1] & 0x7F, *packed[2:]])
 
 
 def igmp_frame(

@@ -31,6 +31,7 @@ from vgw.policy.packet_fields import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     ETHERTYPE_RARP,
+    LIMITED_BROADCAST,
     NEIGHBOUR_ADVERTISEMENT,
     NEIGHBOUR_SOLICITATION,
     ROUTER_ADVERTISEMENT,
@@ -44,7 +45,6 @@ from vgw.policy.packet_fields import (
 LINK_LOCAL = IPv6Network("fe80::/10")
 UNSPECIFIED_IPV4 = IPv4Address("0.0.0.0")  # noqa: S104 (an address in a packet, not a listener)
 UNSPECIFIED_IPV6 = IPv6Address("::")
-BROADCAST_IPV4 = IPv4Address("255.255.255.255")
 ALL_DHCPV6_SERVERS = IPv6Address("ff02::1:2")
 DHCPV4_CLIENT, DHCPV4_SERVER = 68, 67
 DHCPV6_CLIENT, DHCPV6_SERVER = 546, 547
@@ -219,7 +219,7 @@ def _answer_dhcp_request(packet: Packet) -> Answer | None:
     if not is_own or packet.fragment is not None:
         return _drop(Reason.DHCP_INVALID)
     # To one host, as in a renewal, a request is traffic like any: else it would be a way out.
-    asks_all = packet.bootp is None or packet.destination == BROADCAST_IPV4
+    asks_all = packet.bootp is None or packet.destination == LIMITED_BROADCAST
     return _accept(Reason.DHCP) if asks_all else None
 
 
@@ -290,7 +290,7 @@ def _neighbour_is_honest(
 
 def _source_allowed(packet: Packet, facts: EndpointFacts) -> bool:
     if packet.source == UNSPECIFIED_IPV4:
-        return packet.bootp is not None and packet.destination == BROADCAST_IPV4
+        return packet.bootp is not None and packet.destination == LIMITED_BROADCAST
     if packet.source == UNSPECIFIED_IPV6 and packet.membership is not None:
         return True
     return _owns(facts, packet.source, packet)

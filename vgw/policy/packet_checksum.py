@@ -13,8 +13,8 @@ from ipaddress import IPv4Address
 from vgw.abi import Reason
 from vgw.policy.model import ICMP, ICMPV6, SCTP, TCP, UDP
 from vgw.policy.packet_fields import Packet, Reading, Span, UnreadableError
+from vgw.policy.packet_upper import IGMP
 
-IGMP = 2
 #: Protocol -> where its header has the checksum; that of SCTP is another, and is asked for as well.
 CHECKSUM_FIELDS = {TCP: 16, UDP: 6, SCTP: 8, ICMP: 2, ICMPV6: 2, IGMP: 2}
 UDP_HEADER, SCTP_HEADER = 8, 12

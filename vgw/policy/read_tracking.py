@@ -9,11 +9,11 @@ from typing import Final
 from vgw.abi import FlowState
 from vgw.policy import values
 from vgw.policy.fields import Fields, Keys
+from vgw.policy.flows import SECOND_NS
 from vgw.policy.model import Tracking
 from vgw.policy.report import Report
 from vgw.policy.yaml_nodes import Node
 
-SECOND_NS: Final = 1_000_000_000
 _DAY: Final = 24 * 3600
 #: A dead flow is over, whatever its age.
 _STATES: Final = {state.name.lower(): state for state in FlowState if state is not FlowState.DEAD}
