@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import argparse
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NoReturn
+from functools import partial
+from typing import Final
 
 from bench import tap_floods, under_flood
+from bench.command import common_parser, run_command, run_parts
 from bench.options import Progress
-from bench.report import Row, machine, to_json, to_table
+from bench.report import Row, machine
 from bench.scale import FULL, QUICK, Scale
-from vgw import cli_output
-from vgw.errors import VgwError
 
 Part = Callable[[Scale, Progress], list[Row]]
 
@@ -30,43 +27,11 @@ PARTS: Final[Mapping[str, Part]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen parts and print their rows; return the exit code."""
-    chosen = _parser().parse_args(arguments)
-    facts = machine()
-    rows: list[Row] = []
-    try:
-        with cli_output.Progress() as progress:
-            for name in chosen.only or PARTS:
-                rows += PARTS[name](QUICK if chosen.quick else FULL, _reporter(progress, name))
-    except VgwError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    print(to_json(rows, facts) if chosen.output == "json" else to_table(rows, facts))
-    return 0
-
-
-def _reporter(progress: cli_output.Progress, part: str) -> Progress:
-    return lambda text: progress.say(f"{part}: {text}")
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    """End by a signal as by an error, so that the lab is taken down on the way out."""
-    sys.exit(128 + number)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.exhaustion",
-        description="Measure what floods do; bench/README.md says what each figure means.",
-    )
-    parser.add_argument("--quick", action="store_true", help="small and short, to see it work")
-    parser.add_argument("-o", dest="output", choices=("table", "json"), default="table")
-    parser.add_argument(
-        "--only", action="append", choices=PARTS, metavar="PART", help=", ".join(PARTS)
-    )
-    return parser
+    chosen = common_parser("bench.exhaustion", "what floods do", PARTS).parse_args(arguments)
+    scale = QUICK if chosen.quick else FULL
+    parts = {name: partial(run, scale) for name, run in PARTS.items()}
+    return run_parts(parts, machine(), chosen)
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _leave)
-    sys.exit(main())
+    run_command(main)

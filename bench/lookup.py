@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NoReturn
+from functools import partial
+from typing import Final
 
 from bench import connections, established, lookup_times
+from bench.command import common_parser, run_command, run_parts
 from bench.options import Options, Progress
-from bench.report import Row, machine, to_json, to_table
+from bench.report import Row, machine
 from bench.rulesets import SHAPES
-from vgw import cli_output
-from vgw.errors import VgwError
 
 Part = Callable[[Options, Progress], list[Row]]
 
@@ -29,26 +27,9 @@ PARTS: Final[Mapping[str, Part]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen parts and print their rows; return the exit code."""
     chosen = _parser().parse_args(arguments)
-    facts = machine(chosen.vgw)
-    rows: list[Row] = []
-    try:
-        with cli_output.Progress() as progress:
-            for name in chosen.only or PARTS:
-                rows += PARTS[name](_options(chosen), _reporter(progress, name))
-    except VgwError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    print(to_json(rows, facts) if chosen.output == "json" else to_table(rows, facts))
-    return 0
-
-
-def _reporter(progress: cli_output.Progress, part: str) -> Progress:
-    return lambda text: progress.say(f"{part}: {text}")
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    """End by a signal as by an error, so that the lab is taken down on the way out."""
-    sys.exit(128 + number)
+    options = _options(chosen)
+    parts = {name: partial(run, options) for name, run in PARTS.items()}
+    return run_parts(parts, machine(chosen.vgw), chosen)
 
 
 def _options(chosen: argparse.Namespace) -> Options:
@@ -65,15 +46,7 @@ def _options(chosen: argparse.Namespace) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.lookup",
-        description="Measure what many rules cost; bench/README.md says what each figure means.",
-    )
-    parser.add_argument("--quick", action="store_true", help="small and short, to see it work")
-    parser.add_argument("-o", dest="output", choices=("table", "json"), default="table")
-    parser.add_argument(
-        "--only", action="append", choices=PARTS, metavar="PART", help=", ".join(PARTS)
-    )
+    parser = common_parser("bench.lookup", "what many rules cost", PARTS)
     parser.add_argument(
         "--rules", type=_rules, metavar="N,N", help="sizes of rule sets; each part has its own"
     )
@@ -111,6 +84,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _leave)
-    sys.exit(main())
+    run_command(main)
