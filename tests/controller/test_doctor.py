@@ -58,6 +58,7 @@ def test_a_kernel_without_a_description_of_its_types_is_said(
 def test_a_kernel_that_lets_no_program_read_it_is_said(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vgw.controller.doctor.reads_directly", lambda: False)
     unknown = bytes.fromhex("85000000ffff0000")  # a call of a function that no kernel has
     monkeypatch.setattr("vgw.controller.doctor._READ_KERNEL", unknown)
     (row,) = (row for row in examine(paths) if row["check"] == "btf")

@@ -22,7 +22,7 @@ from vgw.controller.foreign import programs_beside
 from vgw.controller.paths import Paths
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, ProgType
-from vgw.loader import load_artefact, socket_buffer_options
+from vgw.loader import load_artefact, reads_directly, socket_buffer_options
 
 #: Kernels before this have no bpf_link for XDP and are not tested.
 _OLDEST_KERNEL: Final = (5, 15)
@@ -127,6 +127,8 @@ def _libbpf(_: Paths) -> str:
 
 def _btf(_: Paths) -> str:
     socket_buffer_options()
+    if reads_directly():
+        return "tc programs read directly where a guest asks for checksums"
     try:
         with _program(ProgType.SCHED_CLS, _READ_KERNEL):
             return "tc programs can read where a guest asks for checksums"

@@ -5,7 +5,7 @@ Every function raises KernelError when the kernel refuses; fds are closed with o
 values are bytes in the host's byte order unless vgw/abi.py says otherwise.
 """
 
-from vgw.libbpf.kernel_types import Member, struct_members
+from vgw.libbpf.kernel_types import Member, TypeKind, struct_members, type_numbers
 from vgw.libbpf.library import library
 from vgw.libbpf.links import (
     XDP_GENERIC,
@@ -74,6 +74,7 @@ __all__ = [
     "ProgInfo",
     "ProgType",
     "TestRun",
+    "TypeKind",
     "array_values",
     "get_pinned",
     "library",
@@ -101,6 +102,7 @@ __all__ = [
     "side_by_side",
     "struct_members",
     "tcx_programs",
+    "type_numbers",
     "wait_for_programs",
     "xdp_link",
     "xdp_program",
