@@ -162,7 +162,7 @@ struct scratch {
 	struct decision decision;
 	struct flow_key key;
 	struct flow flow;
-	u64 now;     /* CLOCK_MONOTONIC_COARSE, read once the packet comes to conntrack */
+	u64 now;     /* of clock.h, read once the packet comes to conntrack */
 	u32 rejudge; /* 1: query is about a flow of an older policy, not a new one */
 	u32 opener;  /* enum vgw_path of the side that opens the flow that query is about */
 	u32 taken;   /* 1: it is an open TCP connection that is taken over */

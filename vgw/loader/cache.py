@@ -28,6 +28,7 @@ from vgw.loader.artefact import Artefact, merge
 from vgw.loader.compiler import EXIT_NO_BCC
 from vgw.loader.socket_buffer import socket_buffer_options
 from vgw.loader.sources import SourceTree, bpf_dir, write_headers
+from vgw.loader.ticks import tick_options
 
 #: Options of the compiler. BCC optimises what clang hands it, so clang's own optimiser would only
 #: do the work twice (a third of the time); every program includes helpers that only others use.
@@ -99,7 +100,7 @@ def _digests(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, str]:
 
 def _options() -> tuple[str, ...]:
     """Return the compiler's options but for those that say where headers are; raises VgwError."""
-    return *OPTIONS, *socket_buffer_options()
+    return *OPTIONS, *socket_buffer_options(), *tick_options()
 
 
 def _feed(total: hashlib._Hash, fact: str) -> None:
