@@ -88,7 +88,7 @@ def choose_hook(wanted: Hook) -> Hook:
 
 
 def _hardware_type(sock: socket.socket, name: str) -> int:
-    request = struct.pack(f"16s{_IFREQ_SIZE - 16}x", name.encode())
+    request = struct.pack(f"16s{_IFREQ_SIZE - 16}x", os.fsencode(name))
     try:
         answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)
     except OSError as error:
@@ -99,7 +99,8 @@ def _hardware_type(sock: socket.socket, name: str) -> int:
 def _driver(sock: socket.socket, name: str) -> str:
     info = ctypes.create_string_buffer(_DRVINFO_SIZE)
     struct.pack_into("=I", info, 0, _ETHTOOL_GDRVINFO)
-    request = struct.pack("16sP", name.encode(), ctypes.addressof(info)).ljust(_IFREQ_SIZE, b"\0")
+    request = struct.pack("16sP", os.fsencode(name), ctypes.addressof(info))
+    request = request.ljust(_IFREQ_SIZE, b"\0")
     try:
         fcntl.ioctl(sock, _SIOCETHTOOL, request)
     except OSError:

@@ -36,6 +36,7 @@ __all__ = [
     "InterfaceFacts",
     "OnLink",
     "attach",
+    "attached_ifindex",
     "choose_hook",
     "detach",
     "find_interface",
@@ -59,6 +60,8 @@ _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOSP
 
 #: A directory beside the pins says that vgw made the clsact qdisc.
 _MADE_CLSACT: Final = "made_clsact"
+#: One with this prefix and an index says where programs are that have no links.
+_MARK: Final = "on_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,30 @@ def linked_ifindex(pin_dir: pathlib.Path) -> int | None:
     return None
 
 
+def attached_ifindex(pin_dir: pathlib.Path) -> int | None:
+    """Return the index of the interface that an endpoint was put on, whatever its name is now.
+
+    By its links, which end with the interface, else by what was noted when it was attached.
+    """
+    linked = linked_ifindex(pin_dir)
+    if linked is not None or any(link_pin(pin_dir, path).exists() for path in Path):
+        return linked
+    return next((int(mark.name.removeprefix(_MARK)) for mark in _marks(pin_dir)), None)
+
+
+def _marks(pin_dir: pathlib.Path) -> list[pathlib.Path]:
+    return [mark for mark in pin_dir.glob(f"{_MARK}*") if mark.name[len(_MARK) :].isdecimal()]
+
+
+def _mark(pin_dir: pathlib.Path, ifindex: int) -> None:
+    """Note on which interface programs without links are, by which it is found when renamed."""
+    mark = pin_dir / f"{_MARK}{ifindex}"
+    mark.mkdir(mode=0o700, exist_ok=True)
+    for other in _marks(pin_dir):
+        if other != mark:
+            other.rmdir()
+
+
 def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
     attachment = read_attachment(ifindex, path, pin_dir)
     if attachment is None:
@@ -238,6 +265,8 @@ def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
             f"interface {interface_name(ifindex)}: the {path.name.lower()} program was attached "
             "and is gone again; find out which tool removes it, then attach again"
         )
+    if not attachment.link:
+        _mark(pin_dir, ifindex)
     return attachment
 
 

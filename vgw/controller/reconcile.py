@@ -29,6 +29,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.pins import remove_tree, settle
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.controller.recovery import forget, recovered, remove_unused_records
+from vgw.controller.renames import Renamed, follow_renames
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
@@ -86,6 +87,7 @@ class Host:
         Raises VgwError when an interface is missing or anything fails; nothing is changed then.
         """
         with self._changing() as tools:
+            follow_renames(self.paths)
             order = Order(interfaces, hook, force)
             owners = pinned.owners(self.paths)
             desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
@@ -127,6 +129,7 @@ class Host:
     def detach(self, vm: str) -> None:
         """Stop protecting a VM and remove every trace of it. Raises VgwError if it is unknown."""
         with self._changing():
+            follow_renames(self.paths)
             if vm not in pinned.known_vms(self.paths):
                 raise VgwError(f"VM {vm} is not attached, so there is nothing to detach")
             self._detach(vm)
@@ -135,11 +138,17 @@ class Host:
     def detach_all(self) -> list[str]:
         """Stop protecting every VM; return their names."""
         with self._changing():
+            follow_renames(self.paths)
             names = pinned.known_vms(self.paths)
             for vm in names:
                 self._detach(vm)
             self._tidy()
         return names
+
+    def follow_renames(self) -> list[Renamed]:
+        """Call endpoints as their interfaces are called now; return which were renamed."""
+        with self._changing():
+            return follow_renames(self.paths)
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
@@ -149,6 +158,7 @@ class Host:
         """
         removed: list[tuple[str, str]] = []
         with self._changing():
+            follow_renames(self.paths)
             for vm in self.attached():
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
@@ -313,6 +323,7 @@ class Host:
         failures: dict[str, VgwError] = {}
         wanted: list[Desired] = []
         with self._changing() as tools:
+            follow_renames(self.paths)
             owners = pinned.owners(self.paths)
             for vm in names:
                 try:

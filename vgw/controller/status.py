@@ -17,8 +17,8 @@ from vgw.controller.endpoint import (
     pending_note,
 )
 from vgw.controller.foreign import programs_beside
-from vgw.controller.links import Attachment
-from vgw.controller.manifest import Manifest, load_manifest
+from vgw.controller.links import Attachment, InterfaceFacts
+from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
@@ -59,6 +59,9 @@ def _interface_status(
     paths: Paths, vm: str, name: str, manifest: Manifest | None
 ) -> tuple[Row, abi.EndpointConfig | None]:
     ifindex = pinned.present_ifindex(name)
+    renamed = pinned.located(paths, vm, name) if ifindex is None else None
+    if renamed is not None:
+        ifindex = renamed.ifindex
     entry = None if manifest is None else manifest.endpoints.get(name)
     row: Row = {
         "name": name,
@@ -84,7 +87,8 @@ def _interface_status(
             if ifindex is not None:
                 row["beside"] = programs_beside(ifindex, _known_programs(row))
             if entry is not None and row["from_vm"] is not None:
-                row["guards_off"] |= _not_seen(name, row["from_vm"]["hook"])
+                now = name if renamed is None else renamed.name
+                row["guards_off"] |= _not_seen(now, row["from_vm"]["hook"])
             meta, config = endpoint.maps.meta(), endpoint.maps.config()
             row["conntrack"] = {"entries": meta.entries, "max": endpoint.maps.conntrack_max()}
             row["half_open"] = {
@@ -98,11 +102,24 @@ def _interface_status(
     except BrokenEndpointError as error:
         row["reason"] = str(error)
         return row, None
+    if row["reason"] is None:
+        row["reason"] = _name_note(name, renamed, entry)
     if row["reason"] is None and manifest is None:
         row["reason"] = (
             f"{paths.manifest(vm)} is lost or damaged; apply the policy to write it anew"
         )
     return row, config
+
+
+def _name_note(
+    name: str, renamed: InterfaceFacts | None, entry: EndpointEntry | None
+) -> str | None:
+    """Return that an interface has another name than the policy or its pins say, if it has."""
+    if renamed is not None:
+        return f"interface {name} is called {renamed.name} now; correct its name in the policy"
+    if entry is not None and entry.interface.name != name:
+        return f"the policy calls it {entry.interface.name}; correct its name there"
+    return None
 
 
 def _read_attachments(row: Row, endpoint: OpenEndpoint, ifindex: int | None) -> str | None:
@@ -112,8 +129,8 @@ def _read_attachments(row: Row, endpoint: OpenEndpoint, ifindex: int | None) -> 
         if elsewhere is None:
             return f"interface {endpoint.interface} does not exist"
         return (
-            f"interface {endpoint.interface} was renamed or moved (its index is {elsewhere}); the "
-            "programs still run on it; correct the policy"
+            f"interface {endpoint.interface} was moved to another network namespace (its index "
+            f"is {elsewhere}); the programs still run on it"
         )
     problem = None
     for path in abi.Path:
