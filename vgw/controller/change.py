@@ -294,6 +294,8 @@ class Change:
             coarse_now_ns() + grace_ns if kept is None else kept.config.grace_until_ns
         )
         config.reject_per_second = self._desired.reject_per_second
+        config.log_per_second = self._desired.log.per_second
+        config.log_flows = self._desired.log.flows
         config.reply_mark = endpoints.reply_mark(config.endpoint, self._wanted_hook(name))
         self._place_counters(config)
         return config
