@@ -23,6 +23,7 @@ from vgw.controller import api, fitness, links
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.last_flows import LastFlows
 from vgw.controller.lock import controller_lock
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
 from vgw.controller.operations import Operations
@@ -75,9 +76,10 @@ def run(
         stack.enter_context(controller_lock(paths))
         log = LogWriter(paths.log_file)
         stack.callback(log.close)
-        host, applies = Host(paths), ApplyTimes()
-        operations = Operations(host, log, applies)
         losses = EventLosses(lambda: read_meters(host))
+        host = Host(paths, last_flows=LastFlows(paths, log, losses))
+        applies = ApplyTimes()
+        operations = Operations(host, log, applies)
         # Whatever can fail comes before the reader, which takes the events from any other.
         server = api.Server(paths.socket, operations.verbs())
         stack.callback(server.close)
