@@ -19,10 +19,11 @@ static __always_inline bool is_offence(u32 path, const struct decision *decision
 	       decision->reason <= VGW_REASON_MEMBERSHIP_QUERY;
 }
 
+/* In monitor mode each drop is an event that was not one: that is what the mode is for. */
 static __always_inline bool event_due(u32 path, const struct decision *decision)
 {
 	return decision->flags & VGW_RULE_LOG || decision->reason == VGW_REASON_CT_FULL ||
-	       is_offence(path, decision);
+	       decision->verdict == VGW_VERDICT_WOULD_DROP || is_offence(path, decision);
 }
 
 static __always_inline void fill_event(struct event *event, const struct endpoint_config *config,
