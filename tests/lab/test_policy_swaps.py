@@ -19,7 +19,7 @@ from tests.lab.swap_run import Run, problems, swap
 from tests.lab.swap_traffic import Ends
 from tests.lab.topology import eventually
 from vgw import abi, libbpf
-from vgw.controller import change, endpoint
+from vgw.controller import change
 from vgw.controller.links import opened
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
@@ -58,7 +58,14 @@ def ends(
 @pytest.fixture(autouse=True)
 def every_packet_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let rules that log do so for each packet that they decide."""
-    monkeypatch.setattr(endpoint, "LOG_PER_SECOND", 1 << 31)
+    config_of = change.Change._config
+
+    def without_budget(self: change.Change, name: str, generation: int) -> abi.EndpointConfig:
+        config = config_of(self, name, generation)
+        config.log_per_second = 1 << 31
+        return config
+
+    monkeypatch.setattr(change.Change, "_config", without_budget)
 
 
 class InKernel(NamedTuple):

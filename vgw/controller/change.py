@@ -19,6 +19,7 @@ from vgw.controller import links, pinned
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import Blueprint, BrokenEndpointError, OpenEndpoint
+from vgw.controller.last_flows import recorded
 from vgw.controller.links import InterfaceFacts
 from vgw.controller.manifest import (
     EndpointEntry,
@@ -164,7 +165,8 @@ class Change:
             self._kept[name].endpoint.maps.release(1 - slot)
         for name in self._dropped:
             directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
-            endpoints.destroy(directory, pinned.present_ifindex(name))
+            with recorded(self._tools.last_flows, self._desired.vm, name):
+                endpoints.destroy(directory, pinned.present_ifindex(name))
         if self.interfaces:
             self._keep_matches()
         else:
@@ -294,6 +296,8 @@ class Change:
             coarse_now_ns() + grace_ns if kept is None else kept.config.grace_until_ns
         )
         config.reject_per_second = self._desired.reject_per_second
+        config.log_per_second = self._desired.log.per_second
+        config.log_flows = self._desired.log.flows
         config.reply_mark = endpoints.reply_mark(config.endpoint, self._wanted_hook(name))
         self._place_counters(config)
         return config
@@ -390,7 +394,8 @@ class Change:
                 prefer_link=self._tools.prefer_link,
                 replaces=self._former(facts.ifindex),
             )
-            endpoints.create(artefact, directory, self._tools.events_fd(), plan)
+            with recorded(self._tools.last_flows, self._desired.vm, name):
+                endpoints.create(artefact, directory, self._tools.events_fd(), plan)
         undo.callback(quietly, endpoints.destroy, directory, facts.ifindex)
 
     def _former(self, ifindex: int) -> pathlib.Path | None:

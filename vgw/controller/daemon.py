@@ -24,6 +24,7 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.last_flows import LastFlows
 from vgw.controller.lock import controller_lock
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
 from vgw.controller.operations import Operations
@@ -76,10 +77,11 @@ def run(
         stack.enter_context(controller_lock(paths))
         log = LogWriter(paths.log_file)
         stack.callback(log.close)
-        host, applies = Host(paths), ApplyTimes()
+        losses = EventLosses(lambda: read_meters(host))
+        host = Host(paths, last_flows=LastFlows(paths, log, losses))
+        applies = ApplyTimes()
         alarms = Alarms(log)
         operations = Operations(host, log, applies, alarms)
-        losses = EventLosses(lambda: read_meters(host))
         # Whatever can fail comes before the reader, which takes the events from any other.
         server = api.Server(paths.socket, operations.verbs())
         stack.callback(server.close)

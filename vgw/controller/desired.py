@@ -18,6 +18,7 @@ from vgw.policy.model import (
     EffectivePolicy,
     Hook,
     Interface,
+    Logging,
     Network,
     PolicyDocument,
 )
@@ -55,6 +56,7 @@ class Desired:
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     force: bool = False
     reject_per_second: int = REJECT_PER_SECOND
+    log: Logging = field(default_factory=Logging)
 
 
 def desired_state(
@@ -88,6 +90,7 @@ def desired_state(
         hooks={} if order.hook is None else dict.fromkeys(present, order.hook),
         force=order.force,
         reject_per_second=REJECT_PER_SECOND if known is None else known.reject_per_second,
+        log=Logging() if known is None else known.log,
     )
 
 

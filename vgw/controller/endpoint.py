@@ -38,7 +38,6 @@ FROM_VM_PROGRAM: Final = {Hook.XDP: "xdp_from_vm", Hook.TC: "tc_from_vm"}
 TO_VM_PROGRAM: Final = "tc_to_vm"
 #: A program that uses every table; enough to make one of its maps.
 TABLES: Final = (TO_VM_PROGRAM,)
-LOG_PER_SECOND: Final = 1000
 
 
 class BrokenEndpointError(VgwError):
@@ -102,7 +101,6 @@ def build_config(
         endpoint=endpoint_id,
         flow_epoch=flow_epoch,
         generation=generation,
-        log_per_second=LOG_PER_SECOND,
         half_open_max=max(facts.half_open_max, least_half_open_max()),
         new_per_second=facts.new_per_second,
         address_count=len(facts.owned),

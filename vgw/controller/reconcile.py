@@ -21,8 +21,9 @@ from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
-from vgw.controller.expiry import expire_idle
+from vgw.controller.expiry import Expiry
 from vgw.controller.images import Images, remove_unused_images
+from vgw.controller.last_flows import LastFlows, recorded
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
@@ -49,8 +50,13 @@ class Host:
         *,
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
+        last_flows: LastFlows | None = None,
     ) -> None:
-        """Work under `paths`; `progress` is told what takes long, such as compiling."""
+        """Work under `paths`.
+
+        `progress` is told what takes long, such as compiling; `last_flows` logs the flows of
+        endpoints that go.
+        """
         self.paths = paths
         self._progress = progress
         self._lock = WriterLock(paths.bpffs)
@@ -58,6 +64,8 @@ class Host:
         self._artefacts_lock = threading.Lock()
         self._compiled = False
         self._prefer_link = prefer_link
+        self._last_flows = last_flows
+        self._expiry = Expiry(paths.events)
 
     def artefact(self, programs: Collection[str]) -> Artefact:
         """Return some of the packet programs, compiling those that the cache lacks."""
@@ -163,7 +171,8 @@ class Host:
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
                 for name in gone:
-                    endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
+                    with recorded(self._last_flows, vm, name):
+                        endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
                 manifest = load_manifest(self.paths.manifest(vm))
                 if gone and manifest is not None:
@@ -216,7 +225,7 @@ class Host:
         for name in self.attached() if vm is None else [vm]:
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(name)]
-                deleted += expire_idle(self.artefact, opened)
+                deleted += self._expiry.run(self.artefact, opened)
         return deleted
 
     # --- looking ------------------------------------------------------------------------
@@ -309,6 +318,7 @@ class Host:
                 events,
                 self._prefer_link,
                 self._progress,
+                self._last_flows,
             )
 
     def _change_many(
@@ -356,7 +366,8 @@ class Host:
     def _detach(self, vm: str) -> None:
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
-            endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
+            with recorded(self._last_flows, vm, name):
+                endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
         remove_state(self.paths.manifest(vm))

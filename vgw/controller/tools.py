@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from vgw import libbpf
 from vgw.controller.images import Images
+from vgw.controller.last_flows import LastFlows
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.errors import KernelError
@@ -26,7 +27,8 @@ class Tools:
 
     `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
     for only when needed. `images` are the maps of policies, `store` what their rules are, `names`
-    what their rules are called. `progress` is told what takes long.
+    what their rules are called. `progress` is told what takes long, `last_flows` logs the flows of
+    endpoints that go.
     """
 
     paths: Paths
@@ -37,6 +39,7 @@ class Tools:
     events_fd: Callable[[], int]
     prefer_link: bool = True
     progress: Callable[[str], None] | None = None
+    last_flows: LastFlows | None = None
 
 
 class Once(Generic[_Value]):
