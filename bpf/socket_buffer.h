@@ -19,6 +19,13 @@
 #define CHECKSUM_PARTIAL 3 /* value of ip_summed: a checksum is to be written */
 #define IP_SUMMED_MASK 3
 
+/*
+ * BCC's name for it means the older bpf_probe_read, which tc programs must not call, wherever
+ * /proc/kallsyms shows no addresses: to all users without CAP_SYSLOG.
+ */
+static int (*read_kernel_memory)(void *to, u32 size, const void *from) =
+	(void *)BPF_FUNC_probe_read_kernel;
+
 /* Puts down what is asked for. What cannot be read is refused, as a request of no sense. */
 static __always_inline void read_checksum_request(struct __sk_buff *skb, struct frame *frame)
 {
@@ -26,7 +33,7 @@ static __always_inline void read_checksum_request(struct __sk_buff *skb, struct 
 	u32 start, frame_start;
 
 	frame->checksum_asked = true;
-	if (bpf_probe_read_kernel(fields, sizeof(fields), (void *)skb + SKB_FIRST))
+	if (read_kernel_memory(fields, sizeof(fields), (void *)skb + SKB_FIRST))
 		return;
 	frame->checksum_asked = (fields[SKB_IP_SUMMED] >> SKB_IP_SUMMED_SHIFT & IP_SUMMED_MASK) ==
 				CHECKSUM_PARTIAL;
