@@ -8,7 +8,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from tests.cases.table import Send
 from tests.engines import CannotRunError, Outcome
@@ -205,12 +205,13 @@ class ProgramEngine:
         config.log_flows = self._log.flows
         config.reply_mark = reply_mark(config.endpoint, self._hook)
         rules = {path: len(image.rules) for path, image in self._images.items()}
-        with ExitStack() as stack:
-            policies = stack.enter_context(private_images(self._artefact, self._images))
-            size = place_counters(config, rules)
-            counters = loader.new_inner(self._artefact, "rule_counters", size)
-            stack.callback(os.close, counters)
+        size = place_counters(config, rules)
+        counters = loader.new_inner(self._artefact, "rule_counters", size)
+        try:
+            policies = private_images(self._artefact, self._images)
             slot = self.maps.stage(config, policies, counters)
+        finally:
+            os.close(counters)
         if any(image.staged for image in self._images.values()):
             self.load_stages()
         self.maps.switch(slot)

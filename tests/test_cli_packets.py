@@ -329,4 +329,8 @@ def test_controller_runs_the_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     [((paths, listen), named)] = asked
     assert isinstance(paths, Paths)
-    assert (paths.run_dir, listen, named) == (tmp_path, ("::1", 99), {"rule_metrics": True})
+    assert (paths.run_dir, listen, named) == (
+        tmp_path,
+        ("::1", 99),
+        {"rule_metrics": True, "tls": None},
+    )

@@ -89,7 +89,7 @@ def test_kernels(paths: Paths, monkeypatch: pytest.MonkeyPatch, release: str, ok
 def test_without_rights_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitness, "missing_capabilities", lambda: ["CAP_BPF"])
 
-    with pytest.raises(VgwError, match=r"no permission .*run vgw as root \(CAP_BPF is missing\)"):
+    with pytest.raises(VgwError, match=r"no permission .* CAP_BPF is missing; run vgw as root, or"):
         fitness.require_capabilities()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from vgw.controller.rule_counts import RuleCounts
 from vgw.controller.stages import STAGES
 from vgw.libbpf.library import library
 from vgw.loader import clone
-from vgw.maps import EndpointMaps, place_counters, read_chunks
+from vgw.maps import EndpointMaps, Image, place_counters, read_chunks
 
 pytestmark = pytest.mark.lab
 
@@ -221,15 +221,16 @@ def switched_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 def half_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Change the policy of one path only."""
     stage = EndpointMaps.stage
+    first: dict[abi.Path, Image] = {}
 
     def half(
         self: EndpointMaps,
         config: abi.EndpointConfig,
-        policies: Mapping[abi.Path, Sequence[int]],
+        policies: Mapping[abi.Path, Image],
         counters: int,
     ) -> int:
-        old = self.policies(self.active_slot())
-        return stage(self, config, {**policies, abi.Path.FROM_VM: old[abi.Path.FROM_VM]}, counters)
+        first.setdefault(abi.Path.FROM_VM, policies[abi.Path.FROM_VM])
+        return stage(self, config, {**policies, **first}, counters)
 
     monkeypatch.setattr(EndpointMaps, "stage", half)
 

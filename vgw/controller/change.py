@@ -260,6 +260,8 @@ class Change:
         kept = self._kept[name]
         if self._old is None or name not in self._old.endpoints or not self._has_images(kept):
             return True
+        if not all(self._tools.images.is_pinned(image.digest) for image in self._images.values()):
+            return True  # without the pins nobody could change the configuration alone
         now = kept.config
         if now.generation != self._old.generation:
             return True  # a process died between writing the manifest and switching
@@ -322,20 +324,20 @@ class Change:
     def _stage(self, undo: contextlib.ExitStack) -> None:
         """Write policy, configuration and counters beside those in force."""
         artefact = self._tools.artefact(endpoints.TABLES)
-        with self._tools.images.opened(artefact, self._images) as policies:
-            for name, kept in self._kept.items():
-                config = self._config(name, self.generation)
-                maps = kept.endpoint.maps
-                if self._has_images(kept):
-                    slot = endpoints.restage(kept.endpoint, config)
-                else:
-                    counters = self._place_counters(config)
-                    with endpoints.counters_map(artefact, counters) as counters_fd:
-                        slot = maps.stage(config, policies, counters_fd)
-                    self._counting_anew.append(name)
-                undo.callback(quietly, maps.release, slot)
-                self._staged[name] = slot
-                self._load_stages(kept)
+        policies = self._tools.images.ready(artefact, self._images)
+        for name, kept in self._kept.items():
+            config = self._config(name, self.generation)
+            maps = kept.endpoint.maps
+            if self._has_images(kept):
+                slot = endpoints.restage(kept.endpoint, config, policies)
+            else:
+                counters = self._place_counters(config)
+                with endpoints.counters_map(artefact, counters) as counters_fd:
+                    slot = maps.stage(config, policies, counters_fd)
+                self._counting_anew.append(name)
+            undo.callback(quietly, maps.release, slot)
+            self._staged[name] = slot
+            self._load_stages(kept)
 
     def _load_stages(self, kept: _Kept) -> None:
         if not self._is_staged:
@@ -380,22 +382,21 @@ class Change:
         artefact = self._tools.artefact(with_stages(programs) if self._is_staged else programs)
         config = self._config(name, self.generation)
         counters = self._place_counters(config)
-        with self._tools.images.opened(artefact, self._images) as policies:
-            plan = Blueprint(
-                vm=self._desired.vm,
-                interface=facts,
-                hook=hook,
-                config=config,
-                policies=policies,
-                counters=counters,
-                conntrack_max=self._desired.interfaces[name].conntrack_max,
-                staged=self._is_staged,
-                force=self._desired.force,
-                prefer_link=self._tools.prefer_link,
-                replaces=self._former(facts.ifindex),
-            )
-            with recorded(self._tools.last_flows, self._desired.vm, name):
-                endpoints.create(artefact, directory, self._tools.events_fd(), plan)
+        plan = Blueprint(
+            vm=self._desired.vm,
+            interface=facts,
+            hook=hook,
+            config=config,
+            policies=self._tools.images.ready(artefact, self._images),
+            counters=counters,
+            conntrack_max=self._desired.interfaces[name].conntrack_max,
+            staged=self._is_staged,
+            force=self._desired.force,
+            prefer_link=self._tools.prefer_link,
+            replaces=self._former(facts.ifindex),
+        )
+        with recorded(self._tools.last_flows, self._desired.vm, name):
+            endpoints.create(artefact, directory, self._tools.events_fd(), plan)
         undo.callback(quietly, endpoints.destroy, directory, facts.ifindex)
 
     def _former(self, ifindex: int) -> pathlib.Path | None:

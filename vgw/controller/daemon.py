@@ -26,7 +26,8 @@ from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
 from vgw.controller.last_flows import LastFlows
 from vgw.controller.lock import controller_lock
-from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
+from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector
+from vgw.controller.metrics_server import MetricsServer, Tls
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints, read_meters
@@ -58,13 +59,15 @@ def run(
     *,
     log_file: Path | None = None,
     rule_metrics: bool = False,
+    tls: Tls | None = None,
 ) -> None:
     """Run the controller in the foreground until SIGTERM or SIGINT; SIGHUP reloads.
 
-    `listen` is the address and port of the metrics, `log_file` overrides that of `paths`,
-    `rule_metrics` adds a series for every rule. What is attached stays attached at the end. To be
-    called in the main thread. Raises VgwError when this process may not load programs, when there
-    is no bpffs, when another controller runs, or when a file or socket cannot be opened.
+    `listen` is the address and port of the metrics, `tls` how they are kept from others, `log_file`
+    overrides that of `paths`, `rule_metrics` adds a series for every rule. What is attached stays
+    attached at the end. To be called in the main thread. Raises VgwError when this process may not
+    load programs, when there is no bpffs, when another controller runs, or when a file or socket
+    cannot be opened.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     fitness.require_capabilities()
@@ -94,6 +97,7 @@ def run(
                 alarms=alarms.current,
                 rules=rule_metrics,
             ),
+            tls,
         )
         stack.callback(metrics.close)
         reader = EventReader(paths.events, EventNames(paths), log, losses)

@@ -116,8 +116,11 @@ def _kernel(_: Paths) -> str:
 def _capabilities(_: Paths) -> str:
     missing = fitness.missing_capabilities()
     if missing:
-        raise _UnfitError(f"missing {', '.join(missing)}", "run vgw as root")
-    return f"user id {os.geteuid()} has all that is needed"
+        raise _UnfitError(
+            f"missing {', '.join(missing)}",
+            f"run vgw as root, or with {', '.join(fitness.NEEDED_CAPABILITIES)}",
+        )
+    return f"user id {os.geteuid()} has {', '.join(fitness.NEEDED_CAPABILITIES)}"
 
 
 def _libbpf(_: Paths) -> str:
@@ -209,7 +212,7 @@ def _cache(paths: Paths) -> str:
 
 
 def _compile(paths: Paths) -> str:
-    artefact = load_artefact(paths.cache_dir)
+    artefact = load_artefact(paths.cache_dir, trusted=fitness.trusted_users(paths.bpffs))
     return f"programs are compiled ({artefact.digest[:12]})"
 
 

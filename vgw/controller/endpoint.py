@@ -23,7 +23,8 @@ from vgw.controller.pins import ASIDE, aside_of, entries, quietly, remove_endpoi
 from vgw.controller.stages import STAGE_MAPS, load_stages
 from vgw.errors import ForeignProgramError, KernelError, VerifierError, VgwError
 from vgw.loader import Artefact, Instance
-from vgw.maps import ChunkIds, EndpointMaps
+from vgw.maps import EndpointMaps, Image
+from vgw.maps_counters import PinnedCounters
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Hook, Interface
 
@@ -48,7 +49,7 @@ class BrokenEndpointError(VgwError):
 class Blueprint:
     """What an endpoint is made of.
 
-    `policies` are fds of the maps of its policy, `counters` is how many rules count, `staged`
+    `policies` are the maps of its policy, `counters` is how many rules count, `staged`
     whether the policy needs the programs' stages. `replaces` is the directory of an endpoint on the
     same interface that has another name.
     """
@@ -57,7 +58,7 @@ class Blueprint:
     interface: InterfaceFacts
     hook: Hook
     config: abi.EndpointConfig
-    policies: Mapping[abi.Path, ChunkIds]
+    policies: Mapping[abi.Path, Image]
     counters: int
     conntrack_max: int
     staged: bool = False
@@ -176,9 +177,11 @@ def open_endpoint(vm: str, interface: str, directory: pathlib.Path) -> OpenEndpo
             fds[name] = libbpf.get_pinned(directory / name)
         stray = [name for name in NEEDED_MAPS if libbpf.map_info(fds[name]).id not in used]
         fds |= _stage_maps(directory, used)
-        maps = EndpointMaps(fds)
+        maps = EndpointMaps(fds, PinnedCounters(directory))
         if stray:
             raise VgwError(f"its programs do not use the map pinned as {stray[0]}")
+        if maps.has_lost_counters():
+            raise VgwError("the map that its rules count in is not pinned")
     except VgwError as error:
         for fd in fds.values():
             os.close(fd)
@@ -229,10 +232,10 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
             instance = _instantiate(artefact, tuple(names.values()), events_fd, plan)
             undo.callback(instance.close)
             step = "writing the policy"
-            _fill(artefact, instance, events_fd, plan)
-            step = "pinning"
             directory.mkdir(mode=0o700, parents=True)
             undo.callback(quietly, remove_endpoint, directory)
+            _fill(artefact, instance, directory, events_fd, plan)
+            step = "pinning"
             _pin(instance, directory, names)
             for path, name in names.items():
                 step = f"attaching {path.name.lower()}"
@@ -285,9 +288,15 @@ def _instantiate(
     return loader.instantiate(artefact, programs, max_entries=sizes, reuse={"events": events_fd})
 
 
-def _fill(artefact: Artefact, instance: Instance, events_fd: int, plan: Blueprint) -> None:
+def _fill(
+    artefact: Artefact,
+    instance: Instance,
+    directory: pathlib.Path,
+    events_fd: int,
+    plan: Blueprint,
+) -> None:
     """Write counters, configuration and policy, and put them in force."""
-    maps = EndpointMaps(instance.maps)
+    maps = EndpointMaps(instance.maps, PinnedCounters(directory))
     with counters_map(artefact, plan.counters) as counters:
         slot = maps.stage(plan.config, plan.policies, counters)
     if plan.staged:
@@ -364,12 +373,14 @@ def move_hook(  # noqa: PLR0913
     fresh.rmdir()
 
 
-def restage(endpoint: OpenEndpoint, config: abi.EndpointConfig) -> int:
-    """Put another configuration into the spare slot, beside the policy and counters in force.
+def restage(
+    endpoint: OpenEndpoint, config: abi.EndpointConfig, policies: Mapping[abi.Path, Image]
+) -> int:
+    """Put another configuration into the spare slot, beside the counters in force.
 
-    Return the slot.
+    `policies` are those in force too. Return the slot.
     """
-    with endpoint.maps.in_force() as (policies, counters):
+    with endpoint.maps.counters_in_force() as counters:
         return endpoint.maps.stage(config, policies, counters)
 
 

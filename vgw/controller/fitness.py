@@ -11,10 +11,9 @@ from typing import Final
 
 from vgw.errors import VgwError
 
-#: Bits of linux/capability.h; ids of maps and programs are opened under CAP_SYS_ADMIN only.
+#: Bits of linux/capability.h: to attach; for pointers in programs and the perf buffer; to load.
 NEEDED_CAPABILITIES: Final = {
     "CAP_NET_ADMIN": 12,
-    "CAP_SYS_ADMIN": 21,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
@@ -35,7 +34,8 @@ def require_capabilities() -> None:
     missing = missing_capabilities()
     if missing:
         raise VgwError(
-            f"no permission to load BPF programs: run vgw as root ({missing[0]} is missing)"
+            f"no permission to load and attach BPF programs: {', '.join(missing)} is missing; run "
+            f"vgw as root, or with {', '.join(NEEDED_CAPABILITIES)}"
         )
 
 
@@ -48,6 +48,16 @@ def allow_many_files() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def trusted_users(bpffs: Path) -> set[int]:
+    """Return the users whose compiled programs this process may load: those whose pins it changes.
+
+    So root goes on with what a service with a user of its own has compiled.
+    """
+    with contextlib.suppress(OSError):
+        return {bpffs.stat().st_uid}
+    return set()
 
 
 def require_bpffs(directory: Path) -> None:

@@ -173,7 +173,8 @@ def detach(ifindex: int | None, path: Path, pin: pathlib.Path) -> None:
     if program.prog_type == libbpf.ProgType.XDP:
         there = libbpf.xdp_program(ifindex)
         if there is not None and there[0] == program.id:
-            _remove_xdp(ifindex, *there)
+            with opened(program_pin(pin.parent, path)) as fd:
+                netlink.clear_xdp(ifindex, fd, _XDP_MODES[_mode(there[1])])
     elif _has_filter(ifindex, path, program.id):
         netlink.remove_filter(ifindex, path)
         _remove_clsact_if_ours(ifindex, pin.parent)
@@ -301,9 +302,9 @@ def _attach_xdp(
             f"interface {interface_name(ifindex)} already has an XDP program that is not vgw's (id "
             f"{foreign[0]}, {foreign[1]}); remove it, or use --force to replace it"
         )
-    foreign_fd = libbpf.prog_fd_by_id(foreign[0])
+    foreign_fd = _open_foreign(ifindex, foreign[0])
     try:
-        _evict_xdp(ifindex, *foreign)
+        _evict_xdp(ifindex, foreign_fd, *foreign)
         try:
             _place_xdp(prog_fd, ifindex, pin, prefer_link)
         except VgwError:
@@ -339,25 +340,30 @@ def _mode(text: str) -> ModeName:
     return "native" if text == "native" else "generic"
 
 
-def _evict_xdp(ifindex: int, prog_id: int, mode: str) -> None:
+def _open_foreign(ifindex: int, prog_id: int) -> int:
+    """Open somebody else's program, which has to be put back when ours cannot take its place."""
+    try:
+        return libbpf.prog_fd_by_id(prog_id)
+    except KernelError as error:
+        if error.errno != errno.EPERM:
+            raise
+        name = interface_name(ifindex)
+        raise VgwError(
+            f"replacing the XDP program {prog_id} of interface {name} needs CAP_SYS_ADMIN too: "
+            f"remove it by `ip link set dev {name} xdp off`, then attach again"
+        ) from error
+
+
+def _evict_xdp(ifindex: int, prog_fd: int, prog_id: int, mode: str) -> None:
     """Remove the XDP program of somebody else, however it is attached."""
     link = libbpf.xdp_link(ifindex, prog_id)
     if link is None:
-        _remove_xdp(ifindex, prog_id, mode)
+        netlink.clear_xdp(ifindex, prog_fd, _XDP_MODES[_mode(mode)])
         return
     try:
         libbpf.link_detach(link)
     finally:
         os.close(link)
-
-
-def _remove_xdp(ifindex: int, prog_id: int, mode: str) -> None:
-    """Remove the XDP program `prog_id` attached by netlink, and only that one."""
-    fd = libbpf.prog_fd_by_id(prog_id)
-    try:
-        netlink.clear_xdp(ifindex, fd, _XDP_MODES[_mode(mode)])
-    finally:
-        os.close(fd)
 
 
 def _attach_clsact(prog_fd: int, ifindex: int, path: Path, pin_dir: pathlib.Path) -> None:

@@ -73,7 +73,10 @@ class Host:
         with self._artefacts_lock:
             if wanted not in self._artefacts:
                 self._artefacts[wanted] = load_artefact(
-                    self.paths.cache_dir, self._report, programs=wanted
+                    self.paths.cache_dir,
+                    self._report,
+                    programs=wanted,
+                    trusted=fitness.trusted_users(self.paths.bpffs),
                 )
             return self._artefacts[wanted]
 
@@ -393,6 +396,7 @@ class Host:
     def _reconfigure(self, vm: str, edit: Callable[[abi.EndpointConfig], None]) -> None:
         """Change the configuration of a VM's endpoints, under the policy that they have."""
         staged: list[tuple[OpenEndpoint, int]] = []
+        images = Images(self.paths.images)
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
             manifest = load_manifest(self.paths.manifest(vm)) or recovered(self.paths, vm, opened)
@@ -404,7 +408,8 @@ class Host:
             for endpoint in opened:
                 config = endpoint.maps.config()
                 edit(config)
-                staged.append((endpoint, endpoints.restage(endpoint, config)))
+                policies = images.in_force(endpoint.maps)
+                staged.append((endpoint, endpoints.restage(endpoint, config, policies)))
             for endpoint, slot in staged:
                 endpoint.maps.switch(slot)
             libbpf.wait_for_programs()

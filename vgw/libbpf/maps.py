@@ -277,11 +277,6 @@ def map_info(fd: int) -> MapInfo:
     )
 
 
-def map_fd_by_id(map_id: int) -> int:
-    """Open a map by id, as a map of maps gives it; needs CAP_SYS_ADMIN; raises KernelError."""
-    return check(library().bpf_map_get_fd_by_id(map_id), f"open the map with id {map_id}")
-
-
 def map_memory(fd: int) -> int:
     """Return the bytes of kernel memory that the map itself takes, without its inner maps.
 

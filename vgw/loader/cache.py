@@ -58,18 +58,20 @@ def load_artefact(
     *,
     programs: Collection[str] | None = None,
     source: SourceTree | None = None,
+    trusted: Collection[int] = (),
 ) -> Artefact:
     """Return the compiled programs, from `cache_dir` if they are there, else compiling them.
 
     `programs` limits it to some, which saves compiling the rest; `progress` hears a line before
-    something slow starts. Raises CompileError naming header and line, or the map that differs
-    from vgw/abi.py, KernelError when maps cannot be created or the kernel does not describe its
-    types, and VgwError when BCC or linux-libc-dev is missing or the directory is not fit.
+    something slow starts; `trusted` are users whose directory it may be besides. Raises
+    CompileError naming header and line, or the map that differs from vgw/abi.py, KernelError when
+    maps cannot be created or the kernel does not describe its types, and VgwError when BCC or
+    linux-libc-dev is missing or the directory is not fit.
     """
     tree = source or SourceTree(bpf_dir())
     texts = {name: tree.flatten(name) for name in programs or tree.programs}
     digests = _digests(tree, texts)
-    _prepare(cache_dir)
+    _prepare(cache_dir, {os.geteuid(), *trusted})
     parts = {name: _read(_path(cache_dir, name, digests[name])) for name in texts}
     missing = [name for name, part in parts.items() if part is None]
     if missing:
@@ -119,8 +121,8 @@ def _bcc_version() -> str:
     return version.read_text() if version.is_file() else spec.origin
 
 
-def _prepare(cache_dir: Path) -> None:
-    """Make the directory; raises VgwError when others could put programs into it."""
+def _prepare(cache_dir: Path, users: Collection[int]) -> None:
+    """Make the directory; raises VgwError when others than `users` could put programs into it."""
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = cache_dir.stat()
@@ -128,7 +130,7 @@ def _prepare(cache_dir: Path) -> None:
         raise VgwError(
             f"cannot use the cache directory {cache_dir}: {error.strerror}; {_OTHER_DIRECTORY}"
         ) from None
-    if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if facts.st_uid not in users or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise VgwError(
             f"the cache directory {cache_dir} is open to other users: run "
             f"`chown {os.geteuid()} {cache_dir}` and `chmod 700 {cache_dir}`"
