@@ -13,6 +13,7 @@ from typing import Final
 
 from vgw import abi, libbpf, loader
 from vgw.controller.endpoint import OpenEndpoint
+from vgw.controller.kept_maps import KeptMaps
 from vgw.loader import Artefact
 
 _PROGRAM: Final = "conntrack_reap"
@@ -31,11 +32,22 @@ def expire_idle(
     deleted = 0
     for endpoint in endpoints:
         before = endpoint.maps.meta()
-        batches = before.tail - before.head - abi.EXPIRY_MARGIN
+        batches = _due(before)
         if batches > 0:
             _run(artefact((_PROGRAM,)), endpoint, batches)
             deleted += max(before.entries - endpoint.maps.meta().entries, 0)
     return deleted
+
+
+def vms_with_dead_flows(kept: KeptMaps) -> list[str]:
+    """Return the VMs of which an endpoint has work for `expire_idle`, in order of their names."""
+    with kept.endpoints() as endpoints:
+        return list(dict.fromkeys(each.vm for each in endpoints if _due(each.maps.meta()) > 0))
+
+
+def _due(meta: abi.ConntrackMeta) -> int:
+    """Return how many batches of a queue there are to look at."""
+    return int(meta.tail - meta.head) - abi.EXPIRY_MARGIN
 
 
 def _run(artefact: Artefact, endpoint: OpenEndpoint, batches: int) -> None:

@@ -8,22 +8,20 @@ and their series go when a VM is detached.
 from __future__ import annotations
 
 import bisect
+import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vgw import __version__, abi
+from vgw.controller.metrics_text import CONTENT_TYPE, CounterFamily, GaugeFamily, render
 from vgw.errors import VgwError
 from vgw.maps import Counter
 from vgw.policy.model import DIRECTION_OF_PATH, Direction
@@ -98,11 +96,11 @@ class ApplyTimes:
             buckets=buckets,
             sum_value=total,
         )
-        yield CounterMetricFamily(
-            "vgw_policy_apply_errors",
-            "VMs and policies that could not be applied.",
-            value=errors,
+        failed = CounterFamily(
+            "vgw_policy_apply_errors", "VMs and policies that could not be applied."
         )
+        failed.add_metric((), errors)
+        yield failed
 
 
 class HostCollector(Collector):
@@ -134,7 +132,7 @@ class HostCollector(Collector):
         if self._rules:
             yield _rule_family(readings)
         yield from _endpoint_families(readings)
-        lost = CounterMetricFamily(
+        lost = CounterFamily(
             "vgw_events_lost",
             "Events not logged: over a VM's budget (suppressed), no room in the perf buffer "
             "(buffer), gaps the reader noticed, which are in buffer too, or could not log "
@@ -154,11 +152,11 @@ class HostCollector(Collector):
 
 def _packet_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     labels = (*_ENDPOINT, "direction", "verdict")
-    packets = CounterMetricFamily("vgw_packets", "Packets by what they got.", labels=labels)
-    octets = CounterMetricFamily(
+    packets = CounterFamily("vgw_packets", "Packets by what they got.", labels=labels)
+    octets = CounterFamily(
         "vgw_bytes", "Bytes on the wire of packets by what they got.", labels=labels
     )
-    dropped = CounterMetricFamily(
+    dropped = CounterFamily(
         "vgw_dropped_packets",
         "Packets dropped or rejected, by reason.",
         labels=(*_ENDPOINT, "direction", "reason"),
@@ -195,25 +193,25 @@ def _by_reason(stats: Stats) -> dict[tuple[abi.Path, abi.Reason], int]:
 
 
 def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
-    entries = GaugeMetricFamily(
+    entries = GaugeFamily(
         "vgw_conntrack_entries",
         "Flows in the connection table, dead ones that wait for removal included.",
         labels=_ENDPOINT,
     )
-    limit = GaugeMetricFamily(
+    limit = GaugeFamily(
         "vgw_conntrack_max_entries", "Flows the connection table can hold.", labels=_ENDPOINT
     )
-    half_open = GaugeMetricFamily(
+    half_open = GaugeFamily(
         "vgw_conntrack_half_open",
         "Flows that wait for an answer, by the direction of their first packet.",
         labels=(*_ENDPOINT, "direction"),
     )
-    half_open_limit = GaugeMetricFamily(
+    half_open_limit = GaugeFamily(
         "vgw_conntrack_half_open_max",
         "Half-open flows that there may be in each direction.",
         labels=_ENDPOINT,
     )
-    created = CounterMetricFamily(
+    created = CounterFamily(
         "vgw_new_connections",
         "Flows created, by the direction of their first packet.",
         labels=(*_ENDPOINT, "direction"),
@@ -231,7 +229,7 @@ def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]
 
 
 def _rule_family(readings: Sequence[EndpointReading]) -> Metric:
-    family = CounterMetricFamily(
+    family = CounterFamily(
         "vgw_rule_packets",
         "Packets that a rule decided, not those of the flows it opened.",
         labels=(*_ENDPOINT, "direction", "policy", "rule"),
@@ -246,22 +244,22 @@ def _rule_family(readings: Sequence[EndpointReading]) -> Metric:
 
 
 def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
-    events = CounterMetricFamily(
+    events = CounterFamily(
         "vgw_events", "Events the packet programs put into the perf buffer.", labels=_ENDPOINT
     )
-    answers = CounterMetricFamily(
+    answers = CounterFamily(
         "vgw_reject_answers",
         "Answers to rejected packets: sent, over the VM's budget (suppressed), or not possible "
         "(failed).",
         labels=(*_ENDPOINT, "result"),
     )
-    attached = GaugeMetricFamily(
+    attached = GaugeFamily(
         "vgw_attached",
         "1 if both programs of an endpoint are attached; hook and mode are of the one that sees "
         "packets from the VM.",
         labels=(*_ENDPOINT, "hook", "mode"),
     )
-    generation = GaugeMetricFamily(
+    generation = GaugeFamily(
         "vgw_policy_generation", "Number of the policy in force.", labels=("vm",)
     )
     for reading in readings:
@@ -284,19 +282,53 @@ class MetricsServer:
     def __init__(self, listen: tuple[str, int], collector: HostCollector) -> None:
         """Listen on an address and port. Raises VgwError when it cannot."""
         address, port = listen
-        registry = CollectorRegistry()
-        registry.register(collector)
         try:
-            self._server, self._thread = start_http_server(port, address, registry)
+            self._server = _HttpServer(listen, collector)
         except OSError as error:
             raise VgwError(
                 f"cannot serve metrics on {address} port {port}: {error.strerror or error}; "
                 "choose another address by --listen"
             ) from error
-        self.port: int = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True
+        )
+        self._thread.start()
+        self.port: int = self._server.server_address[1]
 
     def close(self) -> None:
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _HttpServer(ThreadingHTTPServer):
+    """The listening socket."""
+
+    daemon_threads = True
+
+    def __init__(self, listen: tuple[str, int], collector: HostCollector) -> None:
+        self.collector = collector
+        self.address_family = socket.getaddrinfo(*listen, type=socket.SOCK_STREAM)[0][0]
+        super().__init__(listen, _RequestHandler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks for the host's name too
+
+
+class _RequestHandler(BaseHTTPRequestHandler):
+    """One request; whatever its path is, a GET gets the metrics."""
+
+    server: _HttpServer
+
+    def do_GET(self) -> None:
+        """Answer with what the endpoints show now."""
+        body = render(self.server.collector.collect())
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Log nothing."""

@@ -21,8 +21,9 @@ from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
-from vgw.controller.expiry import expire_idle
+from vgw.controller.expiry import expire_idle, vms_with_dead_flows
 from vgw.controller.images import Images, remove_unused_images
+from vgw.controller.kept_maps import KeptMaps
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
@@ -52,6 +53,8 @@ class Host:
         """Work under `paths`; `progress` is told what takes long, such as compiling."""
         self.paths = paths
         self._progress = progress
+        #: For what is looked at often: metrics, lost events, dead flows.
+        self.kept = KeptMaps(paths)
         self._lock = WriterLock(paths.bpffs)
         self._artefacts: dict[frozenset[str], Artefact] = {}
         self._artefacts_lock = threading.Lock()
@@ -203,7 +206,7 @@ class Host:
         Changes nothing that a packet could notice, so it needs no lock.
         """
         deleted = 0
-        for name in self.attached() if vm is None else [vm]:
+        for name in vms_with_dead_flows(self.kept) if vm is None else [vm]:
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(name)]
                 deleted += expire_idle(self.artefact, opened)

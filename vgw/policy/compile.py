@@ -35,9 +35,9 @@ MAX_RULES: Final = 50_000
 MAX_BYTES: Final = 80 << 20
 #: Rules from which on a build takes long enough to say what it is at.
 _SLOW_RULES: Final = 5_000
-#: Images that are remembered, for VMs of one policy follow each other; fewer where they are large,
-#: but those of both directions of the latest policy always.
-_REMEMBERED: Final = 8
+#: Images that are remembered, for many VMs have the same rules; fewer where they are large, but
+#: those of both directions of the latest policy always.
+_REMEMBERED: Final = 256
 _REMEMBERED_BYTES: Final = 16 << 20
 
 _Progress = Callable[[str], None]
