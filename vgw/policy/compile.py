@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgw import abi
-from vgw.errors import ExitCode, VgwError
 from vgw.policy import image
 from vgw.policy.model import (
     ANYWHERE,
@@ -26,6 +25,7 @@ from vgw.policy.model import (
     Network,
 )
 from vgw.policy.narrow import narrow_image
+from vgw.policy.quotas import PolicyTooLargeError
 from vgw.policy.ranges import Search, searches_of
 from vgw.policy.search_tree import SearchTooDeepError
 
@@ -41,12 +41,6 @@ _REMEMBERED: Final = 256
 _REMEMBERED_BYTES: Final = 16 << 20
 
 _Progress = Callable[[str], None]
-
-
-class PolicyTooLargeError(VgwError):
-    """A policy has more rules, or needs more memory, than a direction of a VM may have."""
-
-    exit_code = ExitCode.POLICY_INVALID
 
 
 @dataclass(frozen=True, slots=True)
