@@ -17,8 +17,9 @@ from vgw import abi, cli_options
 from vgw.cli import cli
 from vgw.cli_target import AttachOrder
 from vgw.errors import PartlyAppliedError
-from vgw.policy.compile import PolicyImage, PolicyTooLargeError
+from vgw.policy.compile import PolicyImage
 from vgw.policy.model import EffectivePolicy
+from vgw.policy.quotas import PolicyTooLargeError
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def check(session: Session, path: Path | None, output: Output) -> int:
 
 def _compile_all(document: PolicyDocument, source: Path) -> None:
     """Make the tables of every VM; raises PolicyError for those whose rules do not fit."""
-    from vgw.policy.compile import PolicyTooLargeError
+    from vgw.policy.quotas import PolicyTooLargeError
 
     problems = []
     with Progress() as progress:

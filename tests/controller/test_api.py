@@ -174,6 +174,7 @@ def test_unknown_verb(socket_path: Path) -> None:
         (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 99999999\r\n\r\n", 413, "larger than"),
         (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 1\r\n\r\n{", 400, "not JSON"),
         (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 2\r\n\r\n[]", 400, "not a JSON object"),
+        (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 9\r\n\r\n{}", 400, "after 2 of its 9 bytes"),
         (
             b"POST /v1/ping HTTP/1.0\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000,
             400,
@@ -183,7 +184,7 @@ def test_unknown_verb(socket_path: Path) -> None:
         (b"POST ping HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}", 404, "does not know ping"),
     ],
 )
-def test_what_is_no_request_is_refused_and_reaches_nobody(
+def test_catalogue_N10_what_is_no_request_is_refused_and_reaches_nobody(
     socket_path: Path, host: FakeHost, request_bytes: bytes, status: int, message: str
 ) -> None:
     answered, document = raw_request(socket_path, request_bytes)
@@ -195,7 +196,7 @@ def test_what_is_no_request_is_refused_and_reaches_nobody(
     assert host.asked == []
 
 
-def test_request_that_does_not_come_is_given_up(
+def test_catalogue_N10_request_that_does_not_come_is_given_up(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api._RequestHandler, "timeout", 0.05)
@@ -208,12 +209,12 @@ def test_request_that_does_not_come_is_given_up(
     assert answer.startswith(b"HTTP/1.0 408")
 
 
-def test_socket_is_for_its_owner_only(socket_path: Path) -> None:
+def test_catalogue_N10_socket_is_for_its_owner_only(socket_path: Path) -> None:
     assert stat.S_IMODE(socket_path.stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_other_user_is_refused_even_with_the_socket_open_to_all(
+def test_catalogue_N10_other_user_is_refused_even_with_the_socket_open_to_all(
     tmp_path: Path, socket_path: Path, host: FakeHost
 ) -> None:
     socket_path.chmod(0o666)

@@ -3,11 +3,12 @@
 
 `POST /v1/<verb>` takes a JSON object of parameters and answers `{"ok": true, "result": ...}` or
 `{"ok": false, "error": {"message": ..., "exit_code": ...}}`. One request a connection. The socket
-is mode 0600 and the peer must be root or the user the controller runs as.
+is mode 0600, and each side must be root or the user that the other runs as.
 """
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -24,6 +25,13 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Final
 
+from vgw.controller.api_limits import (
+    MAX_SERVED,
+    REQUEST_SECONDS,
+    Waiting,
+    peer_user,
+    require_own,
+)
 from vgw.controller.parameters import Parameters
 from vgw.errors import (
     CompileError,
@@ -44,10 +52,8 @@ Sources = Sequence[tuple[str, str]]
 Verb = Callable[[Parameters], object]
 
 MAX_REQUEST_BYTES: Final = 32 << 20
-REQUEST_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 300.0
 _PREFIX: Final = "/v1/"
-_PEER_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PLAIN_ERRORS: Final = {kind.__name__: kind for kind in (CompileError, ForeignProgramError)}
 
 
@@ -95,9 +101,11 @@ class Server:
         """Bind the socket; until `start` it answers nobody.
 
         The caller holds the controller's lock, so a socket that is already at `path` belongs to a
-        dead controller and is replaced. Raises VgwError when the socket cannot be made.
+        dead controller and is replaced. Raises VgwError when the socket cannot be made, or when
+        others could put another in its place.
         """
         try:
+            require_own(path.parent)
             path.unlink(missing_ok=True)
             self._server = _SocketServer(str(path), verbs)
         except OSError as error:
@@ -121,6 +129,7 @@ class Server:
         if self._thread is not None:
             self._server.shutdown()
             self._thread.join()
+        self._server.waiting.give_up_all()
         self._server.server_close()
         self._path.unlink(missing_ok=True)
 
@@ -129,11 +138,13 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """The listening socket."""
 
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 1024
 
     def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
         self.verbs = verbs
         self.users = {0, os.geteuid()}
+        self.waiting = Waiting()
+        self.served = threading.BoundedSemaphore(MAX_SERVED)
         super().__init__(path, _RequestHandler, bind_and_activate=False)
         try:
             self.server_bind()
@@ -145,6 +156,20 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         # The inode takes its mode from the socket's: there is no moment at which it is wider.
         os.fchmod(self.socket.fileno(), 0o600)
         super().server_bind()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin to serve a client in a thread."""
+        self.waiting.add(request)
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Look after those that wait, a few times a second."""
+        self.waiting.give_up_late()
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        self.waiting.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Say what went wrong unless it is only that the client went away."""
@@ -170,7 +195,7 @@ class _RequestHandler(BaseHTTPRequestHandler):
         """Answer a request; whatever happens, the answer is JSON."""
         status = HTTPStatus.OK
         try:
-            answer = {"ok": True, "result": self._verb()(self._parameters())}
+            answer = {"ok": True, "result": self._result()}
         except VgwError as error:
             status = HTTPStatus.UNPROCESSABLE_ENTITY
             if isinstance(error, _RefusedError):
@@ -183,9 +208,23 @@ class _RequestHandler(BaseHTTPRequestHandler):
             answer = {"ok": False, "error": error_document(VgwError(message))}
         self._send(status, answer)
 
+    def _result(self) -> object:
+        """Return what the verb that is asked for returns."""
+        verb, parameters = self._verb(), self._parameters()
+        self.server.waiting.discard(self.connection)
+        if not self.server.served.acquire(blocking=False):
+            raise _RefusedError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the controller serves {MAX_SERVED} requests already; try again",
+            )
+        try:
+            return verb(parameters)
+        finally:
+            self.server.served.release()
+
     def _verb(self) -> Verb:
         """Return what serves this request, after a look at who sent it."""
-        user = self._peer_user()
+        user = peer_user(self.connection)
         if user not in self.server.users:
             raise _RefusedError(
                 HTTPStatus.FORBIDDEN, f"user id {user} may not command the controller; use root"
@@ -212,7 +251,11 @@ class _RequestHandler(BaseHTTPRequestHandler):
                 f"the request is larger than {MAX_REQUEST_BYTES >> 20} MiB; shorten the policy",
             )
         try:
-            parameters = json.loads(self.rfile.read(length))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                message = f"the request ended after {len(body)} of its {length} bytes"
+                raise _RefusedError(HTTPStatus.BAD_REQUEST, message)
+            parameters = json.loads(body)
         except TimeoutError as error:
             message = f"the request did not arrive within {REQUEST_SECONDS:.0f} s"
             raise _RefusedError(HTTPStatus.REQUEST_TIMEOUT, message) from error
@@ -221,13 +264,6 @@ class _RequestHandler(BaseHTTPRequestHandler):
         if not isinstance(parameters, dict):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
         return Parameters(parameters)
-
-    def _peer_user(self) -> int:
-        credentials = self.connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
-        )
-        user: int = _PEER_CREDENTIALS.unpack(credentials)[1]
-        return user
 
     def _send(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
         body = json.dumps(answer, separators=(",", ":")).encode()
@@ -329,6 +365,10 @@ class Client:
     def _exchange(self, connection: _UnixConnection, verb: str, body: bytes) -> object:
         try:
             connection.connect()
+        except BlockingIOError as error:
+            raise VgwError(
+                f"the controller at {self._path} takes no request; see its log and `vgw status`"
+            ) from error
         except OSError as error:
             raise ControllerUnreachableError(
                 f"no controller answers at {self._path} ({error.strerror or error}); "
@@ -351,11 +391,19 @@ class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
     def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+        super().__init__("localhost")
         self._path = path
+        self._seconds = timeout
 
     def connect(self) -> None:
         """Connect to the socket; OSError when nobody listens."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        # By Python's own time limit a socket would not wait for room in the controller's queue.
+        seconds, rest = divmod(self._seconds, 1)
+        limit = struct.pack("@ll", int(seconds), int(rest * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self.sock.connect(str(self._path))
+        self.sock.settimeout(self._seconds)
+        user = peer_user(self.sock)
+        if user not in {0, os.geteuid()}:
+            raise PermissionError(errno.EACCES, f"it is user id {user} who listens there")

@@ -20,8 +20,10 @@ from typing import Final, NamedTuple
 from vgw import abi, libbpf, loader
 from vgw.controller.clock import coarse_now_ns
 from vgw.controller.endpoint import OpenEndpoint
+from vgw.controller.kept_maps import KeptMaps
 from vgw.errors import KernelError
 from vgw.loader import Artefact
+from vgw.maps import EndpointMaps
 
 _REAP: Final = "conntrack_reap"
 _REPORT: Final = "flow_report"
@@ -65,7 +67,7 @@ class Expiry:
         deleted = 0
         for endpoint in endpoints:
             before = endpoint.maps.meta()
-            batches = before.tail - before.head - abi.EXPIRY_MARGIN
+            batches = _due(before)
             if batches > 0:
                 with self._program(programs, endpoint, _REAP) as program:
                     libbpf.prog_test_run(program, _FRAME, repeat=batches)
@@ -133,6 +135,21 @@ def is_live(flow: abi.Flow, config: abi.EndpointConfig, now_ns: int) -> bool:
         return False
     timeout: int = config.timeout_ns[flow.state]
     return now_ns - int(flow.last_seen_ns) <= timeout
+
+
+def vms_to_look_at(kept: KeptMaps) -> list[str]:
+    """Return the VMs of which an endpoint has work for Expiry.run(), in order of their names."""
+    with kept.endpoints() as endpoints:
+        return list(dict.fromkeys(each.vm for each in endpoints if _has_work(each.maps)))
+
+
+def _has_work(maps: EndpointMaps) -> bool:
+    return _due(maps.meta()) > 0 or bool(maps.config().log_flows)
+
+
+def _due(meta: abi.ConntrackMeta) -> int:
+    """Return how many batches of a queue there are to look at."""
+    return int(meta.tail - meta.head) - abi.EXPIRY_MARGIN
 
 
 def _look(meta: abi.ConntrackMeta, config: abi.EndpointConfig) -> _Look:

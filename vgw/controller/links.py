@@ -40,6 +40,7 @@ __all__ = [
     "choose_hook",
     "detach",
     "find_interface",
+    "is_still",
     "read_attachment",
     "take_over_xdp",
     "watch_links",
@@ -204,6 +205,16 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
         ahead = (*_xdp_ahead(ifindex, path), *programs)
         return Attachment("tc", "clsact", False, program.id, ahead)
     return None
+
+
+def is_still(attachment: Attachment, ifindex: int, path: Path) -> bool:
+    """Tell by one question whether an attachment is as it was read before.
+
+    False also where one question does not tell: read_attachment() does then.
+    """
+    return attachment.mode == "tcx" and attachment.prog_id in libbpf.tcx_programs(
+        ifindex, _TCX_TYPE[path]
+    )
 
 
 def _xdp_ahead(ifindex: int, path: Path) -> tuple[int, ...]:

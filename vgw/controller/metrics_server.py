@@ -26,10 +26,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from vgw.controller.metrics_text import CONTENT_TYPE, render
 from vgw.errors import VgwError
 
 PAGE: Final = "/metrics"
@@ -134,8 +133,7 @@ class MetricsServer:
                 address,
                 self.port,
             )
-        self._registry = CollectorRegistry()
-        self._registry.register(collector)
+        self._collector = collector
         self._scraper = ThreadPoolExecutor(1, thread_name_prefix="scrape")
         self._loop = asyncio.new_event_loop()
         door = _Door(self._socket, context, self._scrape)
@@ -162,13 +160,12 @@ class MetricsServer:
             self._socket.close()
             self._loop.close()
 
-    async def _scrape(self, accept: str, compress: bool) -> tuple[str, bytes]:
-        """Make a scrape; return the type and the body of the answer."""
+    async def _scrape(self, compress: bool) -> bytes:
+        """Make a scrape; return the body of the answer."""
 
-        def page() -> tuple[str, bytes]:
-            encode, content_type = choose_encoder(accept)
-            body: bytes = encode(self._registry)
-            return content_type, gzip.compress(body, 1) if compress else body
+        def page() -> bytes:
+            body = render(self._collector.collect())
+            return gzip.compress(body, 1) if compress else body
 
         return await self._loop.run_in_executor(self._scraper, page)
 
@@ -210,7 +207,7 @@ class _Door:
         self,
         listener: socket.socket,
         context: ssl.SSLContext | None,
-        scrape: Callable[[str, bool], Awaitable[tuple[str, bytes]]],
+        scrape: Callable[[bool], Awaitable[bytes]],
     ) -> None:
         self._listener = listener
         self._context = context
@@ -277,7 +274,7 @@ class _Door:
         self._scraping.add(task)
         compress = "gzip" in headers.get("accept-encoding", "")
         try:
-            kind, body = await self._scrape(headers.get("accept", ""), compress)
+            body = await self._scrape(compress)
         except Exception:  # a bug that one scrape meets must not be an empty page
             _logger.exception("a scrape failed")
             return _message(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -285,7 +282,9 @@ class _Door:
             self._scraping.discard(task)
             _admit(task, self._taking, MAX_TAKING)
         more = {"Content-Encoding": "gzip"} if compress else {}
-        return _message(HTTPStatus.OK, {"Content-Type": kind, **more}, body, head=method == "HEAD")
+        return _message(
+            HTTPStatus.OK, {"Content-Type": CONTENT_TYPE, **more}, body, head=method == "HEAD"
+        )
 
 
 def _parse(request: bytes) -> tuple[str, str, dict[str, str]]:

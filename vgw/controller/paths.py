@@ -6,6 +6,7 @@ Each place can be moved by a variable or an option, which is how tests isolate t
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -59,6 +60,7 @@ def pin_name(name: str) -> str:
     return pinned
 
 
+@functools.lru_cache(maxsize=8192)
 def unpin_name(pinned: str) -> str | None:
     """Return the name that `pin_name` made this of, or None when it made nothing like it."""
     if not _PINNED.fullmatch(pinned):

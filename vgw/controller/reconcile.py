@@ -21,8 +21,9 @@ from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
-from vgw.controller.expiry import Expiry
+from vgw.controller.expiry import Expiry, vms_to_look_at
 from vgw.controller.images import Images, remove_unused_images
+from vgw.controller.kept_maps import KeptMaps
 from vgw.controller.last_flows import LastFlows, recorded
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
@@ -59,6 +60,8 @@ class Host:
         """
         self.paths = paths
         self._progress = progress
+        #: For what is looked at often: metrics, lost events, dead flows.
+        self.kept = KeptMaps(paths)
         self._lock = WriterLock(paths.bpffs)
         self._artefacts: dict[frozenset[str], Artefact] = {}
         self._artefacts_lock = threading.Lock()
@@ -225,7 +228,7 @@ class Host:
         Changes nothing that a packet could notice, so it needs no lock.
         """
         deleted = 0
-        for name in self.attached() if vm is None else [vm]:
+        for name in vms_to_look_at(self.kept) if vm is None else [vm]:
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(name)]
                 deleted += self._expiry.run(self.artefact, opened)

@@ -15,6 +15,7 @@ from vgw.policy.checks import check_draft, warn
 from vgw.policy.draft import Draft
 from vgw.policy.fields import Fields, Keys, read_entries
 from vgw.policy.model import Defaults, PolicyDocument
+from vgw.policy.quotas import check_quotas, check_sources
 from vgw.policy.read_policies import read_defaults, read_policies, read_services
 from vgw.policy.read_vms import read_groups, read_vms
 from vgw.policy.report import Report
@@ -42,6 +43,7 @@ def parse_sources(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     if not sources:
         message = "no policy file was found; a policy is a file or a directory of *.yaml"
         raise PolicyError([Problem("policy", 0, 0, "document", message)])
+    check_sources(sources)
     with _collector_paused():
         return _parse(sources)
 
@@ -66,6 +68,7 @@ def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     for order, (name, text) in enumerate(sources):
         _read_file(draft, Source(name, order), text)
     check_draft(draft)
+    check_quotas(draft)
     if draft.report:
         raise PolicyError(draft.report.problems())
     document = PolicyDocument(
