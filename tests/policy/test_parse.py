@@ -266,7 +266,7 @@ def test_conflicts_between_files_name_both_places() -> None:
         ("3.yaml", 1, "document"),
     ]
     assert found[0].message == "the VM 'a' is defined twice; it is defined at 1.yaml:2"
-    assert "once in all files; they are at 1.yaml:5" in found[3].message
+    assert "once in all files; it is at 1.yaml:5" in found[3].message
 
 
 def test_an_unreadable_file_does_not_make_its_names_unknown() -> None:

@@ -228,7 +228,10 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """A whole valid policy, merged from its files. `digest` identifies its text."""
+    """A whole valid policy, merged from its files. `digest` identifies its text.
+
+    `revision` counts up where its authors number it; `hosts` are those that it is for (empty: any).
+    """
 
     vms: Mapping[str, Vm] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
@@ -237,6 +240,8 @@ class PolicyDocument:
     defaults: Defaults = Defaults()
     warnings: tuple[Problem, ...] = ()
     digest: str = ""
+    revision: int | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
