@@ -239,7 +239,7 @@ def test_one_missing_interface_among_many_vms_is_partly_applied(vgw: Vgw) -> Non
     assert [vm["vm"] for vm in vgw.json("status")["vms"]] == ["web01"]
 
 
-def test_no_rights(vgw: Vgw) -> None:
+def test_catalogue_N11_no_rights(vgw: Vgw) -> None:
     assert_refused(vgw, vgw.run("attach --vm web01", prefix=NO_RIGHTS), "run vgw as root")
     done = vgw.run("doctor -o json", prefix=NO_RIGHTS)
     assert done.returncode == 1

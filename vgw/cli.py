@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from vgw import __version__
+from vgw.cli_environment import require_own_code
 from vgw.cli_options import Session, example
 from vgw.cli_text import counted
 from vgw.cli_verbs_host import controller, doctor
@@ -136,6 +137,8 @@ def cli(ctx: click.Context, /, **paths: Path | None) -> None:
     Write a policy, check it, attach VMs to protect them, and see in status, rules and logs what
     it does.
     """
+    if os.geteuid() == 0:
+        require_own_code(os.environ)
     source = ctx.get_parameter_source("policy")
     ctx.obj = Session.from_options(paths, policy_named=source is ParameterSource.COMMANDLINE)
 

@@ -41,7 +41,7 @@ def test_catalogue_N6_names_differ_when_pinned() -> None:
     assert len({pin_name(name) for name in ODD_NAMES}) == len(ODD_NAMES)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65536, "/" * 80])
+@pytest.mark.parametrize("name", ["", "x" * 65536, "/" * 80, "a\ud800"])
 def test_catalogue_N6_a_name_that_no_file_can_have_is_refused_in_one_short_line(name: str) -> None:
     with pytest.raises(VgwError, match=r"no name for a VM .* 1 to 63 letters") as caught:
         pin_name(name)

@@ -35,6 +35,7 @@ IMAGES_PIN: Final = "images"
 #: File systems allow 255 bytes; what is left is for the suffixes of temporary files.
 _LONGEST_NAME: Final = 200
 
+_NOT_UTF_8: Final = re.compile("[\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
 _PINNED: Final = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})+")
 
@@ -45,9 +46,10 @@ def pin_name(name: str) -> str:
     bpffs refuses dots, and `/` must not leave the directory, so every byte but letters, digits,
     `_` and `-` becomes `%` and two hex digits. Raises VgwError when there is no such file name.
     """
+    # What has no UTF-8, half of a surrogate pair, makes nothing.
     pinned = "".join(
         char if _PLAIN.match(char) else "".join(f"%{byte:02x}" for byte in char.encode())
-        for char in name
+        for char in ("" if _NOT_UTF_8.search(name) else name)
     )
     if name in {EVENTS_PIN, IMAGES_PIN}:
         pinned = f"%{ord(name[0]):02x}{name[1:]}"

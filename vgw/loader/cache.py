@@ -45,6 +45,10 @@ _APT: Final = (
     "run `apt install python3-bpfcc`, and make virtual environments with --system-site-packages"
 )
 _OTHER_DIRECTORY: Final = "run vgw as root, or choose another directory by VGW_CACHE_DIR"
+#: The compiler's environment: clang heeds variables that add headers (CPATH), BCC some that change
+#: the program, and both run tools; none of this may depend on who runs vgw from where.
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_PASSED_ON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 _KEPT: Final = 4
 _STALE_SECONDS: Final = 3600
 _SHOWN_ERRORS: Final = 3
@@ -214,7 +218,11 @@ def _compiled(path: Path) -> Artefact:
 def _run_children(directory: Path, programs: Mapping[str, int]) -> None:
     """Run a compiling process for each program (name -> type); raises what the first one found."""
     command = [sys.executable, "-P", "-m", "vgw.loader", str(directory)]
-    environment = {**os.environ, "BCC_KERNEL_SOURCE": str(directory / "kernel")}
+    environment = {
+        **_ENVIRONMENT,
+        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        "BCC_KERNEL_SOURCE": str(directory / "kernel"),
+    }
     children: dict[str, subprocess.Popen[str]] = {}
     try:
         for name, kind in programs.items():
