@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from vgw import abi, libbpf, loader
+from vgw import abi, files, libbpf, loader
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.paths import Paths
 from vgw.controller.pins import entries
@@ -76,8 +76,8 @@ class Images:
         fd = make_image(artefact, image.data)
         try:
             pin = self._directory / image.digest
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            pin.unlink(missing_ok=True)
+            files.mkdir(self._directory, 0o700, exist_ok=True)
+            files.unlink(pin)
             libbpf.pin(fd, pin)
         except OSError as error:
             os.close(fd)
@@ -191,9 +191,9 @@ def remove_unused_images(paths: Paths) -> None:
         for map_id in _inner_ids(policies):
             unused.discard(digests.get(map_id, ""))
     for name in unused:
-        (paths.images / name).unlink(missing_ok=True)
+        files.unlink(paths.images / name)
     with contextlib.suppress(OSError):
-        paths.images.rmdir()
+        files.rmdir(paths.images)
 
 
 def _inner_ids(pin: pathlib.Path) -> Iterator[int]:

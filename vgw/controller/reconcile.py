@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from vgw import abi, libbpf
+from vgw import abi, files, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
@@ -26,9 +26,10 @@ from vgw.controller.images import Images, remove_unused_images
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
-from vgw.controller.pins import remove_tree, settle
+from vgw.controller.pins import remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.controller.recovery import forget, recovered, remove_unused_records
+from vgw.controller.replacement import destroy, settle
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
@@ -153,7 +154,7 @@ class Host:
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
                 for name in gone:
-                    endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
+                    destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
                 manifest = load_manifest(self.paths.manifest(vm))
                 if gone and manifest is not None:
@@ -345,7 +346,7 @@ class Host:
     def _detach(self, vm: str) -> None:
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
-            endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
+            destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
         remove_state(self.paths.manifest(vm))
@@ -356,9 +357,9 @@ class Host:
         remove_unused_records(self.paths, self.store)
         if self.attached():
             return
-        self.paths.events.unlink(missing_ok=True)
+        files.unlink(self.paths.events)
         with contextlib.suppress(OSError):
-            self.paths.pins.rmdir()
+            files.rmdir(self.paths.pins)
         remove_stale(self.paths.bpffs)
 
     def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
