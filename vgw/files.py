@@ -6,10 +6,23 @@ All raise OSError as the functions of the standard library do.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Final
 
 from vgw import steps
+from vgw.errors import VgwError
+
+#: What may help where a change of a file failed, by error number.
+_ADVICE: Final = {
+    errno.ENOSPC: "make room there, or ",
+    errno.EDQUOT: "make room there, or ",
+    errno.EACCES: "run vgw as root, or ",
+    errno.EPERM: "run vgw as root, or ",
+    errno.EROFS: "remount it by `mount -o remount,rw`, or ",
+    errno.EIO: "see what the kernel says of the disk (`dmesg`), or ",
+}
 
 
 def mkdir(path: Path, mode: int = 0o777, *, exist_ok: bool = False) -> None:
@@ -61,6 +74,17 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about a failure, to go before what else may be done: "do this, or "."""
+    return _ADVICE.get(error.errno or 0, "")
+
+
+def failure(error: OSError) -> VgwError:
+    """Return the error of vgw for a failed change of a file."""
+    where = f"cannot change {error.filename}: " if error.filename else ""
+    return VgwError(f"{where}{error.strerror}; {advice(error)}try again")
 
 
 def _announce(step: str, path: Path) -> None:

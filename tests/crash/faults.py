@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from tests.crash.killing import Ended, Step, run_change
+from tests.crash.killing import Step, run_change
 from tests.crash.run import Result, shown, unharmed
 from tests.crash.scenarios import Scenario
 from tests.crash.world import Left, World
@@ -54,37 +56,47 @@ def fail_at_steps(
         for number in known if all_errnos else (known[place % len(known)],):
             if scenario.bare:
                 world.clear()
-            where = f"{errno.errorcode[number]} at {step}"
-            for problem in _failed(world, scenario, step, number, whole, result):
-                result.problems.append(f"{where}: {problem}")
+            fault = Fault(step, number)
+            for problem in _failed(world, scenario, fault, whole, result):
+                result.problems.append(f"{fault}: {problem}")
             result.killed += 1
     world.clear()
     result.probes = world.prober.probes - before
     return result
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A step and with which errno it fails."""
+
+    step: Step
+    number: int
+
+    def __str__(self) -> str:
+        return f"{errno.errorcode[self.number]} at {self.step}"
+
+
 def _failed(
-    world: World, scenario: Scenario, step: Step, number: int, whole: Left, result: Result
+    world: World, scenario: Scenario, fault: Fault, whole: Left, result: Result
 ) -> Iterator[str]:
     scenario.before(world)
-    start = world.left()
+    alive = world.made.alive()
+    start = world.left(alive)
     world.prober.seen()
     before = world.prober.seen()
-    ended = run_change(world.paths, lambda: scenario.change(world), step, lambda: number)
-    if step not in ended.steps:
+    change = partial(scenario.change, world)
+    ended = run_change(world.paths, change, fault.step, lambda: fault.number)
+    if fault.step not in ended.steps:
         yield "it did not come to that"
     after = world.prober.seen()
     now = world.prober.now()
-    yield from _said(ended, number)
     if ended.error is not None:
         result.errors.append(ended.error)
-    if scenario.order[0] in now:
-        if ended.error is not None:
-            yield from _differences("left after the failure", start, world.left())
-        elif scenario.order[0] != scenario.order[-1]:
-            yield "it says that all is well, and the old policy is in force"
+        yield from _said(ended.error, fault.number)
+    if ended.error is not None and scenario.order[0] in now and not _is_behind(ended.error):
+        yield from _differences("left after the failure", start, world.left(alive))
     elif scenario.order[-1] not in now:
-        yield f"packets are judged by {sorted(now)}"
+        yield f"packets are judged by {sorted(now)}, and it says {ended.error}"
     try:
         scenario.change(world)
     except Exception as error:
@@ -92,14 +104,18 @@ def _failed(
     end = world.prober.seen()
     if not scenario.allows([*before, *after, *end]):
         yield f"packets were judged by something else: {shown(before, after, end)}"
+    if scenario.order[-1] not in world.prober.now():
+        yield "the next try does not put the new policy in force"
     yield from _differences("left by the next try", whole, world.left())
 
 
-def _said(ended: Ended, number: int) -> Iterator[str]:
+def _is_behind(error: str) -> bool:
+    """Tell whether it failed behind the change."""
+    return "was changed, but" in error
+
+
+def _said(error: str, number: int) -> Iterator[str]:
     """Look at how it was said."""
-    error = ended.error
-    if error is None:
-        return
     if error.startswith("escaped"):
         yield error
     if "\n" in error or len(error) > LONGEST:
@@ -109,9 +125,8 @@ def _said(ended: Ended, number: int) -> Iterator[str]:
 
 
 def _differences(what: str, wanted: Left, found: Left) -> Iterator[str]:
-    for name, one, other in zip(Left._fields, wanted, found, strict=True):
-        if one != other:
-            if name == "names":
-                yield f"{what}: more {sorted(set(other) - set(one))}, less {sorted(set(one) - set(other))}"
-            else:
-                yield f"{what}: {name} {other} instead of {one}"
+    more, less = set(found.names) - set(wanted.names), set(wanted.names) - set(found.names)
+    if more or less:
+        yield f"{what}: more {sorted(more)}, less {sorted(less)}"
+    elif wanted != found:
+        yield f"{what}: {found[1:]} instead of {wanted[1:]}"

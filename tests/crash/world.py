@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from scripts.lab.wire import CLONE_NEWNET
 from tests.controller.observe import traces
-from tests.crash.objects import Made, in_use
+from tests.crash.objects import InKernel, Made, in_use
 from tests.crash.probe import Prober
 from tests.lab.taps import Queue
 from tests.lab.topology import eventually
@@ -60,12 +60,16 @@ class World:
         tcx = [libbpf.tcx_programs(self.ifindex, kind) for kind in (46, 47)]
         return [*([] if xdp is None else [xdp[0]]), *tcx[0], *tcx[1]]
 
-    def left(self) -> Left:
-        """Return what there is, once the kernel has freed what nothing leads to."""
+    def left(self, alive: InKernel | None = None) -> Left:
+        """Return what there is, once the kernel has freed what nothing leads to.
+
+        `alive` is what else may live, by default what pins lead to.
+        """
         used = in_use(self.paths)
-        eventually("no map and program but those in use", lambda: self.made.alive() == used)
+        wanted = alive or used
+        eventually("no map and program but those in use", lambda: self.made.alive() == wanted)
         attached = self.programs()
-        assert set(attached) <= used.programs, "a program runs that no pin leads to"
+        assert set(attached) <= wanted.programs, "a program runs that no pin leads to"
         counts = str(self.paths.counts(VM))
         return Left(
             [name for name in traces(self.paths) if name != counts],

@@ -353,8 +353,8 @@ class Change:
         if not self._kept:
             remove_state(self._counts_file)
         if self._manifest != self._old:
-            save_manifest(self._file, self._manifest)
             undo.callback(quietly, self._restore_manifest)
+            save_manifest(self._file, self._manifest)
 
     def _keep_matches(self) -> None:
         for image in self._images.values():

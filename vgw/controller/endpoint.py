@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vgw import abi, libbpf, loader
+from vgw import abi, files, libbpf, loader
 from vgw.abi_maps import MAP_SIZES
 from vgw.controller import links
 from vgw.controller.links import Attachment, InterfaceFacts, opened
@@ -249,7 +249,7 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
         except VgwError as error:
             raise _undone(error, plan, step) from error
         except OSError as error:
-            raise _undone(VgwError(f"{error.strerror}: {error.filename}"), plan, step) from error
+            raise _undone(files.failure(error), plan, step) from error
         undo.pop_all()
     instance.close()
     return placing

@@ -81,7 +81,7 @@ class Images:
             libbpf.pin(fd, pin)
         except OSError as error:
             os.close(fd)
-            raise VgwError(f"cannot pin the policy: {error.strerror}: {error.filename}") from error
+            raise files.failure(error) from error
         except BaseException:
             os.close(fd)
             raise

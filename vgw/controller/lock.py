@@ -42,7 +42,7 @@ class DirectoryLock:
                 if self._was_removed(error):
                     continue
                 raise VgwError(
-                    f"cannot lock {self.path}: {error.strerror}; run vgw as root, or choose other "
+                    f"cannot lock {self.path}: {error.strerror}; {files.advice(error)}choose other "
                     "directories by VGW_BPFFS and VGW_RUN_DIR"
                 ) from error
             if not _try_lock(fd):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -36,6 +37,8 @@ from vgw.controller.tools import Once, Tools, open_events
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.loader import Artefact, load_artefact
 from vgw.policy.model import Hook, PolicyDocument
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ["ApplyResult", "AttachResult", "Host"]
 
@@ -288,7 +291,7 @@ class Host:
         fitness.require_capabilities()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
-        with self._lock.held(), contextlib.ExitStack() as stack:
+        with _saying_what_failed(), self._lock.held(), contextlib.ExitStack() as stack:
             events = Once(lambda: open_events(self.paths, stack))
             images, store = Images(self.paths.images), self.store
             yield Tools(
@@ -341,7 +344,10 @@ class Host:
         try:
             return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
         finally:
-            self._tidy()
+            try:
+                self._tidy()
+            except (OSError, VgwError) as error:  # no reason to say that the change failed
+                _logger.warning("what no VM uses any more stays until the next change: %s", error)
 
     def _detach(self, vm: str) -> None:
         settle(self.paths.vm_dir(vm))
@@ -389,6 +395,15 @@ class Host:
             libbpf.wait_for_programs()
             for endpoint, slot in staged:
                 endpoint.maps.release(1 - slot)
+
+
+@contextlib.contextmanager
+def _saying_what_failed() -> Iterator[None]:
+    """Raise failed changes of files as VgwError."""
+    try:
+        yield
+    except OSError as error:
+        raise files.failure(error) from error
 
 
 def _not_attached(vm: str) -> str:

@@ -7,7 +7,6 @@ The body comes last in the file, and the checksum is that of the body's own byte
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,14 +16,6 @@ from typing import Any, Final
 from vgw import files
 from vgw.abi import ABI_VERSION
 from vgw.errors import VgwError
-
-#: What may help besides another directory, by error number.
-_ADVICE: Final = {
-    errno.ENOSPC: "make room there, or ",
-    errno.EDQUOT: "make room there, or ",
-    errno.EACCES: "run vgw as root, or ",
-    errno.EPERM: "run vgw as root, or ",
-}
 
 _BODY: Final = b',"body":'
 _END: Final = b"}"
@@ -69,7 +60,7 @@ def write_state(path: Path, schema: str, body: Mapping[str, Any]) -> None:
         files.sync_directory(path.parent)
     except OSError as error:
         raise VgwError(
-            f"cannot write {path}: {error.strerror}; {_ADVICE.get(error.errno or 0, '')}choose "
+            f"cannot write {path}: {error.strerror}; {files.advice(error)}choose "
             "another directory by VGW_STATE_DIR"
         ) from error
 

@@ -23,6 +23,9 @@ _HINTS: Final = {
     errno.EPERM: "run vgw as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno.EACCES: "run vgw as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno.ENOMEM: "free memory on this host, or raise the memory limit of vgw's control group",
+    errno.E2BIG: "it is more than this kernel or map takes; lower the limits of the VM",
+    errno.ENOSPC: "make room there, or lower the limits of the VM",
+    errno.EROFS: "remount the file system by `mount -o remount,rw`",
     errno.ENOSYS: "this kernel was built without BPF: use one with CONFIG_BPF_SYSCALL",
 }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vgw.errors import KernelError
 from vgw.libbpf.library import ENOTSUPP, change, check, failure, library
 from vgw.libbpf.side_by_side import side_by_side
 
@@ -136,7 +137,9 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
 def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
     """Write one entry; raises KernelError. In a map of maps the value is a map's fd."""
     call = library().bpf_map_update_elem
-    check(change("map update", fd, call, fd, key, value, flags), "write to a map")
+    written = change("map update", fd, call, fd, key, value, flags)
+    if written < 0:
+        raise failure(f"write to {_named(fd)}", -written)
 
 
 def map_update_many(fd: int, entries: Mapping[bytes, bytes]) -> None:
@@ -153,7 +156,8 @@ def map_update_many(fd: int, entries: Mapping[bytes, bytes]) -> None:
         for key, value in entries.items():
             map_update(fd, key, value)
         return
-    check(result, f"write {len(entries)} entries to a map")
+    if result < 0:
+        raise failure(f"write {len(entries)} entries to {_named(fd)}", -result)
 
 
 def map_delete_many(fd: int, keys: Sequence[bytes]) -> None:
@@ -172,7 +176,8 @@ def map_delete(fd: int, key: bytes) -> bool:
     result = change("map delete", fd, library().bpf_map_delete_elem, fd, key)
     if result == -errno.ENOENT:
         return False
-    check(result, "delete from a map")
+    if result < 0:
+        raise failure(f"remove an entry of {_named(fd)}", -result)
     return True
 
 
@@ -280,6 +285,14 @@ def map_info(fd: int) -> MapInfo:
         flags=info.map_flags,
         name=info.name.decode(errors="replace"),
     )
+
+
+def _named(fd: int) -> str:
+    """Return what to call a map in an error."""
+    try:
+        return f"the map {map_info(fd).name}"
+    except KernelError:
+        return "a map"
 
 
 def map_fd_by_id(map_id: int) -> int:
