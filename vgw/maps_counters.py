@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.errors import KernelError
 
 
@@ -40,7 +40,7 @@ class PinnedCounters:
     def keep(self, slot: int, fd: int) -> None:
         """Pin a map."""
         pin = self._pin(slot)
-        pin.unlink(missing_ok=True)
+        files.unlink(pin)
         libbpf.pin(fd, pin)
 
     def open(self, slot: int, map_id: int) -> int | None:
@@ -53,7 +53,7 @@ class PinnedCounters:
 
     def drop(self, slot: int) -> None:
         """Remove the pin of a slot."""
-        self._pin(slot).unlink(missing_ok=True)
+        files.unlink(self._pin(slot))
 
     def close(self) -> None:
         """Do nothing: pins stay."""

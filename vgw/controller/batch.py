@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.controller.change import Change
 from vgw.controller.desired import Desired
+from vgw.controller.endpoint import reworded
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError
 
@@ -97,11 +98,26 @@ def run_changes(
                 change.pending(),
             )
         if changed and not dry_run:
-            libbpf.wait_for_programs()
-            for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
-                if isinstance(late, VgwError):
-                    outcomes[vm] = late
+            outcomes |= _finish(pool, changed)
     return outcomes
+
+
+def _finish(pool: ThreadPoolExecutor, changed: Mapping[str, Change]) -> dict[str, VgwError]:
+    """Free what the changes of VMs have replaced; return of which of them that failed.
+
+    What it leaves then is freed by the next change of the VM.
+    """
+    try:
+        libbpf.wait_for_programs()
+    except VgwError as error:
+        failed = dict.fromkeys(changed, error)
+    else:
+        ends = _each(pool, lambda vm: changed[vm].finish(), changed)
+        failed = {vm: late for vm, late in ends if isinstance(late, VgwError)}
+    return {
+        vm: reworded(error, f"{vm} was changed, but cleaning up behind it failed: {error}")
+        for vm, error in failed.items()
+    }
 
 
 def _each(
@@ -115,5 +131,4 @@ def _each(
         except VgwError as error:
             yield name, error
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            yield name, VgwError(f"{where}{error.strerror}")
+            yield name, files.failure(error)

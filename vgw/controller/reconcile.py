@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from vgw import abi, libbpf
+from vgw import abi, files, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
@@ -28,16 +29,19 @@ from vgw.controller.last_flows import LastFlows, recorded
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
-from vgw.controller.pins import remove_tree, settle
+from vgw.controller.pins import remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.controller.recovery import forget, recovered, remove_unused_records
 from vgw.controller.renames import Renamed, follow_renames
+from vgw.controller.replacement import destroy, settle
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.loader import Artefact, load_artefact
 from vgw.policy.model import Hook, PolicyDocument
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ["ApplyResult", "AttachResult", "Host"]
 
@@ -178,7 +182,7 @@ class Host:
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
                 for name in gone:
                     with recorded(self._last_flows, vm, name):
-                        endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
+                        destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
                 manifest = load_manifest(self.paths.manifest(vm))
                 if gone and manifest is not None:
@@ -312,7 +316,7 @@ class Host:
         fitness.require_capabilities()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
-        with self._lock.held(), contextlib.ExitStack() as stack:
+        with _saying_what_failed(), self._lock.held(), contextlib.ExitStack() as stack:
             events = Once(lambda: open_events(self.paths, stack))
             images, store = Images(self.paths.images), self.store
             yield Tools(
@@ -367,13 +371,16 @@ class Host:
         try:
             return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
         finally:
-            self._tidy()
+            try:
+                self._tidy()
+            except (OSError, VgwError) as error:  # no reason to say that the change failed
+                _logger.warning("what no VM uses any more stays until the next change: %s", error)
 
     def _detach(self, vm: str) -> None:
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
             with recorded(self._last_flows, vm, name):
-                endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
+                destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
         remove_state(self.paths.manifest(vm))
@@ -384,9 +391,9 @@ class Host:
         remove_unused_records(self.paths, self.store)
         if self.attached():
             return
-        self.paths.events.unlink(missing_ok=True)
+        files.unlink(self.paths.events)
         with contextlib.suppress(OSError):
-            self.paths.pins.rmdir()
+            files.rmdir(self.paths.pins)
         remove_stale(self.paths.bpffs)
 
     def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
@@ -418,6 +425,15 @@ class Host:
             libbpf.wait_for_programs()
             for endpoint, slot in staged:
                 endpoint.maps.release(1 - slot)
+
+
+@contextlib.contextmanager
+def _saying_what_failed() -> Iterator[None]:
+    """Raise failed changes of files as VgwError."""
+    try:
+        yield
+    except OSError as error:
+        raise files.failure(error) from error
 
 
 def _not_attached(vm: str) -> str:

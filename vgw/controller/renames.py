@@ -14,11 +14,13 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vgw import files
 from vgw.controller import links, pinned
-from vgw.controller.endpoint import destroy, open_endpoint
+from vgw.controller.endpoint import open_endpoint
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
-from vgw.controller.pins import aside_of, settle
+from vgw.controller.pins import moving
+from vgw.controller.replacement import destroy, settle
 from vgw.errors import VgwError
 from vgw.policy.model import Interface
 
@@ -96,16 +98,16 @@ def _file_anew(paths: Paths, vm: str, names: Mapping[str, str]) -> None:
             save_manifest(paths.manifest(vm), dataclasses.replace(manifest, endpoints=entries))
     exchanged = [old for old in names if old in names.values()]
     for old in exchanged:  # leave their places first, for each other
-        aside = aside_of(paths.endpoint_dir(vm, names[old]))
+        aside = moving(paths.endpoint_dir(vm, names[old]))
         if aside.exists():
             destroy(aside, None)
-        paths.endpoint_dir(vm, old).rename(aside)
+        files.rename(paths.endpoint_dir(vm, old), aside)
     for old, new in names.items():
         place = paths.endpoint_dir(vm, new)
         if place.exists():  # left of an interface of this name that is gone
             destroy(place, None)
-        source = aside_of(place) if old in exchanged else paths.endpoint_dir(vm, old)
-        source.rename(place)
+        source = moving(place) if old in exchanged else paths.endpoint_dir(vm, old)
+        files.rename(source, place)
 
 
 def _entries(

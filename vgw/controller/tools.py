@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.controller.images import Images
 from vgw.controller.last_flows import LastFlows
 from vgw.controller.paths import Paths
@@ -74,7 +74,7 @@ def open_events(paths: Paths, stack: contextlib.ExitStack) -> int:
 def _make_events(paths: Paths) -> int:
     fd = libbpf.map_create(libbpf.MapType.PERF_EVENT_ARRAY, "events", 4, 4, libbpf.possible_cpus())
     try:
-        paths.pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.mkdir(paths.pins, 0o700, exist_ok=True)
         libbpf.pin(fd, paths.events)
     except BaseException:
         os.close(fd)
