@@ -385,6 +385,7 @@ class Change:
                 policies=policies,
                 counters=counters,
                 conntrack_max=self._desired.interfaces[name].conntrack_max,
+                build=self._tools.build(),
                 staged=self._is_staged,
                 force=self._desired.force,
                 prefer_link=self._tools.prefer_link,

@@ -40,6 +40,7 @@ __all__ = [
     "detach",
     "find_interface",
     "read_attachment",
+    "replace",
     "take_over_xdp",
     "watch_links",
 ]
@@ -150,6 +151,27 @@ def take_over_xdp(prog_fd: int, ifindex: int, old_dir: pathlib.Path, pin: pathli
     finally:
         os.close(link)
     return True
+
+
+def replace(prog_fd: int, ifindex: int, path: Path, pin: pathlib.Path) -> None:
+    """Let another program take the place of the pinned one of a path, which runs, without a gap.
+
+    `pin` is where the link is, if there is one. The program's own pin stays what it was. Raises
+    KernelError when the kernel refuses, and the old program runs on then.
+    """
+    if pin.exists():
+        with opened(pin) as link:
+            libbpf.link_update(link, prog_fd)
+        return
+    with opened(program_pin(pin.parent, path)) as old_fd:
+        old = libbpf.prog_info(old_fd)
+        if old.prog_type != libbpf.ProgType.XDP:
+            name = _filter_name(path, libbpf.prog_info(prog_fd).id)
+            netlink.replace_filter(ifindex, path, prog_fd, name)
+            return
+        there = libbpf.xdp_program(ifindex)
+        mode = "native" if there is None else there[1]
+        netlink.replace_xdp(ifindex, old_fd, prog_fd, _XDP_MODES[_mode(mode)])
 
 
 def detach(ifindex: int | None, path: Path, pin: pathlib.Path) -> None:

@@ -60,6 +60,16 @@ def clear_xdp(ifindex: int, prog_fd: int, mode: int) -> None:
     )
 
 
+def replace_xdp(ifindex: int, old_fd: int, prog_fd: int, mode: int) -> None:
+    """Replace the XDP program of a mode, without a gap, if it is `old_fd`; else it is EEXIST."""
+    _change_xdp(
+        ifindex,
+        ("IFLA_XDP_FD", prog_fd),
+        ("IFLA_XDP_FLAGS", {"value": mode | _XDP_REPLACE}),
+        ("IFLA_XDP_EXPECTED_FD", old_fd),
+    )
+
+
 def add_clsact(ifindex: int) -> bool:
     """Make sure that the interface has a clsact qdisc; return whether it was made now."""
     return _ask(
@@ -85,10 +95,19 @@ def remove_clsact(ifindex: int) -> bool:
 
 def add_filter(ifindex: int, path: Path, prog_fd: int, name: str) -> None:
     """Add a direct-action filter; EEXIST or EINVAL when one of somebody else is in its place."""
+    _put_filter("add", ifindex, path, prog_fd, name)
+
+
+def replace_filter(ifindex: int, path: Path, prog_fd: int, name: str) -> None:
+    """Have the filter in the place of ours run another program, without a gap."""
+    _put_filter("replace", ifindex, path, prog_fd, name)
+
+
+def _put_filter(how: str, ifindex: int, path: Path, prog_fd: int, name: str) -> None:
     _ask(
-        f"add a tc filter to {interface_name(ifindex)}",
+        f"{how} a tc filter of {interface_name(ifindex)}",
         lambda route: route.tc(
-            "add-filter",
+            f"{how}-filter",
             "bpf",
             ifindex,
             FILTER_HANDLE,

@@ -73,6 +73,7 @@ class Operations:
         """
         with self._changing():
             self._sweep()
+            self._upgrade()
             try:
                 document = read_policy(self._host.paths.policy)
             except VgwError as error:
@@ -82,6 +83,18 @@ class Operations:
             self._document = document
             self._protected.clear()
             self._protect(self._present_vms().union(self._host.attached()))
+
+    def _upgrade(self) -> None:
+        """Bring what an older or newer version left attached to this one."""
+        try:
+            upgrades = self._host.upgrade()
+        except VgwError as error:
+            self._complain(f"nothing was upgraded: {error}")
+            return
+        for done in upgrades.done:
+            self._log.add(control_record("upgrade", **dataclasses.asdict(done)))
+        for vm, text in upgrades.failures.items():
+            self._complain(text, vm)
 
     def links_changed(self, came: Mapping[str, int], gone: Iterable[str]) -> None:
         """Protect VMs whose interfaces came (name: index), forget those whose went."""

@@ -32,11 +32,12 @@ from vgw.controller.recovery import forget, recovered, remove_unused_records
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
+from vgw.controller.upgrade import Upgrades, upgrade_vms
 from vgw.errors import PartlyAppliedError, VgwError
-from vgw.loader import Artefact, load_artefact
+from vgw.loader import Artefact, load_artefact, packet_build
 from vgw.policy.model import Hook, PolicyDocument
 
-__all__ = ["ApplyResult", "AttachResult", "Host"]
+__all__ = ["ApplyResult", "AttachResult", "Host", "Upgrades"]
 
 
 class Host:
@@ -160,6 +161,17 @@ class Host:
                     self._forget_endpoints(manifest, gone)
             self._tidy()
         return removed
+
+    def upgrade(self) -> Upgrades:
+        """Bring what is attached to this version, packets and flows untouched.
+
+        Raises VgwError only when nothing at all could be tried.
+        """
+        with self._changing() as tools:
+            try:
+                return upgrade_vms(tools, self.attached())
+            finally:
+                self._tidy()
 
     def set_mode(self, vm: str, mode: abi.Mode) -> bool:
         """Order a mode for a VM, and return whether it had another one, or another order.
@@ -297,6 +309,7 @@ class Host:
                 RuleNames(store),
                 self.artefact,
                 events,
+                Once(packet_build),
                 self._prefer_link,
                 self._progress,
             )
@@ -337,8 +350,16 @@ class Host:
         self, tools: Tools, wanted: Sequence[Desired], *, dry_run: bool = False
     ) -> dict[str, AttachResult | VgwError]:
         self._compiled = False
+        if dry_run:
+            return run_changes(tools, wanted, lambda: self._compiled, dry_run=True)
         try:
-            return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
+            upgraded = upgrade_vms(tools, [desired.vm for desired in wanted])
+            outcomes = run_changes(
+                tools,
+                wanted,
+                lambda: self._compiled,
+            )
+            return upgraded.noted(outcomes)
         finally:
             self._tidy()
 
