@@ -59,6 +59,7 @@ class Operations:
             "status": lambda parameters: self._host.status(parameters.optional_text("vm")),
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
+            "conntrack_import": self._put_flows,
             "flush": self._flush,
             "mode": self._set_mode,
         }
@@ -245,6 +246,24 @@ class Operations:
                 self._failures.pop(vm, None)
                 self._log.add(control_record("detach", vm=vm))
         return {"detached": detached}
+
+    def _put_flows(self, parameters: Parameters) -> dict[str, int]:
+        # numpy takes memory that a host from which and to which no VM moves can spare.
+        from vgw.controller.flow_import import Piece, put_piece  # noqa: PLC0415
+
+        piece = Piece(
+            parameters.text("vm"),
+            parameters.text("interface"),
+            parameters.text("stream"),
+            parameters.number("sequence"),
+            parameters.data("records"),
+            parameters.flag("last"),
+        )
+        with self._changing():
+            filled = put_piece(self._host, piece)
+            if piece.last:
+                self._log.add(control_record("import", vm=piece.vm, sequence=piece.sequence))
+        return filled
 
     def _flush(self, parameters: Parameters) -> dict[str, object]:
         vm = parameters.text("vm")

@@ -294,6 +294,12 @@ class Host:
             self._progress(text)
 
     @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Be the one who changes this host's endpoints for a `with` block. Raises VgwError."""
+        with self._changing():
+            yield
+
+    @contextlib.contextmanager
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
@@ -354,11 +360,7 @@ class Host:
             return run_changes(tools, wanted, lambda: self._compiled, dry_run=True)
         try:
             upgraded = upgrade_vms(tools, [desired.vm for desired in wanted])
-            outcomes = run_changes(
-                tools,
-                wanted,
-                lambda: self._compiled,
-            )
+            outcomes = run_changes(tools, wanted, lambda: self._compiled)
             return upgraded.noted(outcomes)
         finally:
             self._tidy()
@@ -369,6 +371,7 @@ class Host:
             endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
+        remove_state(self.paths.flow_import(vm))
         remove_state(self.paths.manifest(vm))
 
     def _tidy(self) -> None:
