@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from vgw.cli_target import AttachOrder, Sources
+from vgw.controller.flow_import import Piece
 
 POLICY = """\
 schema: vgw/v1
@@ -127,6 +128,10 @@ class FakeTarget:
     def flush(self, vm: str) -> int:
         self.asked.append(("flush", vm))
         return 4
+
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        self.asked.append(("put_flows", piece))
+        return {}
 
     def set_mode(self, vm: str, mode: str) -> None:
         self.asked.append(("mode", (vm, mode)))

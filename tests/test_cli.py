@@ -32,7 +32,10 @@ VERBS = (
     *("attach", "detach", "status", "check", "compile", "apply", "simulate", "rules", "logs"),
     *("conntrack", "mode", "controller", "doctor"),
 )
-LEAVES = (*(verb for verb in VERBS if verb != "conntrack"), "conntrack list", "conntrack flush")
+LEAVES = (
+    *(verb for verb in VERBS if verb != "conntrack"),
+    *(f"conntrack {verb}" for verb in ("list", "flush", "export", "import")),
+)
 
 #: What takes long to import or is of no use for help.
 HEAVY = ("yaml", "pydantic", "pyroute2", "bcc", "prometheus_client", "http.client")

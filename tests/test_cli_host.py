@@ -320,3 +320,28 @@ def test_a_running_controller_does_the_work(vgw: Vgw) -> None:
     assert {"mode", "detach"} <= set(events)
     assert events[-1] == "stop"
     assert vgw.traces() == []
+
+
+def test_connections_go_to_a_file_and_back(vgw: Vgw) -> None:
+    vgw.ok("attach --vm web01")
+    told = vgw.json("conntrack export --vm web01 web01.flows")
+    assert [row["interface"] for row in told["interfaces"]] == ["web0"]
+    [row] = vgw.json("conntrack import --vm web01 web01.flows")["interfaces"]
+    assert (row["flows"], row["full"]) == (0, 0)
+    delta = vgw.json(f"conntrack export --vm web01 --delta-since {told['token']} delta.flows")
+    assert delta["kind"] == "delta"
+    assert vgw.ok("conntrack import --vm web01 delta.flows").splitlines()[1].split()[1] == "web0"
+
+    flows = vgw.root / "web01.flows"
+    assert flows.stat().st_mode & 0o077 == 0, "addresses of a VM's peers are not for all to read"
+    flows.write_bytes(flows.read_bytes()[:-1])
+    refused = vgw.run("conntrack import --vm web01 web01.flows")
+    assert refused.returncode == 1
+    assert refused.stderr == "vgw: the flows are cut off or damaged: export them again\n"
+    stream = vgw.run("conntrack export --vm web01")
+    assert stream.stdout.startswith('{"schema":"vgw/flows/v1"')
+    assert "token: " in stream.stderr
+    both = vgw.run("conntrack export --vm web01 --full --delta-since x")
+    assert both.returncode == 2
+    vgw.ok("detach --vm web01")
+    assert vgw.traces() == []

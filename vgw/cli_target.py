@@ -16,6 +16,7 @@ from vgw.errors import ControllerUnreachableError, PartlyAppliedError, VgwError
 
 if TYPE_CHECKING:
     from vgw.controller.api import Client
+    from vgw.controller.flow_import import Piece
     from vgw.controller.paths import Paths
     from vgw.controller.reconcile import Host
 
@@ -74,6 +75,9 @@ class Target(Protocol):
 
     def flush(self, vm: str) -> int:
         """Forget the flows of a VM; return how many entries its tables had."""
+
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put flows of another host into a VM's tables; return what became of them."""
 
     def set_mode(self, vm: str, mode: str) -> None:
         """Set enforce, monitor or quarantine."""
@@ -170,6 +174,12 @@ class LocalTarget:
         """Forget the flows of a VM; return how many entries its tables had."""
         return self._host.flush(vm)
 
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put flows of another host into a VM's tables; return what became of them."""
+        from vgw.controller.flow_import import put_piece
+
+        return put_piece(self._host, piece)
+
     def set_mode(self, vm: str, mode: str) -> None:
         """Set enforce, monitor or quarantine."""
         from vgw.abi import Mode
@@ -225,6 +235,10 @@ class ControllerTarget:
     def flush(self, vm: str) -> int:
         """Forget the flows of a VM; return how many entries its tables had."""
         return int(self._client.flush(vm)["entries"])
+
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put flows of another host into a VM's tables; return what became of them."""
+        return self._client.put_flows(piece)
 
     def set_mode(self, vm: str, mode: str) -> None:
         """Set enforce, monitor or quarantine."""

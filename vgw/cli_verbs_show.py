@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: PLC0415 - imports inside the verbs keep the start of the command fast
-"""The verbs that show what protected VMs do: status, rules, logs and conntrack."""
+"""The verbs that show what protected VMs do: status, rules and logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from vgw.cli_options import Session, example, output_option, pass_session, vm_option
 from vgw.cli_output import Output, Table, print_json, print_json_line, print_rows, warn
-from vgw.cli_text import ago, packet_text, rule_text, side_text, size, span
+from vgw.cli_text import ago, packet_text, size, span
 
 if TYPE_CHECKING:
     from vgw.controller.paths import Paths
@@ -222,47 +222,3 @@ def record_text(record: Row) -> str:
         rest = [f"{key}={value}" for key, value in record.items() if key not in known]
         parts += [record.get("event", "-"), *rest]
     return "  ".join(part for part in parts if part)
-
-
-@click.group()
-def conntrack() -> None:
-    """List or forget the connections of a VM."""
-
-
-@conntrack.command("list", epilog=example("vgw conntrack list --vm web01"))
-@vm_option
-@output_option
-@pass_session
-def list_flows(session: Session, vm: str, output: Output) -> None:
-    """Show the open connections of a VM, and which rule let each in."""
-    document = session.target().conntrack(vm)
-    table = Table(
-        *("PROTO", "STATE", "DIRECTION", "LOCAL", "REMOTE", "PACKETS", "AGE", "ENDS IN", "RULE"),
-        right=("PACKETS", "AGE", "ENDS IN"),
-    )
-    for row in document["flows"]:
-        packets = row["packets"]
-        table.add(
-            row["proto"],
-            row["state"],
-            row["direction"],
-            side_text(row["local"], row["local_port"]),
-            side_text(row["remote"], row["remote_port"]),
-            f"{packets['ingress']}/{packets['egress']}",
-            span(row["age"]),
-            span(row["expires_in"]),
-            rule_text(row),
-        )
-    print_rows(output, document, "flows", table, empty=f"{vm} has no open connections")
-
-
-@conntrack.command(epilog=example("vgw conntrack flush --vm web01"))
-@vm_option
-@output_option
-@pass_session
-def flush(session: Session, vm: str, output: Output) -> None:
-    """Forget every connection of a VM; the next packet of each is judged as a new one."""
-    entries = session.target().flush(vm)
-    table = Table("VM", "FORGOTTEN", right=("FORGOTTEN",))
-    table.add(vm, entries)
-    print_rows(output, {"vms": [{"vm": vm, "entries": entries}]}, "vms", table, empty="")

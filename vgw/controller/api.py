@@ -8,6 +8,7 @@ is mode 0600, and each side must be root or the user that the other runs as.
 
 from __future__ import annotations
 
+import base64
 import errno
 import http.client
 import json
@@ -19,11 +20,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vgw.controller.api_limits import (
     MAX_SERVED,
@@ -45,6 +46,9 @@ from vgw.errors import (
     VerifierError,
     VgwError,
 )
+
+if TYPE_CHECKING:
+    from vgw.controller.flow_import import Piece
 
 #: Texts of a policy: (file name, YAML), as parse.parse_sources takes them.
 Sources = Sequence[tuple[str, str]]
@@ -343,6 +347,11 @@ class Client:
     def flush(self, vm: str) -> dict[str, Any]:
         """Forget every flow of a VM: {"vm", "entries"}."""
         return self._dict("flush", vm=vm)
+
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put a piece of flows into a VM's tables: the fields of a flow_table.Filled."""
+        fields = {**asdict(piece), "records": base64.b64encode(piece.records).decode()}
+        return self._dict("conntrack_import", **fields)
 
     def set_mode(self, vm: str, mode: str) -> dict[str, Any]:
         """Set enforce, monitor or quarantine: {"vm", "mode"}."""

@@ -394,6 +394,7 @@ class Change:
             policies=self._tools.images.ready(artefact, self._images),
             counters=counters,
             conntrack_max=self._desired.interfaces[name].conntrack_max,
+            build=self._tools.build(),
             staged=self._is_staged,
             force=self._desired.force,
             prefer_link=self._tools.prefer_link,

@@ -18,6 +18,7 @@ from typing import Final
 from vgw import abi, files, libbpf, loader
 from vgw.abi_maps import MAP_SIZES
 from vgw.controller import links
+from vgw.controller.builds import mark_build
 from vgw.controller.links import Attachment, InterfaceFacts, opened
 from vgw.controller.replacement import Placing
 from vgw.controller.stages import STAGE_MAPS, load_stages
@@ -50,8 +51,8 @@ class Blueprint:
     """What an endpoint is made of.
 
     `policies` are the maps of its policy, `counters` is how many rules count, `staged`
-    whether the policy needs the programs' stages. `replaces` is the directory of an endpoint on the
-    same interface that has another name.
+    whether the policy needs the programs' stages, `build` of which build the programs are.
+    `replaces` is the directory of an endpoint on the same interface that has another name.
     """
 
     vm: str
@@ -61,6 +62,7 @@ class Blueprint:
     policies: Mapping[abi.Path, Image]
     counters: int
     conntrack_max: int
+    build: str
     staged: bool = False
     force: bool = False
     prefer_link: bool = True
@@ -238,6 +240,7 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
             _fill(artefact, instance, placing.place, events_fd, plan)
             step = "pinning"
             _pin(instance, placing.place, names)
+            mark_build(placing.place, plan.build)
             for path, name in names.items():
                 step = f"attaching {path.name.lower()}"
                 placing.attach(

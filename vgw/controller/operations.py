@@ -63,6 +63,7 @@ class Operations:
             "status": self._status,
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
+            "conntrack_import": self._put_flows,
             "flush": self._flush,
             "mode": self._set_mode,
         }
@@ -77,6 +78,7 @@ class Operations:
         """
         with self._changing():
             self._sweep()
+            self._upgrade()
             try:
                 document = read_policy(self._host.paths.policy)
             except VgwError as error:
@@ -86,6 +88,18 @@ class Operations:
             self._document = document
             self._protected.clear()
             self._protect(self._present_vms().union(self._host.attached()))
+
+    def _upgrade(self) -> None:
+        """Bring what an older or newer version left attached to this one."""
+        try:
+            upgrades = self._host.upgrade()
+        except VgwError as error:
+            self._complain(f"nothing was upgraded: {error}")
+            return
+        for done in upgrades.done:
+            self._log.add(control_record("upgrade", **dataclasses.asdict(done)))
+        for vm, text in upgrades.failures.items():
+            self._complain(text, vm)
 
     def links_changed(self, came: Mapping[str, int], gone: Iterable[str]) -> None:
         """Protect VMs whose interfaces came (name: index), forget those whose went."""
@@ -242,6 +256,24 @@ class Operations:
                 self._alarms.forget(vm)
                 self._log.add(control_record("detach", vm=vm))
         return {"detached": detached}
+
+    def _put_flows(self, parameters: Parameters) -> dict[str, int]:
+        # numpy takes memory that a host from which and to which no VM moves can spare.
+        from vgw.controller.flow_import import Piece, put_piece  # noqa: PLC0415
+
+        piece = Piece(
+            parameters.text("vm"),
+            parameters.text("interface"),
+            parameters.text("stream"),
+            parameters.number("sequence"),
+            parameters.data("records"),
+            parameters.flag("last"),
+        )
+        with self._changing():
+            filled = put_piece(self._host, piece)
+            if piece.last:
+                self._log.add(control_record("import", vm=piece.vm, sequence=piece.sequence))
+        return filled
 
     def _flush(self, parameters: Parameters) -> dict[str, object]:
         vm = parameters.text("vm")

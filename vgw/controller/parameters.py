@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -35,6 +36,20 @@ class Parameters:
         if found is not None and not isinstance(found, str):
             raise VgwError(f"{name} in the request is not a text")
         return found
+
+    def number(self, name: str) -> int:
+        """Return a whole number that has to be there."""
+        found = self.values.get(name)
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise VgwError(f"{name} in the request is not a whole number")
+        return found
+
+    def data(self, name: str) -> bytes:
+        """Return bytes, sent in base64, that have to be there."""
+        try:
+            return base64.b64decode(self.text(name), validate=True)
+        except ValueError as error:
+            raise VgwError(f"{name} in the request is not base64") from error
 
     def texts(self, name: str) -> list[str] | None:
         """Return a list of texts, None when it was not sent."""

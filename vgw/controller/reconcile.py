@@ -37,13 +37,14 @@ from vgw.controller.replacement import destroy, settle
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
+from vgw.controller.upgrade import Upgrades, upgrade_vms
 from vgw.errors import PartlyAppliedError, VgwError
-from vgw.loader import Artefact, load_artefact
+from vgw.loader import Artefact, load_artefact, packet_build
 from vgw.policy.model import Hook, PolicyDocument
 
 _logger = logging.getLogger(__name__)
 
-__all__ = ["ApplyResult", "AttachResult", "Host"]
+__all__ = ["ApplyResult", "AttachResult", "Host", "Upgrades"]
 
 
 class Host:
@@ -190,6 +191,17 @@ class Host:
             self._tidy()
         return removed
 
+    def upgrade(self) -> Upgrades:
+        """Bring what is attached to this version, packets and flows untouched.
+
+        Raises VgwError only when nothing at all could be tried.
+        """
+        with self._changing() as tools:
+            try:
+                return upgrade_vms(tools, self.attached())
+            finally:
+                self._tidy()
+
     def set_mode(self, vm: str, mode: abi.Mode) -> bool:
         """Order a mode for a VM, and return whether it had another one, or another order.
 
@@ -311,6 +323,12 @@ class Host:
             self._progress(text)
 
     @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Be the one who changes this host's endpoints for a `with` block. Raises VgwError."""
+        with self._changing():
+            yield
+
+    @contextlib.contextmanager
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
@@ -326,6 +344,7 @@ class Host:
                 RuleNames(store),
                 self.artefact,
                 events,
+                Once(packet_build),
                 self._prefer_link,
                 self._progress,
                 self._last_flows,
@@ -368,8 +387,12 @@ class Host:
         self, tools: Tools, wanted: Sequence[Desired], *, dry_run: bool = False
     ) -> dict[str, AttachResult | VgwError]:
         self._compiled = False
+        if dry_run:
+            return run_changes(tools, wanted, lambda: self._compiled, dry_run=True)
         try:
-            return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
+            upgraded = upgrade_vms(tools, [desired.vm for desired in wanted])
+            outcomes = run_changes(tools, wanted, lambda: self._compiled)
+            return upgraded.noted(outcomes)
         finally:
             try:
                 self._tidy()
@@ -383,6 +406,7 @@ class Host:
                 destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
+        remove_state(self.paths.flow_import(vm))
         remove_state(self.paths.manifest(vm))
 
     def _tidy(self) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import pathlib
 
-from vgw import abi, files
+from vgw import abi, files, libbpf
 from vgw.controller import links, pinned
 from vgw.controller import links_replace as replacing
 from vgw.controller.paths import unpin_name
@@ -99,8 +99,8 @@ def settle(vm_dir: pathlib.Path) -> None:
 
     Raises OSError.
 
-    If a program of the new one runs already, the new one it is; a path whose program was not
-    replaced yet keeps the old one until the endpoint is repaired.
+    If a program of the new one runs already, the new one it is, and the others take over too; where
+    the kernel refuses that, the path keeps the old one until the endpoint is repaired.
     """
     for place in entries(vm_dir):
         if place.name.startswith(MOVING):
@@ -110,7 +110,10 @@ def settle(vm_dir: pathlib.Path) -> None:
         elif place.name.startswith(ASIDE):
             directory = place.with_name(place.name.removeprefix(ASIDE))
             ifindex = pinned.present_ifindex(unpin_name(directory.name) or "")
-            if any(_runs(place, directory, path, ifindex) for path in abi.Path):
+            running = [path for path in abi.Path if _runs(place, directory, path, ifindex)]
+            if running:
+                for path in set(abi.Path).difference(running):
+                    quietly(_carry_on, place, directory, path, ifindex)
                 _move_into_place(place, directory, ifindex)
             else:
                 remove_tree(place)
@@ -130,6 +133,21 @@ def destroy(directory: pathlib.Path, ifindex: int | None) -> None:
             links.remove_clsact_if_ours(ifindex, place)
     remove_tree(beside(directory))
     remove_endpoint(directory)
+
+
+def _carry_on(
+    place: pathlib.Path, directory: pathlib.Path, path: abi.Path, ifindex: int | None
+) -> None:
+    """Let the program pinned in `place`, if there is one, run in the place of the old one."""
+    pin = links.program_pin(place, path)
+    if ifindex is None or not pin.exists():
+        return
+    with links.opened(pin) as program:
+        is_xdp = libbpf.prog_info(program).prog_type == libbpf.ProgType.XDP
+        hook = Hook.XDP if is_xdp else Hook.TC
+        old = replacing.take_over(program, ifindex, path, hook, directory)
+    if old is not None:
+        os.close(old)
 
 
 def _runs(

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vgw import abi
 from vgw.controller import links, pinned
+from vgw.controller.builds import build_of
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.endpoint import (
     BrokenEndpointError,
@@ -67,6 +68,7 @@ def _interface_status(
         "name": name,
         "ifindex": ifindex,
         "attached": False,
+        "build": build_of(paths.endpoint_dir(vm, name)),
         "from_vm": None,
         "to_vm": None,
         "rules": _rule_counts(manifest),

@@ -27,8 +27,8 @@ class Tools:
 
     `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
     for only when needed. `images` are the maps of policies, `store` what their rules are, `names`
-    what their rules are called. `progress` is told what takes long, `last_flows` logs the flows of
-    endpoints that go.
+    what their rules are called. `build` says of which build the packet programs are. `progress` is
+    told what takes long, `last_flows` logs the flows of endpoints that go.
     """
 
     paths: Paths
@@ -37,6 +37,7 @@ class Tools:
     names: RuleNames
     artefact: Callable[[Collection[str]], Artefact]
     events_fd: Callable[[], int]
+    build: Callable[[], str]
     prefer_link: bool = True
     progress: Callable[[str], None] | None = None
     last_flows: LastFlows | None = None
