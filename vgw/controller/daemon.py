@@ -30,6 +30,7 @@ from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
+from vgw.controller.watch import AttachmentWatch
 
 #: Seconds without a message after which the controller tidies up and tries again what failed.
 IDLE_SECONDS: Final = 10.0
@@ -103,6 +104,9 @@ def run(
         reader.catch_up()
         stack.enter_context(_link_watcher(messages))
         server.start()
+        watch = AttachmentWatch(paths, operations.inspect)
+        watch.start()
+        stack.callback(watch.stop)
         stack.callback(operations.finish)
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")

@@ -40,6 +40,7 @@ __all__ = [
     "choose_hook",
     "detach",
     "find_interface",
+    "interface_name",
     "read_attachment",
     "take_over_xdp",
     "watch_links",

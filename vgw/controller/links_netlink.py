@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from vgw.abi import Path
-from vgw.errors import KernelError
+from vgw.errors import ForeignProgramError, KernelError
 
 #: Where a filter of ours goes: before what others add later, under a handle of its own.
 FILTER_PRIORITY: Final = 1
@@ -61,7 +61,23 @@ def clear_xdp(ifindex: int, prog_fd: int, mode: int) -> None:
 
 
 def add_clsact(ifindex: int) -> bool:
-    """Make sure that the interface has a clsact qdisc; return whether it was made now."""
+    """Make sure that the interface has a clsact qdisc; return whether it was made now.
+
+    An ingress qdisc without filters gives way to it. Raises ForeignProgramError when one has any:
+    both cannot be there, and what is added to the side towards the VM would land on the other.
+    """
+    if "ingress" in _qdiscs(ifindex):
+        if _filters(ifindex, Path.FROM_VM):
+            raise ForeignProgramError(
+                f"interface {interface_name(ifindex)} has an ingress qdisc with filters of "
+                "somebody else where vgw needs a clsact qdisc; replace it by one"
+            )
+        _ask(
+            f"remove the ingress qdisc of {interface_name(ifindex)}",
+            lambda route: route.tc("del", "ingress", ifindex),
+            unless=_NOTHING_THERE,
+            otherwise=None,
+        )
     return _ask(
         f"add a clsact qdisc to {interface_name(ifindex)}",
         lambda route: bool(route.tc("add", "clsact", ifindex)) or True,
@@ -126,6 +142,17 @@ def remove_filter(ifindex: int, path: Path) -> None:
         unless=_NOTHING_THERE,
         otherwise=None,
     )
+
+
+def _qdiscs(ifindex: int) -> set[str]:
+    """Return the kinds of the qdiscs of an interface."""
+    found: list[Any] = _ask(
+        f"list the qdiscs of {interface_name(ifindex)}",
+        lambda route: list(route.get_qdiscs(index=ifindex)),
+        unless=_NOTHING_THERE,
+        otherwise=[],
+    )
+    return {str(entry.get_attr("TCA_KIND")) for entry in found}
 
 
 def _filters(ifindex: int, path: Path) -> list[Any]:

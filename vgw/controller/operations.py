@@ -21,10 +21,14 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.inspection import Inspector, Outcome
 from vgw.controller.inventory import read_policy
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
+from vgw.controller.pinned import is_gone
 from vgw.controller.reconcile import AttachResult, Host
+from vgw.controller.renames import say_renamed
+from vgw.controller.restore import Suspect
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
 from vgw.policy.parse import parse_sources
@@ -42,6 +46,9 @@ class Operations:
         self._host = host
         self._log = log
         self._alarms = Alarms(log) if alarms is None else alarms
+        self._inspector = Inspector(host, self._alarms, log)
+        #: Whether all endpoints were looked at for a name that the policy does not use.
+        self._names_known = False
         self._applies = applies
         self._lock = threading.RLock()
         self._finished = False
@@ -76,6 +83,7 @@ class Operations:
         says why.
         """
         with self._changing():
+            self._follow_renames()
             self._sweep()
             try:
                 document = read_policy(self._host.paths.policy)
@@ -94,6 +102,7 @@ class Operations:
             for name in lost:
                 self._protected.pop(name, None)
             if lost:
+                self._follow_renames()
                 self._sweep()
             owners = self._owners()
             fresh = (name for name, index in came.items() if self._protected.get(name) != index)
@@ -104,16 +113,50 @@ class Operations:
         with self._changing():
             with contextlib.suppress(VgwError):  # it will be tried again, and nothing depends on it
                 self._host.expire()
+            self._inspector.end_alarms()
+            self._say_names([] if self._names_known else self._host.attached())
+            self._names_known = True
             if self._sweep_failure is not None:
                 self._sweep()
             if self._failures:
                 there = self._present_vms().union(self._host.attached())
                 self._protect(there.intersection(self._failures))
 
+    def inspect(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Look at endpoints that somebody may have taken apart; return those that stay so.
+
+        What was taken off is put back; an endpoint of which too little is left is made anew.
+        """
+        with self._changing():
+            outcomes = {suspect: self._inspector.inspect(suspect) for suspect in suspects}
+            anew = [each for each in suspects if outcomes[each] is Outcome.MAKE_ANEW]
+            if anew:
+                self._protect({suspect.vm for suspect in anew})
+            wrong = [each for each in anew if not self._inspector.made_anew(each)]
+            if any(is_gone(self._host.paths, each.vm, each.interface) for each in suspects):
+                self._sweep()
+        return wrong + [each for each in suspects if outcomes[each] is Outcome.WRONG]
+
     def finish(self) -> None:
         """Wait for the change under way and refuse others: the process is about to end."""
         with self._lock:
             self._finished = True
+
+    def _follow_renames(self) -> None:
+        """Call endpoints as their interfaces are called now."""
+        try:
+            renamed = self._host.follow_renames()
+        except VgwError as error:
+            self._complain(str(error))
+            return
+        for each in renamed:
+            self._log.add(
+                control_record("renamed", vm=each.vm, interface=each.new, before=each.old)
+            )
+        self._say_names(each.vm for each in renamed)
+
+    def _say_names(self, vms: Iterable[str]) -> None:
+        say_renamed(self._host.paths, vms, self._alarms)
 
     def _owners(self) -> dict[str, str]:
         """Return which VM each interface belongs to, by the current policy or by an order."""
@@ -304,6 +347,7 @@ class Operations:
                 self._record(event, result)
             self._note_protected(result)
             self._failures.pop(result.vm, None)
+        self._say_names(())
 
     def _record(self, event: str, result: AttachResult) -> None:
         self._log.add(

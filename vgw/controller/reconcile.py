@@ -30,6 +30,7 @@ from vgw.controller.pins import remove_tree, settle
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.controller.recovery import forget, recovered, remove_unused_records
 from vgw.controller.renames import Renamed, follow_renames
+from vgw.controller.restore import Restored, Suspect, restore
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
@@ -149,6 +150,18 @@ class Host:
         """Call endpoints as their interfaces are called now; return which were renamed."""
         with self._changing():
             return follow_renames(self.paths)
+
+    def restore(self, suspect: Suspect) -> Restored | None:
+        """Put back what somebody took off an endpoint; None: it has to be made anew.
+
+        Raises VgwError.
+        """
+        with self._changing() as tools:
+            restored = restore(tools, suspect)
+            moved = None if restored is None else restored.moved
+            if moved is not None:
+                self._reconfigure(suspect.vm, lambda config: _judge_at_tc(config, moved))
+        return restored
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
@@ -399,6 +412,12 @@ class Host:
             libbpf.wait_for_programs()
             for endpoint, slot in staged:
                 endpoint.maps.release(1 - slot)
+
+
+def _judge_at_tc(config: abi.EndpointConfig, moved: int) -> None:
+    """Have the endpoint of an identity know that its programs meet each other's answers."""
+    if config.endpoint == moved:
+        config.reply_mark = endpoints.reply_mark(moved, Hook.TC)
 
 
 def _not_attached(vm: str) -> str:

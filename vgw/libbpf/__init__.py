@@ -55,7 +55,7 @@ from vgw.libbpf.programs import (
     prog_test_run,
 )
 from vgw.libbpf.side_by_side import side_by_side
-from vgw.libbpf.xdp_query import xdp_program
+from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [
     "LICENSE",
@@ -104,4 +104,5 @@ __all__ = [
     "wait_for_programs",
     "xdp_link",
     "xdp_program",
+    "xdp_programs",
 ]
