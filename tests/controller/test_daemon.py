@@ -18,9 +18,10 @@ import pytest
 
 from tests import frames
 from tests.controller.process import PATIENCE, Controller
-from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, notify, run
+from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, run
 from vgw.controller.event_reader import EventReader
 from vgw.controller.events import read_log
+from vgw.controller.health import notify
 from vgw.controller.lock import controller_lock
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host

@@ -91,15 +91,17 @@ def error_from_document(document: Mapping[str, Any]) -> VgwError:
 class Server:
     """Serves verbs on a unix socket, a thread for each request, once started until closed."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
-        """Bind the socket; until `start` it answers nobody.
+    def __init__(
+        self, path: Path, verbs: Mapping[str, Verb], alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Bind the socket; until `start` it answers nobody. `alive` is called at every turn.
 
         The caller holds the controller's lock, so a socket that is already at `path` belongs to a
         dead controller and is replaced. Raises VgwError when the socket cannot be made.
         """
         try:
             path.unlink(missing_ok=True)
-            self._server = _SocketServer(str(path), verbs)
+            self._server = _SocketServer(str(path), verbs, alive)
         except OSError as error:
             raise VgwError(
                 f"cannot serve on {path}: {error.strerror or error}; choose a shorter or writable "
@@ -131,7 +133,8 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
+    def __init__(self, path: str, verbs: Mapping[str, Verb], alive: Callable[[], None]) -> None:
+        self.alive = alive
         self.verbs = verbs
         self.users = {0, os.geteuid()}
         super().__init__(path, _RequestHandler, bind_and_activate=False)
@@ -140,6 +143,10 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         except BaseException:
             self.server_close()
             raise
+
+    def service_actions(self) -> None:
+        """Say that the server goes round; called by the loop that waits for clients."""
+        self.alive()
 
     def server_bind(self) -> None:
         # The inode takes its mode from the socket's: there is no moment at which it is wider.

@@ -79,6 +79,7 @@ def run_changes(
             return needed
 
         for vm, outcome in _each(pool, make, changes):
+            tools.alive()
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
                 continue
@@ -99,6 +100,7 @@ def run_changes(
         if changed and not dry_run:
             libbpf.wait_for_programs()
             for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
+                tools.alive()
                 if isinstance(late, VgwError):
                     outcomes[vm] = late
     return outcomes

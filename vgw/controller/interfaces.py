@@ -108,21 +108,29 @@ def _driver(sock: socket.socket, name: str) -> str:
     return info.raw[4:36].split(b"\0", 1)[0].decode(errors="replace") or "other"
 
 
-def watch_links(on_event: OnLink, stop: threading.Event) -> None:
+def watch_links(
+    on_event: OnLink,
+    stop: threading.Event,
+    alive: Callable[[], None] = lambda: None,
+    *,
+    receive_buffer: int = _RECEIVE_BUFFER,
+) -> None:
     """Report interfaces until `stop` is set: ("new" or "gone", name, ifindex).
 
+    `alive` is called at every turn, several times a second.
     Starts with a "new" for each interface that exists. A renamed one is gone under its old name
     and new under its new one. When the kernel had to drop messages everything is listed again, and
     what was missed is reported then.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.bind((0, _RTMGRP_LINK))
         watcher = LinkWatcher(sock, on_event)
         watcher.start_listing()
         poll = select.poll()  # select() takes no file beyond the 1,024th
         poll.register(sock, select.POLLIN)
         while not stop.is_set():
+            alive()
             if poll.poll(_STOP_PERIOD * 1000):
                 watcher.receive()
 

@@ -8,10 +8,12 @@ and their series go when a VM is detached.
 from __future__ import annotations
 
 import bisect
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from http import HTTPStatus
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
@@ -293,11 +295,30 @@ def _alarm_family(alarms: Iterable[Alarm]) -> Metric:
     return family
 
 
-class MetricsServer:
-    """Serves the metrics by HTTP until closed."""
+def _with_health(metrics: Any, health: Callable[[], Mapping[str, object]]) -> Any:
+    """Return a WSGI application that answers /healthz, and leaves the rest to another."""
 
-    def __init__(self, listen: tuple[str, int], collector: HostCollector) -> None:
-        """Listen on an address and port. Raises VgwError when it cannot."""
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ.get("PATH_INFO") != "/healthz":
+            return metrics(environ, start_response)
+        report = health()
+        status = HTTPStatus.OK if report["ok"] else HTTPStatus.SERVICE_UNAVAILABLE
+        start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
+        return [json.dumps(report).encode() + b"\n"]
+
+    return application
+
+
+class MetricsServer:
+    """Serves the metrics, and /healthz, by HTTP until closed."""
+
+    def __init__(
+        self,
+        listen: tuple[str, int],
+        collector: HostCollector,
+        health: Callable[[], Mapping[str, object]] = lambda: {"ok": True},
+    ) -> None:
+        """Listen on an address and port; `health` is Health.report. Raises VgwError."""
         address, port = listen
         registry = CollectorRegistry()
         registry.register(collector)
@@ -309,6 +330,7 @@ class MetricsServer:
                 "choose another address by --listen"
             ) from error
         self.port: int = self._server.server_port
+        self._server.set_app(_with_health(self._server.get_app(), health))
 
     def close(self) -> None:
         """Stop serving."""

@@ -21,6 +21,7 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.health import Health
 from vgw.controller.inspection import Inspector, Outcome
 from vgw.controller.inventory import read_policy
 from vgw.controller.metrics import ApplyTimes
@@ -40,9 +41,18 @@ class Operations:
     """Everything by which this process changes the host; may be used from several threads."""
 
     def __init__(
-        self, host: Host, log: LogWriter, applies: ApplyTimes, alarms: Alarms | None = None
+        self,
+        host: Host,
+        log: LogWriter,
+        applies: ApplyTimes,
+        alarms: Alarms | None = None,
+        health: Health | None = None,
     ) -> None:
-        """Work on a host; `log` gets a record of each change, `applies` its duration."""
+        """Work on a host; `log` gets a record of each change, `applies` its duration.
+
+        What stands wrong is in `alarms`, and `health` is told of changes that are under way.
+        """
+        self._health = Health() if health is None else health
         self._host = host
         self._log = log
         self._alarms = Alarms(log) if alarms is None else alarms
@@ -228,7 +238,11 @@ class Operations:
     def _status(self, parameters: Parameters) -> dict[str, object]:
         vm = parameters.optional_text("vm")
         alarms = [alarm for alarm in self._alarms.current() if vm in (None, alarm.vm)]
-        return {**self._host.status(vm), "alarms": [alarm.report() for alarm in alarms]}
+        return {
+            **self._host.status(vm),
+            "alarms": [alarm.report() for alarm in alarms],
+            "health": self._health.report(),
+        }
 
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources = parameters.sources()
@@ -308,7 +322,7 @@ class Operations:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the lock for a change; its records are in the file when it is done."""
-        with self._lock:
+        with self._lock, self._health.changing():
             if self._finished:
                 raise VgwError("the controller is stopping; try again when it is gone")
             try:

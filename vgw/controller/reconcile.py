@@ -50,8 +50,13 @@ class Host:
         *,
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Work under `paths`; `progress` is told what takes long, such as compiling."""
+        """Work under `paths`; `progress` is told what takes long, such as compiling.
+
+        `alive` is called whenever a part of a change is done.
+        """
+        self._alive = alive
         self.paths = paths
         self._progress = progress
         self._lock = WriterLock(paths.bpffs)
@@ -322,6 +327,7 @@ class Host:
                 events,
                 self._prefer_link,
                 self._progress,
+                self._alive,
             )
 
     def _change_many(

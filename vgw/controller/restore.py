@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vgw import abi, libbpf
@@ -134,16 +134,13 @@ def _repin(paths: Paths, directory: pathlib.Path, held: Mapping[abi.Path, int]) 
             continue
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            program = libbpf.prog_fd_by_id(info.prog_id)
-            stack.callback(os.close, program)
-            wanted = {
-                links.link_pin(directory, path): link,
-                links.program_pin(directory, path): program,
-            }
-            for name, fd in _maps(program, stack):
-                place = paths.events if name == EVENTS_PIN else directory / name
-                if name == EVENTS_PIN or name in PINNED_MAPS:
-                    wanted[place] = fd
+            wanted = {links.link_pin(directory, path): link}
+            # Without CAP_SYS_ADMIN only the link can be had, and the rest is made anew.
+            with contextlib.suppress(KernelError):
+                program = libbpf.prog_fd_by_id(info.prog_id)
+                stack.callback(os.close, program)
+                wanted[links.program_pin(directory, path)] = program
+                wanted |= _maps(paths, directory, program, stack)
             for pin, fd in wanted.items():
                 if not pin.exists():
                     libbpf.pin(fd, pin)
@@ -151,9 +148,17 @@ def _repin(paths: Paths, directory: pathlib.Path, held: Mapping[abi.Path, int]) 
     return made
 
 
-def _maps(program: int, stack: contextlib.ExitStack) -> Iterator[tuple[str, int]]:
-    """Yield name and descriptor of each map that a program uses; closed with `stack`."""
+def _maps(
+    paths: Paths, directory: pathlib.Path, program: int, stack: contextlib.ExitStack
+) -> dict[pathlib.Path, int]:
+    """Return the maps that a program uses by where they are pinned; closed with `stack`."""
+    found: dict[pathlib.Path, int] = {}
     for map_id in libbpf.prog_info(program).map_ids:
         fd = libbpf.map_fd_by_id(map_id)
         stack.callback(os.close, fd)
-        yield libbpf.map_info(fd).name, fd
+        name = libbpf.map_info(fd).name
+        if name in PINNED_MAPS:
+            found[directory / name] = fd
+        elif name == EVENTS_PIN:
+            found[paths.events] = fd
+    return found

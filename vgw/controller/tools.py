@@ -37,6 +37,7 @@ class Tools:
     events_fd: Callable[[], int]
     prefer_link: bool = True
     progress: Callable[[str], None] | None = None
+    alive: Callable[[], None] = lambda: None
 
 
 class Once(Generic[_Value]):
