@@ -313,6 +313,7 @@ class Host:
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
+        fitness.require_host_clock()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
         with self._lock.held(), contextlib.ExitStack() as stack:

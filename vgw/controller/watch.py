@@ -24,7 +24,7 @@ from vgw.controller import links, pinned
 from vgw.controller.change_feed import ChangeFeed, Presence
 from vgw.controller.paths import Paths, unpin_name
 from vgw.controller.pins import ASIDE
-from vgw.controller.restore import Suspect, alive
+from vgw.controller.restore import Suspect
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, LinkType
 
@@ -32,14 +32,18 @@ from vgw.libbpf import AttachType, LinkType
 WATCH_SECONDS: Final = 2.0
 #: Within this time what was taken off is back, or there is an alarm.
 RESTORE_SECONDS: Final = 5.0
-#: How often all interfaces are asked for XDP programs of others.
-_XDP_SECONDS: Final = 4.0
+#: How often all interfaces are asked for XDP programs that others attached by links.
+_XDP_SECONDS: Final = 10.0
 #: Pause between closer looks, in which what comes is gathered.
 _PAUSE_SECONDS: Final = 0.2
 #: Endpoints that are looked at for the first time between two pauses.
 _AT_ONCE: Final = 25
 #: A directory changed this recently may change again without its time of change showing it.
 _SETTLED_NS: Final = 50_000_000
+
+#: As plain numbers, for the many calls.
+_INGRESS: Final = int(AttachType.TCX_INGRESS)
+_EGRESS: Final = int(AttachType.TCX_EGRESS)
 
 _logger = logging.getLogger(__name__)
 
@@ -81,15 +85,14 @@ class _Watched:
             os.close(fd)
         self.links, self.links_of, self.xdp_links = {}, 0, ()
 
-    def look(self) -> object:
+    def look(self, lists: libbpf.TcxLists) -> object:
         """Return what tells of every change that the kernel does not."""
         attached: list[object] = [_stamp(self.directory)]
         if self.ifindex:
-            with contextlib.suppress(KernelError):
-                attached += [
-                    libbpf.tcx_programs(self.ifindex, kind)
-                    for kind in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS)
-                ]
+            attached.append(lists.read(self.ifindex, _INGRESS))
+            attached.append(lists.read(self.ifindex, _EGRESS))
+            if not self.xdp_links:
+                return attached
         # Of an interface that is elsewhere nothing else says whether it is still there.
         links_to_read = self.xdp_links if self.ifindex else self.links.values()
         for info in map(libbpf.link_info, links_to_read):
@@ -114,6 +117,7 @@ class AttachmentWatch:
         self._wrong: set[_Key] = set()
         self._xdp: dict[int, int] = {}
         self._xdp_at = 0.0
+        self._lists = libbpf.TcxLists()
         self._feed: ChangeFeed
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -167,7 +171,10 @@ class AttachmentWatch:
     def _scan(self) -> set[_Key]:
         """Return the endpoints that are not as they were, and those that were wrong."""
         gone = self._list()
-        found = {key for key, watched in self._watched.items() if watched.look() != watched.seen}
+        lists = self._lists
+        found = {
+            key for key, watched in self._watched.items() if watched.look(lists) != watched.seen
+        }
         found -= self._first.keys()
         if time.monotonic() >= self._xdp_at:
             self._xdp_at = time.monotonic() + _XDP_SECONDS
@@ -187,26 +194,36 @@ class AttachmentWatch:
         return self._watched.keys() & set(some)
 
     def _list(self) -> set[_Key]:
-        """Follow the endpoints that come and go; return those that went and still run."""
-        there: dict[_Key, None] = {}
-        for name in self._names(str(self._paths.pins)):
-            vm = unpin_name(name)
-            if vm is None:
-                continue
-            directory = self._paths.vm_dir(vm)
-            for each in self._names(str(directory)):
-                interface = unpin_name(each)
-                if interface is not None:
-                    there[vm, interface] = None
+        """Follow the endpoints that come and go; return those that went."""
+        if str(self._paths.pins) in self._dirs and all(
+            _stamp(directory) == stamp for directory, (stamp, _) in self._dirs.items()
+        ):
+            return set()
+        there = self._there()
         for key in there.keys() - self._watched.keys():
             self._watched[key] = _Watched(*key, self._paths.endpoint_dir(*key))
             self._first[key] = None
         gone = self._watched.keys() - there.keys()
-        unpinned = {key for key in gone if alive(self._watched[key].links)}
-        for key in gone - unpinned:
+        for key in gone:
             self._first.pop(key, None)
-            self._wrong.add(key)  # to be looked at a last time: its alarms end
-        return unpinned | (gone & self._wrong)
+        return gone  # those without links are looked at a last time: their alarms end
+
+    def _there(self) -> dict[_Key, None]:
+        """Return the endpoints for which something is pinned."""
+        found: dict[_Key, None] = {}
+        listed = [str(self._paths.pins)]
+        for name in self._names(listed[0]):
+            vm = unpin_name(name)
+            if vm is None:
+                continue
+            listed.append(str(self._paths.vm_dir(vm)))
+            for each in self._names(listed[-1]):
+                interface = unpin_name(each)
+                if interface is not None:
+                    found[vm, interface] = None
+        for directory in self._dirs.keys() - set(listed):
+            del self._dirs[directory]
+        return found
 
     def _names(self, directory: str) -> list[str]:
         """Return what is in a directory, listed again only when it changed."""
@@ -262,7 +279,7 @@ class AttachmentWatch:
         with contextlib.suppress(VgwError):
             watched.hold_links()
         watched.ifindex = ifindex
-        watched.seen = watched.look()
+        watched.seen = watched.look(self._lists)
         if ifindex and _is_on(watched, ifindex):
             watched.presence = presence
 

@@ -65,8 +65,6 @@ def xdp_programs() -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for ifindex, answer in _ask_all():
-        if _NO_PROGRAM in answer:  # as most have: nothing has to be taken apart
-            continue
         xdp = dict(attributes(dict(attributes(answer)).get(_IFLA_XDP, b"")))
         ids = [_NUMBER.unpack(value)[0] for value in xdp.values() if len(value) == 4]
         if ids:
@@ -75,23 +73,26 @@ def xdp_programs() -> dict[int, int]:
 
 
 def _ask_all() -> Iterator[tuple[int, bytes]]:
-    """Yield index and attributes of each interface, without their statistics."""
+    """Yield index and attributes of each interface that may have a program."""
     what = "list the XDP programs of all interfaces"
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
             sock.sendto(_request(0, _NLM_F_REQUEST | _NLM_F_DUMP), (0, 0))
             while True:
-                data = sock.recv(_ANSWER_BYTES)
-                while len(data) >= _HEADER.size:
-                    length, kind, *_ = _HEADER.unpack_from(data)
+                data, start = sock.recv(_ANSWER_BYTES), 0
+                while start + _HEADER.size <= len(data):
+                    length, kind, *_ = _HEADER.unpack_from(data, start)
                     if kind == _NLMSG_DONE:
                         return
+                    body, end = start + _HEADER.size, start + length
                     if kind == _NLMSG_ERROR:
-                        (number,) = struct.unpack_from("=i", data, _HEADER.size)
+                        (number,) = struct.unpack_from("=i", data, body)
                         raise failure(what, -number)
-                    (ifindex,) = struct.unpack_from("=4xi", data, _HEADER.size)
-                    yield ifindex, data[_HEADER.size + _LINK.size : length]
-                    data = data[(max(length, _HEADER.size) + 3) & ~3 :]
+                    # Most have none, and need not be taken apart.
+                    if data.find(_NO_PROGRAM, body, end) < 0:
+                        (ifindex,) = struct.unpack_from("=4xi", data, body)
+                        yield ifindex, data[body + _LINK.size : end]
+                    start += (max(length, _HEADER.size) + 3) & ~3
     except OSError as error:
         raise failure(what, error.errno or 0) from error
 
