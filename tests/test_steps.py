@@ -43,6 +43,7 @@ READING = {
     "bpf_map_lookup_elem",
     "bpf_map_lookup_batch",
     "bpf_map_get_next_key",
+    "bpf_map_get_fd_by_id",
     "bpf_prog_get_fd_by_id",
     "bpf_prog_query",
     "bpf_obj_get_info_by_fd",

@@ -18,9 +18,10 @@ import pytest
 
 from tests import frames
 from tests.controller.process import PATIENCE, Controller
-from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, notify, run
+from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, run
 from vgw.controller.event_reader import EventReader
 from vgw.controller.events import read_log
+from vgw.controller.health import notify
 from vgw.controller.lock import controller_lock
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
@@ -104,7 +105,7 @@ def test_starts_without_a_policy_and_stops(start: Start, paths: Paths) -> None:
     assert "what is in force stays in force" in controller.records("error")[0]["message"]
 
 
-def test_another_controller_that_cannot_start_takes_nothing(
+def test_catalogue_M27_another_controller_is_refused_and_takes_nothing(
     start: Start, paths: Paths, tap: Callable[[str], int], tmp_path: Path
 ) -> None:
     vm = tap("tap0")
@@ -143,7 +144,7 @@ def test_socket_that_cannot_be_had_ends_the_start(
     assert not paths.bpffs.exists()
 
 
-def test_protects_what_is_there_when_it_starts(
+def test_catalogue_M12_M13_what_is_there_is_protected_before_it_says_that_it_is_ready(
     start: Start, paths: Paths, tap: Callable[[str], int]
 ) -> None:
     tap("tap0")
@@ -157,7 +158,7 @@ def test_protects_what_is_there_when_it_starts(
     assert controller.records("error") == []
 
 
-def test_killed_twice_nothing_changes_and_counters_go_on(
+def test_catalogue_M1_M2_killed_twice_nothing_changes_and_counters_go_on(
     start: Start, paths: Paths, tap: Callable[[str], int]
 ) -> None:
     vm = tap("tap0")
@@ -181,7 +182,7 @@ def test_killed_twice_nothing_changes_and_counters_go_on(
 
 
 @pytest.mark.usefixtures("artefact")  # compiled already, so that only the event is waited for
-def test_interface_that_comes_goes_and_comes_again(
+def test_catalogue_M13_M14_interface_that_comes_goes_and_comes_again(
     start: Start, paths: Paths, veth: Callable[[str], str]
 ) -> None:
     paths.policy.write_text(policy(("web01", "veth0"), ("db01", "veth1")))

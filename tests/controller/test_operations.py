@@ -18,6 +18,7 @@ from vgw.controller.operations import Operations
 from vgw.controller.parameters import Parameters
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.controller.renames import Renamed
 from vgw.errors import PartlyAppliedError, PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
 
@@ -47,6 +48,7 @@ class FakeHost(Host):
         self.expiry_error: VgwError | None = None
         self.protected: dict[str, int] = {}
         self.ordered: dict[str, str] = {}
+        self.renamed: list[Renamed] = []
 
     def ordered_interfaces(self) -> dict[str, str]:
         return self.ordered
@@ -74,6 +76,10 @@ class FakeHost(Host):
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         return {"vms": [{"vm": name} for name in self.protected if vm in (None, name)]}
+
+    def follow_renames(self) -> list[Renamed]:
+        renamed, self.renamed = self.renamed, []
+        return renamed
 
     def detach(self, vm: str) -> None:
         del self.protected[vm]

@@ -101,8 +101,10 @@ def error_from_document(document: Mapping[str, Any]) -> VgwError:
 class Server:
     """Serves verbs on a unix socket, a thread for each request, once started until closed."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
-        """Bind the socket; until `start` it answers nobody.
+    def __init__(
+        self, path: Path, verbs: Mapping[str, Verb], alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Bind the socket; until `start` it answers nobody. `alive` is called at every turn.
 
         The caller holds the controller's lock, so a socket that is already at `path` belongs to a
         dead controller and is replaced. Raises VgwError when the socket cannot be made, or when
@@ -111,7 +113,7 @@ class Server:
         try:
             require_own(path.parent)
             path.unlink(missing_ok=True)
-            self._server = _SocketServer(str(path), verbs)
+            self._server = _SocketServer(str(path), verbs, alive)
         except OSError as error:
             raise VgwError(
                 f"cannot serve on {path}: {error.strerror or error}; choose a shorter or writable "
@@ -144,7 +146,8 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
+    def __init__(self, path: str, verbs: Mapping[str, Verb], alive: Callable[[], None]) -> None:
+        self.alive = alive
         self.verbs = verbs
         self.users = {0, os.geteuid()}
         self.waiting = Waiting()
@@ -167,7 +170,8 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Look after those that wait, a few times a second."""
+        """Look after those that wait, a few times a second, and say that the server goes round."""
+        self.alive()
         self.waiting.give_up_late()
 
     def shutdown_request(self, request: Any) -> None:

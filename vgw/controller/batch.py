@@ -80,6 +80,7 @@ def run_changes(
             return needed
 
         for vm, outcome in _each(pool, make, changes):
+            tools.alive()
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
                 continue
@@ -98,11 +99,13 @@ def run_changes(
                 change.pending(),
             )
         if changed and not dry_run:
-            outcomes |= _finish(pool, changed)
+            outcomes |= _finish(tools, pool, changed)
     return outcomes
 
 
-def _finish(pool: ThreadPoolExecutor, changed: Mapping[str, Change]) -> dict[str, VgwError]:
+def _finish(
+    tools: Tools, pool: ThreadPoolExecutor, changed: Mapping[str, Change]
+) -> dict[str, VgwError]:
     """Free what the changes of VMs have replaced; return of which of them that failed.
 
     What it leaves then is freed by the next change of the VM.
@@ -112,8 +115,11 @@ def _finish(pool: ThreadPoolExecutor, changed: Mapping[str, Change]) -> dict[str
     except VgwError as error:
         failed = dict.fromkeys(changed, error)
     else:
-        ends = _each(pool, lambda vm: changed[vm].finish(), changed)
-        failed = {vm: late for vm, late in ends if isinstance(late, VgwError)}
+        failed = {}
+        for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
+            tools.alive()
+            if isinstance(late, VgwError):
+                failed[vm] = late
     return {
         vm: reworded(error, f"{vm} was changed, but cleaning up behind it failed: {error}")
         for vm, error in failed.items()

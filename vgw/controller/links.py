@@ -40,6 +40,7 @@ __all__ = [
     "choose_hook",
     "detach",
     "find_interface",
+    "interface_name",
     "is_still",
     "read_attachment",
     "watch_links",

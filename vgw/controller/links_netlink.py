@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from vgw import steps
 from vgw.abi import Path
-from vgw.errors import KernelError
+from vgw.errors import ForeignProgramError, KernelError
 
 #: Where a filter of ours goes: before what others add later, under a handle of its own.
 FILTER_PRIORITY: Final = 1
@@ -71,15 +71,28 @@ def _instead_of(prog_fd: int, mode: int) -> list[tuple[str, object]]:
 
 def has_clsact(ifindex: int) -> bool:
     """Tell whether the interface has a clsact qdisc."""
-    found = _ask(
-        f"list the qdiscs of {interface_name(ifindex)}",
-        lambda route: [each.get_attr("TCA_KIND") for each in route.get_qdiscs(ifindex)],
-    )
-    return "clsact" in found
+    return "clsact" in _qdiscs(ifindex)
 
 
 def add_clsact(ifindex: int) -> None:
-    """Make sure that the interface has a clsact qdisc."""
+    """Make sure that the interface has a clsact qdisc.
+
+    An ingress qdisc without filters gives way to it. Raises ForeignProgramError when one has any:
+    both cannot be there, and what is added to the side towards the VM would land on the other.
+    """
+    if "ingress" in _qdiscs(ifindex):
+        if _filters(ifindex, Path.FROM_VM):
+            raise ForeignProgramError(
+                f"interface {interface_name(ifindex)} has an ingress qdisc with filters of "
+                "somebody else where vgw needs a clsact qdisc; replace it by one"
+            )
+        _ask(
+            f"remove the ingress qdisc of {interface_name(ifindex)}",
+            lambda route: route.tc("del", "ingress", ifindex),
+            step="qdisc delete",
+            unless=_NOTHING_THERE,
+            otherwise=None,
+        )
     _ask(
         f"add a clsact qdisc to {interface_name(ifindex)}",
         lambda route: route.tc("add", "clsact", ifindex),
@@ -151,6 +164,17 @@ def remove_filter(ifindex: int, path: Path) -> None:
         unless=_NOTHING_THERE,
         otherwise=None,
     )
+
+
+def _qdiscs(ifindex: int) -> set[str]:
+    """Return the kinds of the qdiscs of an interface."""
+    found: list[Any] = _ask(
+        f"list the qdiscs of {interface_name(ifindex)}",
+        lambda route: list(route.get_qdiscs(index=ifindex)),
+        unless=_NOTHING_THERE,
+        otherwise=[],
+    )
+    return {str(entry.get_attr("TCA_KIND")) for entry in found}
 
 
 def _filters(ifindex: int, path: Path) -> list[Any]:

@@ -21,10 +21,15 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.health import Health
+from vgw.controller.inspection import Inspector, Outcome
 from vgw.controller.inventory import read_policy
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
+from vgw.controller.pinned import is_gone
 from vgw.controller.reconcile import AttachResult, Host
+from vgw.controller.renames import say_renamed
+from vgw.controller.restore import Suspect
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
 from vgw.policy.parse import parse_sources
@@ -36,12 +41,24 @@ class Operations:
     """Everything by which this process changes the host; may be used from several threads."""
 
     def __init__(
-        self, host: Host, log: LogWriter, applies: ApplyTimes, alarms: Alarms | None = None
+        self,
+        host: Host,
+        log: LogWriter,
+        applies: ApplyTimes,
+        alarms: Alarms | None = None,
+        health: Health | None = None,
     ) -> None:
-        """Work on a host; `log` gets a record of each change, `applies` its duration."""
+        """Work on a host; `log` gets a record of each change, `applies` its duration.
+
+        What stands wrong is in `alarms`, and `health` is told of changes that are under way.
+        """
+        self._health = Health() if health is None else health
         self._host = host
         self._log = log
         self._alarms = Alarms(log) if alarms is None else alarms
+        self._inspector = Inspector(host, self._alarms, log)
+        #: Whether all endpoints were looked at for a name that the policy does not use.
+        self._names_known = False
         self._applies = applies
         self._lock = threading.RLock()
         self._finished = False
@@ -77,6 +94,7 @@ class Operations:
         says why.
         """
         with self._changing():
+            self._follow_renames()
             self._sweep()
             self._upgrade()
             try:
@@ -108,6 +126,7 @@ class Operations:
             for name in lost:
                 self._protected.pop(name, None)
             if lost:
+                self._follow_renames()
                 self._sweep()
             owners = self._owners()
             fresh = (name for name, index in came.items() if self._protected.get(name) != index)
@@ -118,16 +137,50 @@ class Operations:
         with self._changing():
             with contextlib.suppress(VgwError):  # it will be tried again, and nothing depends on it
                 self._host.expire()
+            self._inspector.end_alarms()
+            self._say_names([] if self._names_known else self._host.attached())
+            self._names_known = True
             if self._sweep_failure is not None:
                 self._sweep()
             if self._failures:
                 there = self._present_vms().union(self._host.attached())
                 self._protect(there.intersection(self._failures))
 
+    def inspect(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Look at endpoints that somebody may have taken apart; return those that stay so.
+
+        What was taken off is put back; an endpoint of which too little is left is made anew.
+        """
+        with self._changing():
+            outcomes = {suspect: self._inspector.inspect(suspect) for suspect in suspects}
+            anew = [each for each in suspects if outcomes[each] is Outcome.MAKE_ANEW]
+            if anew:
+                self._protect({suspect.vm for suspect in anew})
+            wrong = [each for each in anew if not self._inspector.made_anew(each)]
+            if any(is_gone(self._host.paths, each.vm, each.interface) for each in suspects):
+                self._sweep()
+        return wrong + [each for each in suspects if outcomes[each] is Outcome.WRONG]
+
     def finish(self) -> None:
         """Wait for the change under way and refuse others: the process is about to end."""
         with self._lock:
             self._finished = True
+
+    def _follow_renames(self) -> None:
+        """Call endpoints as their interfaces are called now."""
+        try:
+            renamed = self._host.follow_renames()
+        except VgwError as error:
+            self._complain(str(error))
+            return
+        for each in renamed:
+            self._log.add(
+                control_record("renamed", vm=each.vm, interface=each.new, before=each.old)
+            )
+        self._say_names(each.vm for each in renamed)
+
+    def _say_names(self, vms: Iterable[str]) -> None:
+        say_renamed(self._host.paths, vms, self._alarms)
 
     def _owners(self) -> dict[str, str]:
         """Return which VM each interface belongs to, by the current policy or by an order."""
@@ -199,7 +252,11 @@ class Operations:
     def _status(self, parameters: Parameters) -> dict[str, object]:
         vm = parameters.optional_text("vm")
         alarms = [alarm for alarm in self._alarms.current() if vm in (None, alarm.vm)]
-        return {**self._host.status(vm), "alarms": [alarm.report() for alarm in alarms]}
+        return {
+            **self._host.status(vm),
+            "alarms": [alarm.report() for alarm in alarms],
+            "health": self._health.report(),
+        }
 
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources = parameters.sources()
@@ -297,7 +354,7 @@ class Operations:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the lock for a change; its records are in the file when it is done."""
-        with self._lock:
+        with self._lock, self._health.changing():
             if self._finished:
                 raise VgwError("the controller is stopping; try again when it is gone")
             try:
@@ -336,6 +393,7 @@ class Operations:
                 self._record(event, result)
             self._note_protected(result)
             self._failures.pop(result.vm, None)
+        self._say_names(())
 
     def _record(self, event: str, result: AttachResult) -> None:
         self._log.add(

@@ -34,6 +34,7 @@ from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.controller.recovery import forget, recovered, remove_unused_records
 from vgw.controller.renames import Renamed, follow_renames
 from vgw.controller.replacement import destroy, settle
+from vgw.controller.restore import Restored, Suspect, restore
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
@@ -57,12 +58,14 @@ class Host:
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
         last_flows: LastFlows | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Work under `paths`.
 
         `progress` is told what takes long, such as compiling; `last_flows` logs the flows of
-        endpoints that go.
+        endpoints that go; `alive` is called whenever a part of a change is done.
         """
+        self._alive = alive
         self.paths = paths
         self._progress = progress
         #: For what is looked at often: metrics, lost events, dead flows.
@@ -168,6 +171,18 @@ class Host:
         """Call endpoints as their interfaces are called now; return which were renamed."""
         with self._changing():
             return follow_renames(self.paths)
+
+    def restore(self, suspect: Suspect) -> Restored | None:
+        """Put back what somebody took off an endpoint; None: it has to be made anew.
+
+        Raises VgwError.
+        """
+        with self._changing() as tools:
+            restored = restore(tools, suspect)
+            moved = None if restored is None else restored.moved
+            if moved is not None:
+                self._reconfigure(suspect.vm, lambda config: _judge_at_tc(config, moved))
+        return restored
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
@@ -332,6 +347,7 @@ class Host:
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
+        fitness.require_host_clock()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
         with _saying_what_failed(), self._lock.held(), contextlib.ExitStack() as stack:
@@ -348,6 +364,7 @@ class Host:
                 self._prefer_link,
                 self._progress,
                 self._last_flows,
+                self._alive,
             )
 
     def _change_many(
@@ -458,6 +475,12 @@ def _saying_what_failed() -> Iterator[None]:
         yield
     except OSError as error:
         raise files.failure(error) from error
+
+
+def _judge_at_tc(config: abi.EndpointConfig, moved: int) -> None:
+    """Have the endpoint of an identity know that its programs meet each other's answers."""
+    if config.endpoint == moved:
+        config.reply_mark = endpoints.reply_mark(moved, Hook.TC)
 
 
 def _not_attached(vm: str) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from vgw import files
 from vgw.controller import links, pinned
+from vgw.controller.alarms import Alarms
 from vgw.controller.endpoint import open_endpoint
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
@@ -23,6 +25,8 @@ from vgw.controller.pins import moving
 from vgw.controller.replacement import destroy, settle
 from vgw.errors import VgwError
 from vgw.policy.model import Interface
+
+_ALARM: Final = "renamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,23 @@ def policy_names(manifest: Manifest) -> dict[str, str]:
         for name, entry in manifest.endpoints.items()
         if entry.interface.name != name
     }
+
+
+def say_renamed(paths: Paths, vms: Iterable[str], alarms: Alarms) -> None:
+    """Raise an alarm for each interface whose name is not that of the policy; end the others'."""
+    standing = {alarm.vm for alarm in alarms.current() if alarm.alarm == _ALARM and alarm.vm}
+    for vm in standing.union(vms):
+        manifest = load_manifest(paths.manifest(vm))
+        names = {} if manifest is None else policy_names(manifest)
+        for alarm in alarms.current():
+            if (alarm.alarm, alarm.vm) == (_ALARM, vm) and alarm.interface not in names:
+                alarms.clear(_ALARM, vm=vm, interface=alarm.interface)
+        for new, old in names.items():
+            text = (
+                f"the policy calls this interface {old}; it stays protected as that; correct its "
+                f"name in the policy, or name it {old} again"
+            )
+            alarms.set(_ALARM, text, vm=vm, interface=new)
 
 
 def with_renamed(

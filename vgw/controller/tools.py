@@ -41,6 +41,7 @@ class Tools:
     prefer_link: bool = True
     progress: Callable[[str], None] | None = None
     last_flows: LastFlows | None = None
+    alive: Callable[[], None] = lambda: None
 
 
 class Once(Generic[_Value]):

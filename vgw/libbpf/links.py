@@ -141,6 +141,23 @@ def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
     return list(ids[: count.value])
 
 
+class TcxLists:
+    """Reads lists of programs over and over: what the question needs is made once."""
+
+    def __init__(self) -> None:
+        self._query = library().bpf_prog_query
+        self._ids = (c_uint32 * _MAX_PROGRAMS)()
+        self._count = c_uint32()
+        self._references = ctypes.byref(c_uint32()), self._ids, ctypes.byref(self._count)
+
+    def read(self, ifindex: int, attach_type: int) -> list[int]:
+        """Return what tcx_programs returns; an empty list where that raises an error."""
+        self._count.value = _MAX_PROGRAMS
+        if self._query(ifindex, attach_type, 0, *self._references) < 0:
+            return []
+        return self._ids[: self._count.value]
+
+
 def pin(fd: int, path: str | os.PathLike[str]) -> None:
     """Keep a map, program or link alive under `path` in a bpffs; raises KernelError."""
     result = change("pin", path, library().bpf_obj_pin, fd, os.fsencode(path))

@@ -295,6 +295,11 @@ def _named(fd: int) -> str:
         return "a map"
 
 
+def map_fd_by_id(map_id: int) -> int:
+    """Open a map by id; needs CAP_SYS_ADMIN; raises KernelError."""
+    return check(library().bpf_map_get_fd_by_id(map_id), f"open the map with id {map_id}")
+
+
 def map_memory(fd: int) -> int:
     """Return the bytes of kernel memory that the map itself takes, without its inner maps.
 
