@@ -34,6 +34,7 @@ def plan(host: Host, document: PolicyDocument) -> Row:
                 "generation": result.generation,
                 "named": result.named,
                 "pending": result.pending,
+                "kept": result.kept,
                 **compare(_now(host, result.vm), _then(host, document, result.vm)),
             }
         )

@@ -29,7 +29,8 @@ class AttachResult:
 
     No `interfaces` at all: nothing of it is protected. `compiled`: the programs had to be compiled
     for it. `named`: the policy has the VM, others get its defaults. `pending` says what the policy
-    asks for and does not take effect yet.
+    asks for and does not take effect yet. `kept`: a policy before had the VM and this one has not,
+    so it keeps what that one said of it.
     """
 
     vm: str
@@ -40,6 +41,7 @@ class AttachResult:
     seconds: float
     named: bool = True
     pending: list[str] = field(default_factory=list)
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def run_changes(
                 seconds,
                 change.named,
                 change.pending(),
+                change.kept,
             )
         if changed and not dry_run:
             libbpf.wait_for_programs()

@@ -24,10 +24,12 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.host_policy import START
 from vgw.controller.lock import controller_lock
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
+from vgw.controller.policy_watch import policy_watch
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
 
@@ -99,8 +101,9 @@ def run(
         stack.callback(reader.stop)
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
-        operations.reload()
+        operations.reload(START)
         reader.catch_up()
+        stack.enter_context(policy_watch(paths, operations.look_after_policy))
         stack.enter_context(_link_watcher(messages))
         server.start()
         stack.callback(operations.finish)

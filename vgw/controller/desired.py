@@ -39,7 +39,8 @@ class Desired:
     `interfaces` are those to protect, which exist; `missing` are names of others. `extra` are
     names, among both, of interfaces that the policy does not list; `hooks` are orders of the user
     for some (AUTO: as the policy says). `sources` are all addresses that the guards let the VM
-    send from, None when they let any. `named`: the policy has the VM.
+    send from, None when they let any. `named`: the policy has the VM. `kept`: it is an earlier
+    policy, for the one that is asked for has not.
     """
 
     vm: str
@@ -54,6 +55,7 @@ class Desired:
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     force: bool = False
     reject_per_second: int = REJECT_PER_SECOND
+    kept: bool = False
 
 
 def desired_state(
