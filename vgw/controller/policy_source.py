@@ -19,7 +19,7 @@ from vgw.errors import VgwError
 from vgw.policy.parse import digest_of
 
 #: Seconds that a source may take to be read.
-READ_SECONDS: Final = 5.0
+READ_SECONDS: Final = 3.0
 #: Seconds without a change after which a file counts as written to its end.
 QUIET_SECONDS: Final = 0.1
 #: How often a source that changes while it is read is read again.
