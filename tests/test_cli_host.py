@@ -179,8 +179,8 @@ def test_a_dry_run_says_what_apply_then_does(vgw: Vgw) -> None:
     before = vgw.json("status")
     [row] = vgw.json(f"apply {new} --dry-run")["vms"]
     assert (row["changed"], row["generation"]) == (True, 2)
-    assert row["added"] == ["ingress/group/tier/more"]
-    assert row["modified"] == ["ingress/group/tier/site"]
+    assert [each["rule"] for each in row["added"]] == ["ingress/group/tier/more"]
+    assert [each["rule"] for each in row["modified"]] == ["ingress/group/tier/site"]
     assert row["removed"] == []
     assert "1 rule added, 1 rule changed" in vgw.ok(f"apply {new} --dry-run")
     assert vgw.json("status") == before

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who does the work of a verb, and what applying a policy would change."""
+"""Who does the work of a verb."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vgw import cli_target
-from vgw.abi import ABI_VERSION, Action, Mode
-from vgw.cli_plan import compare
+from vgw.abi import ABI_VERSION, Mode
 from vgw.cli_target import (
     ApplyOptions,
     AttachOrder,
@@ -33,7 +31,7 @@ from vgw.errors import (
     PolicyError,
     VgwError,
 )
-from vgw.policy.model import Defaults, Direction, EffectivePolicy, EffectiveRule, Hook, Tier
+from vgw.policy.model import Hook
 
 POLICY = "schema: vgw/v1\nvms: {a: {interfaces: [{name: tap0}]}}\n"
 SOURCES = [("policy.yaml", POLICY)]
@@ -218,44 +216,3 @@ def test_a_single_vm_fails_with_its_own_error() -> None:
 
     with pytest.raises(VgwError, match=r"^no a$"):
         each_vm(["a"], protect)
-
-
-def policy(*names: str, action: Action = Action.ACCEPT) -> EffectivePolicy:
-    return EffectivePolicy(
-        "a",
-        tuple(
-            EffectiveRule(Direction.INGRESS, Tier.VM, "p", name, action, line=number)
-            for number, name in enumerate(names)
-        ),
-    )
-
-
-def test_a_plan_names_rules_that_come_go_and_change() -> None:
-    now = policy("stays", "goes", "changes")
-    changes, comes = policy("changes", "comes", action=Action.DROP).ingress
-    then = replace(now, ingress=(now.ingress[0], changes, comes))
-    assert compare(now, then) == {
-        "added": ["ingress/vm/p/comes"],
-        "removed": ["ingress/vm/p/goes"],
-        "modified": ["ingress/vm/p/changes"],
-        "reordered": False,
-        "defaults": False,
-    }
-
-
-def test_a_plan_tells_another_order_and_other_defaults() -> None:
-    now = policy("one", "two")
-    then = replace(policy("two", "one"), defaults=Defaults(ingress=Action.REJECT))
-    found = compare(now, then)
-    assert (found["reordered"], found["defaults"]) == (True, True)
-    assert found["added"] == found["removed"] == found["modified"] == []
-
-
-def test_where_a_rule_is_written_does_not_matter() -> None:
-    now = policy("one")
-    then = replace(now, ingress=(replace(now.ingress[0], file="b", line=9, comment="moved"),))
-    assert not any(compare(now, then).values())
-
-
-def test_a_plan_without_memory_names_no_rules() -> None:
-    assert set(compare(None, policy("one")).values()) == {None}

@@ -163,9 +163,9 @@ def confirm(session: Session, output: Output) -> None:
 @output_option
 @pass_session
 def rollback(session: Session, number: int | None, output: Output) -> None:
-    """Apply an earlier policy to all attached VMs; `vgw history` lists them.
+    """Apply an earlier policy to all attached VMs.
 
-    Without N it is the one before. It stays in force until the policy file of this host changes,
+    `vgw history` lists them; without N it is the one before. It stays in force until the policy file of this host changes,
     or a policy is applied.
     """
     with Progress() as progress:

@@ -201,6 +201,14 @@ def detach(session: Session, vm: str | None, every: bool, output: Output) -> Non
 @policy_argument
 @click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
 @click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Changes of rules that --dry-run lists; 0 is all.",
+)
+@click.option(
     "--confirm-within",
     "confirm_seconds",
     type=Duration(),
@@ -221,6 +229,7 @@ def apply(  # noqa: PLR0913 - one parameter for each option
     *,
     path: Path | None,
     dry_run: bool,
+    limit: int,
     confirm_seconds: float | None,
     supersede: bool,
     force: bool,
@@ -236,7 +245,7 @@ def apply(  # noqa: PLR0913 - one parameter for each option
         sources = _read_sources(session, path, needed=True) or ()
         failure = None
         if dry_run:
-            answer = _dry_run(session, sources, progress)
+            answer = _dry_run(session, sources, progress, limit, force)
         else:
             progress.say("applying the policy")
             target = session.target(progress.say)
@@ -250,41 +259,31 @@ def apply(  # noqa: PLR0913 - one parameter for each option
     print_results(answer, output, failure, empty=NOTHING_TO_CHANGE)
 
 
-def _dry_run(session: Session, sources: Sources, progress: Progress) -> Row:
-    from vgw.cli_plan import plan
+def _dry_run(
+    session: Session, sources: Sources, progress: Progress, limit: int, force: bool
+) -> Row:
+    """Return what would change; nobody is asked to change anything, so it is found out here."""
+    from vgw.controller.diff import plan
+    from vgw.controller.policy_keeper import PolicyKeeper, logging_to
     from vgw.controller.reconcile import Host
     from vgw.policy.parse import parse_sources
 
-    return plan(Host(session.paths(), progress=progress.say), parse_sources(sources))
+    host, document = Host(session.paths(), progress=progress.say), parse_sources(sources)
+    PolicyKeeper(host, logging_to(host.paths.log_file)).admit(document, force=force)
+    return plan(host, document, limit or None)
 
 
 def _print_plan(answer: Row, output: Output) -> None:
-    """Print what would change: a line for each VM, and one for each rule below it."""
+    """Print what would change; raise PartlyAppliedError when it would fail for some VMs."""
+    from vgw.cli_diff import print_plan
+
     if output is not Output.TABLE:
         print_rows(output, answer, "vms", Table(), empty="")
-        return
-    for row in answer["vms"]:
-        click.echo(f"{row['vm']}: {_plan_summary(row)}")
-        for mark, key in (("+", "added"), ("-", "removed"), ("~", "modified")):
-            for rule in row[key] or ():
-                click.echo(f"  {mark} {rule}")
-    if not answer["vms"]:
+    elif answer["vms"] or answer["failures"]:
+        print_plan(answer)
+    else:
         click.echo(NOTHING_TO_CHANGE)
-    _warn_of(answer)
-
-
-def _plan_summary(row: Row) -> str:
-    if not row["changed"]:
-        return "nothing would change"
-    if row["added"] is None:
-        return "would change; which rules is not known, as those in force are not remembered"
-    parts = [
-        f"{counted(len(row[key]), 'rule')} {verb}"
-        for key, verb in (("added", "added"), ("removed", "removed"), ("modified", "changed"))
-        if row[key]
-    ]
-    if row["reordered"]:
-        parts.append("rules in another order")
-    if row["defaults"]:
-        parts.append("other defaults")
-    return ", ".join(parts) or "other settings of the VM or its interfaces"
+    if output is Output.TABLE:
+        _warn_of(answer)
+    if answer["failures"]:
+        raise PartlyAppliedError(answer["failures"])
