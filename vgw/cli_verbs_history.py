@@ -165,8 +165,8 @@ def confirm(session: Session, output: Output) -> None:
 def rollback(session: Session, number: int | None, output: Output) -> None:
     """Apply an earlier policy to all attached VMs.
 
-    `vgw history` lists them; without N it is the one before. It stays in force until the policy file of this host changes,
-    or a policy is applied.
+    `vgw history` lists them; without N it is the one before. It stays in force until the policy
+    file of this host changes, or a policy is applied.
     """
     with Progress() as progress:
         progress.say("applying the earlier policy")

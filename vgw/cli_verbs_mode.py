@@ -31,9 +31,10 @@ def mode(session: Session, vm: str, name: str, reason: str, output: Output) -> N
 @output_option
 @pass_session
 def quarantine(session: Session, vm: str, reason: str, output: Output) -> None:
-    """Drop every packet from and to a VM at once, those of open connections too.
+    """Drop every packet of a VM, at once.
 
-    It holds over policy changes and restarts, until `vgw release`.
+    Those of open connections, too, in both directions. It holds over policy changes and restarts,
+    until `vgw release`.
     """
     _set_mode(session, vm, "quarantine", reason, output)
 
@@ -43,7 +44,7 @@ def quarantine(session: Session, vm: str, reason: str, output: Output) -> None:
 @output_option
 @pass_session
 def release(session: Session, vm: str, output: Output) -> None:
-    """Lift the mode that was ordered for a VM: it has the one of its policy again."""
+    """Give a VM the mode of its policy again."""
     _set_mode(session, vm, None, "", output)
 
 

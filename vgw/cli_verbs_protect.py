@@ -20,7 +20,7 @@ from vgw.cli_options import (
 )
 from vgw.cli_output import Output, Progress, Table, print_rows, warn
 from vgw.cli_target import ApplyOptions, AttachOrder, Sources
-from vgw.cli_text import counted, span
+from vgw.cli_text import counted
 from vgw.errors import PartlyAppliedError
 
 Row = Mapping[str, Any]
@@ -255,7 +255,7 @@ def apply(  # noqa: PLR0913 - one parameter for each option
         _print_plan(answer, output)
         return
     if confirm_seconds is not None:
-        warn(f"`vgw confirm` within {span(confirm_seconds)}, or the policy before comes back")
+        warn(f"`vgw confirm` within {confirm_seconds:g} s, or the policy before comes back")
     print_results(answer, output, failure, empty=NOTHING_TO_CHANGE)
 
 
