@@ -43,8 +43,35 @@ def status(session: Session, vm: str | None, output: Output) -> None:
             for interface in row["interfaces"]:
                 for text in _shortcomings(interface):
                     warn(f"{row['vm']} {interface['name']}: {text}")
+            if row.get("mode_order") is not None:
+                click.echo(_order_text(row))
+        policy = document.get("host_policy")
+        if policy is not None and (document["vms"] or policy["confirm_seconds"] is not None):
+            click.echo(_policy_text(policy))
         for alarm in document.get("alarms") or ():
             click.echo(_alarm_text(alarm))
+
+
+def _order_text(vm: Row) -> str:
+    """Return a line about a mode that was ordered."""
+    order = vm["mode_order"]
+    since = "" if order["since"] is None else f" since {order['since']}"
+    by = "" if order["by"] is None else f" by {order['by']}"
+    why = "" if order["reason"] is None else f": {order['reason']}"
+    return f"{vm['vm']}: {order['mode']} ordered{since}{by}{why}"
+
+
+def _policy_text(policy: Row) -> str:
+    """Return a line about the policy of the host."""
+    text = f"policy {policy['number']}: {policy['event']} by {policy['by']} at {policy['time']}"
+    if policy["held"]:
+        text += f"; {policy['file']} said something else then and is not in force"
+    if policy["confirm_seconds"] is not None:
+        text += (
+            f"; waits to be confirmed, {policy['confirm_seconds']:.0f} s are left, then "
+            f"{policy['confirm_back']} comes back"
+        )
+    return text
 
 
 def _alarm_text(alarm: Row) -> str:

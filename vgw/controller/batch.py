@@ -30,7 +30,8 @@ class AttachResult:
 
     No `interfaces` at all: nothing of it is protected. `compiled`: the programs had to be compiled
     for it. `named`: the policy has the VM, others get its defaults. `pending` says what the policy
-    asks for and does not take effect yet.
+    asks for and does not take effect yet. `kept`: a policy before had the VM and this one has not,
+    so it keeps what that one said of it.
     """
 
     vm: str
@@ -41,6 +42,7 @@ class AttachResult:
     seconds: float
     named: bool = True
     pending: list[str] = field(default_factory=list)
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def run_changes(
                 seconds,
                 change.named,
                 change.pending(),
+                change.kept,
             )
         if changed and not dry_run:
             outcomes |= _finish(tools, pool, changed)

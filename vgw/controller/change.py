@@ -98,6 +98,11 @@ class Change:
         """Whether the policy has the VM."""
         return self._desired.named
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is an earlier policy that has the VM."""
+        return self._desired.kept
+
     def pending(self) -> list[str]:
         """Return what the policy asks for that endpoints get only when they are made anew."""
         notes = {

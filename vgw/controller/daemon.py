@@ -24,12 +24,14 @@ from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
 from vgw.controller.health import MAIN, Health, Watchdog, extending_start, notify
+from vgw.controller.host_policy import START
 from vgw.controller.last_flows import LastFlows
 from vgw.controller.lock import controller_lock
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector
 from vgw.controller.metrics_server import MetricsServer, Tls
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
+from vgw.controller.policy_watch import policy_watch
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
 from vgw.controller.watch import AttachmentWatch
@@ -112,8 +114,9 @@ def run(
         stack.callback(reader.stop)
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
-        operations.reload()
+        operations.reload(START)
         reader.catch_up()
+        stack.enter_context(policy_watch(paths, operations.look_after_policy))
         stack.enter_context(_link_watcher(messages, health.part("links")))
         server.start()
         watch = AttachmentWatch(paths, operations.inspect, health.part("watch"))

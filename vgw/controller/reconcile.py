@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from vgw import abi, files, libbpf
@@ -26,8 +26,10 @@ from vgw.controller.expiry import Expiry, vms_to_look_at
 from vgw.controller.images import Images, remove_unused_images
 from vgw.controller.kept_maps import KeptMaps
 from vgw.controller.last_flows import LastFlows, recorded
+from vgw.controller.last_known import LastKnown
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
+from vgw.controller.mode_order import with_order
 from vgw.controller.paths import Paths
 from vgw.controller.pins import remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
@@ -111,8 +113,10 @@ class Host:
         with self._changing() as tools:
             follow_renames(self.paths)
             order = Order(interfaces, hook, force)
-            owners = pinned.owners(self.paths)
-            desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
+            known = LastKnown(self.paths, document or PolicyDocument())
+            desired = self._desired(known, vm, order, pinned.owners(self.paths))
+            if isinstance(desired, AttachResult):
+                return desired
             # Interfaces of earlier orders may be away, any other has to be there.
             away = set(desired.extra).difference(interfaces)
             if not desired.interfaces or not away.issuperset(desired.missing):
@@ -138,8 +142,9 @@ class Host:
     ) -> ApplyResult:
         """Bring attached VMs (None: all) up to date with a document.
 
-        One that the document does not name keeps its interfaces and gets the defaults. With
-        `dry_run` only finds out what would change. Errors are those of `attach_many`.
+        One that the document does not name keeps what the last one said that did; if there was
+        none, it gets the defaults on the interfaces that it has. With `dry_run` only finds out what
+        would change. Errors are those of `attach_many`.
         """
         attached = self.attached()
         names = attached if vms is None else list(vms)
@@ -217,24 +222,27 @@ class Host:
             finally:
                 self._tidy()
 
-    def set_mode(self, vm: str, mode: abi.Mode) -> bool:
+    def set_mode(self, vm: str, mode: abi.Mode | None, reason: str = "", by: str = "") -> bool:
         """Order a mode for a VM, and return whether it had another one, or another order.
 
-        Ordering what its policy says lifts the order.
+        Without a reason, ordering what its policy says lifts the order; None lifts any. Raises
+        VgwError when the VM is not attached, or when nobody knows what its policy says.
         """
         with self._changing(), contextlib.ExitStack() as stack:
             self._require_attached(vm)
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
             old = load_manifest(self.paths.manifest(vm))
-            manifest = old or recovered(self.paths, vm, opened)
-            override = None if manifest.endpoints and mode is manifest.mode else mode
-            ordered = dataclasses.replace(manifest, mode_override=override)
+            manifest = (
+                self.manifest(vm) if mode is None else old or recovered(self.paths, vm, opened)
+            )
+            ordered = with_order(manifest, mode, reason, by)
             if ordered != old:
                 save_manifest(self.paths.manifest(vm), ordered)
+            wanted = manifest.mode if mode is None else mode
             running = {endpoint.maps.config().mode for endpoint in opened}
-            if running != {mode}:
-                self._reconfigure(vm, lambda config: setattr(config, "mode", mode))
-        return ordered != manifest or running != {mode}
+            if running != {wanted}:
+                self._reconfigure(vm, lambda config: setattr(config, "mode", wanted))
+        return ordered != manifest or running != {wanted}
 
     def flush(self, vm: str) -> int:
         """Forget every flow of a VM; return how many entries its tables had."""
@@ -326,6 +334,10 @@ class Host:
             found |= {} if manifest is None else dict.fromkeys(manifest.extra, vm)
         return found
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the writer lock over several changes; raises VgwError when it stays taken."""
+        return self._lock.held()
+
     # --- how ----------------------------------------------------------------------------
 
     def _require_attached(self, vm: str) -> None:
@@ -378,12 +390,17 @@ class Host:
         started = time.monotonic()
         failures: dict[str, VgwError] = {}
         wanted: list[Desired] = []
+        untouched: list[AttachResult] = []
         with self._changing() as tools:
             follow_renames(self.paths)
             owners = pinned.owners(self.paths)
+            known = LastKnown(self.paths, document)
             for vm in names:
                 try:
-                    desired = desired_state(self.paths, document, vm, order, owners)
+                    desired = self._desired(known, vm, order, owners)
+                    if isinstance(desired, AttachResult):
+                        untouched.append(desired)
+                        continue
                     if not desired.interfaces and not pinned.interfaces_of(self.paths, vm):
                         raise nothing_to_attach(desired)
                     wanted.append(desired)
@@ -391,6 +408,7 @@ class Host:
                     failures[vm] = error
             outcomes = self._run(tools, wanted, dry_run=dry_run)
         done = [outcome for outcome in outcomes.values() if isinstance(outcome, AttachResult)]
+        done += untouched
         failures |= {vm: out for vm, out in outcomes.items() if isinstance(out, VgwError)}
         if len(failures) == 1 and not done:
             raise next(iter(failures.values()))
@@ -399,6 +417,23 @@ class Host:
             raise PartlyAppliedError(texts, [dataclasses.asdict(each) for each in done])
         waiting = {desired.vm: list(desired.missing) for desired in wanted if desired.missing}
         return ApplyResult(done, waiting, time.monotonic() - started)
+
+    def _desired(
+        self, known: LastKnown, vm: str, order: Order, owners: Mapping[str, Sequence[str]]
+    ) -> Desired | AttachResult:
+        """Return what a VM shall have; or what became of it, when it is left as it is.
+
+        That is where the policy does not name it any more and the last one that did is lost.
+        """
+        document = known.document_of(vm)
+        interfaces = pinned.interfaces_of(self.paths, vm)
+        manifest = load_manifest(self.paths.manifest(vm))
+        if document is None and interfaces and manifest is not None:
+            return AttachResult(
+                vm, interfaces, manifest.generation, False, False, 0.0, manifest.named, kept=True
+            )
+        document = document or known.asked
+        return known.keeping(desired_state(self.paths, document, vm, order, owners), document)
 
     def _run(
         self, tools: Tools, wanted: Sequence[Desired], *, dry_run: bool = False

@@ -20,6 +20,7 @@ from vgw.controller.endpoint import (
 from vgw.controller.foreign import programs_beside
 from vgw.controller.links import Attachment, InterfaceFacts
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest
+from vgw.controller.mode_order import order_report
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
@@ -49,6 +50,7 @@ def vm_status(paths: Paths, vm: str) -> Row:
         "vm": vm,
         "mode": mode,
         "mode_policy": None if manifest is None else manifest.mode.name.lower(),
+        "mode_order": order_report(manifest),
         "generation": generation,
         "policy": None if manifest is None else manifest.policy or None,
         "named": None if manifest is None else manifest.named,
