@@ -103,6 +103,8 @@ def test_the_service_protects_with_three_capabilities(host: Booted, tap: Tap) ->
     host.run("systemctl", "reload", SERVICE)
     eventually("the changed policy is in force", lambda: passes(vm, 443))
 
+    log_is_rotated(host, vm)
+
     before = main_pid(host)
     host.run("kill", "-9", before)
     eventually(
@@ -126,6 +128,21 @@ def test_the_service_protects_with_three_capabilities(host: Booted, tap: Tap) ->
     host.vgw("detach", "--all")
     assert (passes(vm, 23), passes(other, 23, "tap1")) == (True, True)
     host.run("systemctl", "restart", SERVICE)
+
+
+def log_is_rotated(host: Booted, vm: int) -> None:
+    """Let logrotate put the log aside; the service goes on in a new one and loses nothing."""
+    host.write("/etc/logrotate.d/vgw", (ROOT / "contrib/logrotate/vgw").read_text())
+    log = "/var/log/vgw/events.jsonl"
+    before = host.run("cat", log)
+    host.run("logrotate", "--force", "--state=/run/rotated", "/etc/logrotate.d/vgw")
+
+    assert host.run("cat", f"{log}.1").startswith(before)
+    assert not passes(vm, 23)
+    eventually(
+        "the next drop is in the new file", lambda: '"telnet"' in host.attempt("cat", log).stdout
+    )
+    assert host.run("stat", "-c", "%U %a", log).split() == ["vgw", "600"]
 
 
 @pytest.mark.parametrize(
