@@ -18,6 +18,8 @@ from typing import Any, Final, TypeVar
 from vgw import abi
 from vgw.abi import Action, Mode
 from vgw.controller.state_file import read_state, write_state
+from vgw.controller.typed import is_typed
+from vgw.policy import values
 from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface, Tracking
 
 SCHEMA: Final = "vgw/manifest/v2"
@@ -122,9 +124,10 @@ def load_manifest(path: Path) -> Manifest | None:
     """Return what is remembered in a file; None when there is none or it is damaged."""
     body = read_state(path, SCHEMA)
     try:
-        return None if body is None else _from_json(body)
+        manifest = None if body is None else _from_json(body)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
+    return manifest if is_typed(manifest, Manifest) else None
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
@@ -226,7 +229,7 @@ def _interface_to_json(interface: Interface) -> dict[str, Any]:
 def _interface_from_json(body: Mapping[str, Any]) -> Interface:
     return Interface(
         name=body["name"],
-        mac=body["mac"],
+        mac=None if body["mac"] is None else values.mac(body["mac"]),
         addresses=tuple(ipaddress.ip_address(text) for text in body["addresses"]),
         allowed_pairs=tuple(
             AllowedPair(ipaddress.ip_network(network), mac)

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from vgw import abi, libbpf
 from vgw.controller.policy_store import RuleLabel
 from vgw.controller.state_file import read_state, write_state
+from vgw.controller.typed import is_typed
 from vgw.maps import EndpointMaps, RuleCount
 
 _SCHEMA: Final = "vgw/rule-counts/v1"
@@ -155,16 +156,16 @@ def load_counts(path: Path) -> RuleCounts:
     """Return what is remembered in a file, nothing when there is none or it is damaged."""
     body = read_state(path, _SCHEMA)
     try:
-        return (
-            RuleCounts()
-            if body is None
-            else RuleCounts(
+        if body is not None:
+            counts = RuleCounts(
                 {key: RuleCount(*row) for key, row in body["carried"].items()},
                 {int(number): last for number, last in body["harvested"].items()},
             )
-        )
+            if is_typed(counts, RuleCounts):
+                return counts
     except (ValueError, KeyError, TypeError, AttributeError):
-        return RuleCounts()
+        pass
+    return RuleCounts()
 
 
 def save_counts(path: Path, counts: RuleCounts) -> None:
