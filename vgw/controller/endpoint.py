@@ -11,7 +11,7 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,7 +52,8 @@ class Blueprint:
 
     `policies` are fds of the maps of its policy, `counters` is how many rules count, `staged`
     whether the policy needs the programs' stages, `build` of which build the programs are.
-    `replaces` is the directory of an endpoint on the same interface that has another name.
+    `replaces` is the directory of an endpoint on the same interface that has another name, or is of
+    another version. `seed` fills the tables, by name, before anything is attached.
     """
 
     vm: str
@@ -67,6 +68,7 @@ class Blueprint:
     force: bool = False
     prefer_link: bool = True
     replaces: pathlib.Path | None = None
+    seed: Callable[[Mapping[str, int]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +300,8 @@ def _fill(artefact: Artefact, instance: Instance, events_fd: int, plan: Blueprin
     if plan.staged:
         load_stages(artefact, instance.programs, instance.maps, events_fd)
     maps.switch(slot)
+    if plan.seed is not None:
+        plan.seed(instance.maps)
 
 
 def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:
@@ -321,6 +325,9 @@ def _attach(
         if hook is Hook.XDP and links.take_over_xdp(prog_fd, ifindex, aside, pin):
             return
         old = links.read_attachment(ifindex, path, aside)
+        if old is not None and old.mode == "clsact" and hook is Hook.TC:
+            links.take_over_filter(prog_fd, ifindex, path, aside, pin)
+            return
         if old is not None and not old.link:
             # Without a link two programs of vgw have no room beside each other.
             links.detach(ifindex, path, links.link_pin(aside, path))

@@ -41,6 +41,7 @@ __all__ = [
     "find_interface",
     "read_attachment",
     "replace",
+    "take_over_filter",
     "take_over_xdp",
     "watch_links",
 ]
@@ -151,6 +152,18 @@ def take_over_xdp(prog_fd: int, ifindex: int, old_dir: pathlib.Path, pin: pathli
     finally:
         os.close(link)
     return True
+
+
+def take_over_filter(
+    prog_fd: int, ifindex: int, path: Path, old_dir: pathlib.Path, pin: pathlib.Path
+) -> None:
+    """Let the clsact filter of the endpoint in `old_dir` run another program, without a gap.
+
+    It belongs to the endpoint beside `pin` then. Raises KernelError, and the old program runs on.
+    """
+    replace(prog_fd, ifindex, path, link_pin(old_dir, path))
+    if (old_dir / _MADE_CLSACT).exists():
+        (pin.parent / _MADE_CLSACT).mkdir(mode=0o700, exist_ok=True)
 
 
 def replace(prog_fd: int, ifindex: int, path: Path, pin: pathlib.Path) -> None:
