@@ -59,6 +59,7 @@ def test_catalogue_M36_upgrade_and_downgrade_keep_flows_and_counters(
 
     with monkeypatch.context() as patched:
         upgraded = use_other(patched, host, other)
+        assert f"are of another build ({before['build']}" in row(upgraded)["pending"]
         result = upgraded.upgrade()
         assert not result.failures
         (done,) = result.done
@@ -66,6 +67,7 @@ def test_catalogue_M36_upgrade_and_downgrade_keep_flows_and_counters(
         after = row(upgraded)
         assert after["build"] == done.after != before["build"]
         assert after["attached"]
+        assert after["pending"] is None
         assert set(program_ids(upgraded)).isdisjoint(
             before[path]["prog_id"] for path in ("from_vm", "to_vm")
         )

@@ -58,6 +58,7 @@ class Host:
         self._lock = WriterLock(paths.bpffs)
         self._artefacts: dict[frozenset[str], Artefact] = {}
         self._artefacts_lock = threading.Lock()
+        self._build = Once(packet_build)
         self._compiled = False
         self._prefer_link = prefer_link
 
@@ -248,7 +249,10 @@ class Host:
         if vm is not None and not others:
             self._require_attached(vm)
         names = [name for name in self.attached() if vm in (None, name)]
-        rows = [reports.vm_status(self.paths, name) for name in names] + others
+        build = None
+        with contextlib.suppress(VgwError):  # which only a change needs to know
+            build = self._build()
+        rows = [reports.vm_status(self.paths, name, build) for name in names] + others
         return {"schema": reports.SCHEMA, "vms": rows}
 
     def rules(self, vm: str) -> dict[str, Any]:
@@ -318,7 +322,7 @@ class Host:
                 RuleNames(store),
                 self.artefact,
                 events,
-                Once(packet_build),
+                self._build,
                 self._prefer_link,
                 self._progress,
             )

@@ -37,13 +37,18 @@ Row = dict[str, Any]
 _UNKNOWN: Final = dict.fromkeys(("mode", "mode_policy", "generation", "policy", "named"))
 
 
-def vm_status(paths: Paths, vm: str) -> Row:
-    """Return the status of one VM. What is broken is said, and does not raise."""
+def vm_status(paths: Paths, vm: str, build: str | None = None) -> Row:
+    """Return the status of one VM. What is broken is said, and does not raise.
+
+    `build` is this version's, None if that is not known.
+    """
     manifest = load_manifest(paths.manifest(vm))
     if manifest is not None and not manifest.endpoints:
         manifest = None
     names = pinned.interfaces_of(paths, vm)
     rows = [_interface_status(paths, vm, name, manifest) for name in names]
+    for row, _ in rows:
+        row["pending"] = row["pending"] or _build_note(row, build)
     configs = [config for _, config in rows if config is not None]
     mode = abi.Mode(configs[0].mode).name.lower() if configs else None
     if mode is None and manifest is not None:
@@ -58,6 +63,16 @@ def vm_status(paths: Paths, vm: str) -> Row:
         "named": None if manifest is None else manifest.named,
         "interfaces": [row for row, _ in rows],
     }
+
+
+def _build_note(row: Row, build: str | None) -> str | None:
+    """Return what is to be known of an endpoint whose programs are not of `build`."""
+    if build is None or not row["attached"] or row["build"] == build:
+        return None
+    return (
+        f"its programs are of another build ({row['build'] or 'unknown'}, this is {build}); a start "
+        "of the controller, attach or apply brings them to this one"
+    )
 
 
 def elsewhere_status(paths: Paths, vm: str | None) -> list[Row]:
