@@ -37,7 +37,11 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "pyroute2": ("vgw.controller.links",),
     "click": ("vgw.cli",),
     "prometheus_client": ("vgw.controller.metrics",),
-    "numpy": ("vgw.policy.wide", "vgw.controller.columns", "vgw.controller.flow"),
+    "numpy": (
+        "vgw.policy.wide",
+        *(f"vgw.controller.{part}" for part in ("columns", "flow", "foreign_tables")),
+        "vgw.controller.upgrade_tables",
+    ),
     "pydantic": ("vgw.policy",),
     "yaml": ("vgw.policy",),
 }
@@ -48,6 +52,8 @@ LAZY_MODULES = {
     "vgw.policy.wide",
     "vgw.controller.columns",
     *(f"vgw.controller.flow_{part}" for part in ("file", "table", "export", "import")),
+    "vgw.controller.foreign_tables",
+    "vgw.controller.upgrade_tables",
 }
 
 

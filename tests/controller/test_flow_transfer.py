@@ -152,7 +152,7 @@ def test_a_delta_brings_what_was_opened_changed_and_ended(
         flows["flow"]["state"][ports.index(1003)] = abi.FlowState.DEAD
         flows["flow"]["state"][ports.index(1002)] = abi.FlowState.TCP_FIN
         flows["flow"]["last_seen_ns"][ports.index(1001)] -= 60 * SECOND_NS
-        put_flows(host.artefact, endpoint, flows)
+        put_flows(host.artefact, endpoint.fds, flows)
     open_connection(source, OURS, 1004)
     delta, _ = exported(host, token)
 
@@ -362,7 +362,7 @@ def fill(host: Host, count: int) -> None:
     flow["last_seen_ns"] = flow["created_ns"] = coarse_now_ns()
     (endpoint,) = host.open_endpoints("web01")
     with endpoint:
-        assert put_flows(host.artefact, endpoint, records).added == count
+        assert put_flows(host.artefact, endpoint.fds, records).added == count
 
 
 def test_many_flows_and_a_table_without_room(host: Host, there: Host, tap: Tap) -> None:

@@ -39,6 +39,7 @@ def later_segments(vm: int) -> bool:
 def open_connection(vm: int) -> None:
     send_to_vm("tap0", to_vm(sport=40001))
     os.write(vm, from_vm(sport=80, dport=40001, flags="SA"))
+    send_to_vm("tap0", to_vm(sport=40001, flags="A"))
     while received(vm, b""):
         pass
 
@@ -59,6 +60,7 @@ def test_catalogue_M36_upgrade_and_downgrade_keep_flows_and_counters(
 
     with monkeypatch.context() as patched:
         upgraded = use_other(patched, host, other)
+        assert f"are of another build ({before['build']}" in row(upgraded)["pending"]
         result = upgraded.upgrade()
         assert not result.failures
         (done,) = result.done
@@ -66,6 +68,7 @@ def test_catalogue_M36_upgrade_and_downgrade_keep_flows_and_counters(
         after = row(upgraded)
         assert after["build"] == done.after != before["build"]
         assert after["attached"]
+        assert after["pending"] is None
         assert set(program_ids(upgraded)).isdisjoint(
             before[path]["prog_id"] for path in ("from_vm", "to_vm")
         )

@@ -37,6 +37,7 @@ from vgw.controller.stages import load_stages, with_stages
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError
+from vgw.loader import Artefact
 from vgw.maps import place_counters
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.model import Hook
@@ -232,7 +233,7 @@ class Change:
 
     def _base_manifest(self) -> Manifest:
         """Return the manifest to go on from."""
-        old = self._old or recovered(self._tools.paths, self._desired.vm, self._opened)
+        old = self.remembered()
         override = old.mode_override
         if self._opened and not old.endpoints and override is self._desired.mode:
             override = None  # it was read from the kernel, and needs no order
@@ -248,6 +249,10 @@ class Change:
         used = (kept.endpoint.maps.latest_generation() for kept in self._kept.values())
         return dataclasses.replace(base, generation=max(base.generation, *used, 0))
 
+    def remembered(self) -> Manifest:
+        """Return what is known of the VM, from the state directory or else from the kernel."""
+        return self._old or recovered(self._tools.paths, self._desired.vm, self._opened)
+
     def _policies(self) -> dict[int, PolicyEntry]:
         """Return the policies to remember: the one to be in force and those that it replaces."""
         entry = PolicyEntry(
@@ -256,13 +261,17 @@ class Change:
             staged=self._is_staged,
             defaults=self._desired.effective.defaults,
         )
-        replaced = {kept.config.generation for kept in self._kept.values()}
+        replaced = self.replaced_generations()
         before = {
             generation: policy
             for generation, policy in self._base.policies.items()
             if generation in replaced or (self._kept and not self._restage)
         }
         return before | {self.generation: entry}
+
+    def replaced_generations(self) -> set[int]:
+        """Return the generations that flows and events may still carry after the change."""
+        return {kept.config.generation for kept in self._kept.values()}
 
     def _differs(self, name: str) -> bool:
         """Tell whether an endpoint needs another policy or configuration."""
@@ -405,7 +414,17 @@ class Change:
             prefer_link=self._tools.prefer_link,
             replaces=self._former(facts.ifindex),
         )
-        with recorded(self._tools.last_flows, self._desired.vm, name):
+        self.place(artefact, directory, plan, undo)
+
+    def place(
+        self,
+        artefact: Artefact,
+        directory: pathlib.Path,
+        plan: Blueprint,
+        undo: contextlib.ExitStack,
+    ) -> None:
+        """Make one endpoint, which upgrades do in another way. Raises VgwError."""
+        with recorded(self._tools.last_flows, plan.vm, plan.interface.name):
             placing = endpoints.create(artefact, directory, self._tools.events_fd(), plan)
         undo.callback(quietly, placing.undo)
         self._placings.append(placing)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,7 +52,9 @@ class Blueprint:
 
     `policies` are the maps of its policy, `counters` is how many rules count, `staged`
     whether the policy needs the programs' stages, `build` of which build the programs are.
-    `replaces` is the directory of an endpoint on the same interface that has another name.
+    `replaces` is the directory of an endpoint on the same interface that has another name,
+    `takes_from` that of one of another version, whose places the programs take without its
+    tables. `seed` fills the tables, by name, before anything is attached.
     """
 
     vm: str
@@ -67,6 +69,8 @@ class Blueprint:
     force: bool = False
     prefer_link: bool = True
     replaces: pathlib.Path | None = None
+    takes_from: pathlib.Path | None = None
+    seed: Callable[[Mapping[str, int]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,9 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
     step = "clearing what was there"
     with contextlib.ExitStack() as undo:
         try:
-            placing = Placing(directory, plan.interface.ifindex, plan.replaces)
+            placing = Placing(
+                directory, plan.interface.ifindex, plan.replaces, takes_from=plan.takes_from
+            )
             undo.callback(placing.undo)
             step = "loading the programs"
             names = programs_of(plan.hook)
@@ -295,6 +301,8 @@ def _fill(
     if plan.staged:
         load_stages(artefact, instance.programs, instance.maps, events_fd)
     maps.switch(slot)
+    if plan.seed is not None:
+        plan.seed(instance.maps)
 
 
 def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:

@@ -167,7 +167,7 @@ def put_piece(host: Host, piece: Piece) -> dict[str, int]:
         ended = flows["state"] == abi.FlowState.DEAD
         flows["epoch"] = endpoint.maps.config().flow_epoch
         wanted = ended | are_live(flows, endpoint.maps.config(), now)
-        filled = put_flows(host.artefact, endpoint, records[wanted])
+        filled = put_flows(host.artefact, endpoint.fds, records[wanted])
         if piece.last:
             write_state(file, _SCHEMA, {"stream": piece.stream, "sequence": piece.sequence})
     return asdict(filled)

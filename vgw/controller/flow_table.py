@@ -7,7 +7,7 @@ sources (bpf/conntrack_import.c), for a flow has its place in the expiry queue a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -72,17 +72,17 @@ def are_live(flows: Columns, config: abi.EndpointConfig, now_ns: int) -> Any:
 
 
 def put_flows(
-    artefact: Callable[[Collection[str]], Artefact], endpoint: OpenEndpoint, records: Columns
+    artefact: Callable[[Collection[str]], Artefact], fds: Mapping[str, int], records: Columns
 ) -> Filled:
-    """Put flows into an endpoint's table beside packets; return what became of them.
+    """Put flows into the table of an endpoint, whose maps `fds` are; return what became of them.
 
-    Times are those of this host's clock, `claim` says which flows replace live ones. Raises
-    KernelError.
+    Packets may go on meanwhile. Times are those of this host's clock, `claim` says which flows
+    replace live ones. Raises KernelError.
     """
     if not len(records):
         return Filled()
     # The work memory is a packet's own: one may come on this CPU while the program runs here.
-    reuse = {name: fd for name, fd in endpoint.fds.items() if name != "scratch"}
+    reuse = {name: fd for name, fd in fds.items() if name != "scratch"}
     filled = Filled()
     with loader.instantiate(artefact((_PROGRAM,)), (_PROGRAM,), reuse=reuse) as instance:
         program = instance.programs[_PROGRAM]

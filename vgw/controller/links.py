@@ -234,7 +234,7 @@ def _marks(pin_dir: pathlib.Path) -> list[pathlib.Path]:
     return [mark for mark in pin_dir.glob(f"{_MARK}*") if mark.name[len(_MARK) :].isdecimal()]
 
 
-def _mark(pin_dir: pathlib.Path, ifindex: int) -> None:
+def mark_interface(pin_dir: pathlib.Path, ifindex: int) -> None:
     """Note on which interface programs without links are, by which it is found when renamed."""
     mark = pin_dir / f"{_MARK}{ifindex}"
     files.mkdir(mark, 0o700, exist_ok=True)
@@ -252,7 +252,7 @@ def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
             "and is gone again; find out which tool removes it, then attach again"
         )
     if not attachment.link:
-        _mark(pin_dir, ifindex)
+        mark_interface(pin_dir, ifindex)
     return attachment
 
 
@@ -379,6 +379,13 @@ def remove_clsact_if_ours(ifindex: int, pin_dir: pathlib.Path) -> None:
     marker = pin_dir / _MADE_CLSACT
     if marker.exists() and netlink.remove_clsact(ifindex):
         files.rmdir(marker)
+
+
+def hand_on_clsact(old_dir: pathlib.Path, new_dir: pathlib.Path) -> None:
+    """Note that the clsact qdisc, if vgw made it, is there for another endpoint now."""
+    if (old_dir / _MADE_CLSACT).exists():
+        files.mkdir(new_dir / _MADE_CLSACT, 0o700, exist_ok=True)
+        files.rmdir(old_dir / _MADE_CLSACT)
 
 
 def program_of_filter(ifindex: int, path: Path) -> int | None:

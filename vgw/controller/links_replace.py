@@ -33,6 +33,16 @@ def take_over(
     return _take_over_filter(prog_fd, ifindex, path, pin_dir)
 
 
+def inherit(ifindex: int, path: Path, old_dir: pathlib.Path, new_dir: pathlib.Path) -> None:
+    """File the attachment of a path with another endpoint, whose program has taken it over."""
+    pin = links.link_pin(old_dir, path)
+    if pin.exists():
+        files.rename(pin, links.link_pin(new_dir, path))
+        return
+    links.mark_interface(new_dir, ifindex)
+    links.hand_on_clsact(old_dir, new_dir)
+
+
 def retire(ifindex: int | None, path: Path, old_dir: pathlib.Path, new_dir: pathlib.Path) -> None:
     """Take the program of one endpoint off that another one's has replaced or runs beside.
 

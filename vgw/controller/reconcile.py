@@ -21,12 +21,14 @@ from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
+from vgw.controller.elsewhere import endpoints_elsewhere, remove_elsewhere
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
 from vgw.controller.expiry import Expiry, vms_to_look_at
 from vgw.controller.images import Images, remove_unused_images
 from vgw.controller.kept_maps import KeptMaps
 from vgw.controller.last_flows import LastFlows, recorded
 from vgw.controller.last_known import LastKnown
+from vgw.controller.layouts import layout_file
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.mode_order import with_order
@@ -40,7 +42,7 @@ from vgw.controller.restore import Restored, Suspect, restore
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
-from vgw.controller.upgrade import Upgrades, upgrade_vms
+from vgw.controller.upgrade import Upgrades, give_up_flows, upgrade_vms
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.loader import Artefact, load_artefact, packet_build
 from vgw.policy.model import Hook, PolicyDocument
@@ -75,6 +77,7 @@ class Host:
         self._lock = WriterLock(paths.bpffs)
         self._artefacts: dict[frozenset[str], Artefact] = {}
         self._artefacts_lock = threading.Lock()
+        self._build = Once(packet_build)
         self._compiled = False
         self._prefer_link = prefer_link
         self._last_flows = last_flows
@@ -157,7 +160,7 @@ class Host:
         """Stop protecting a VM and remove every trace of it. Raises VgwError if it is unknown."""
         with self._changing():
             follow_renames(self.paths)
-            if vm not in pinned.known_vms(self.paths):
+            if vm not in self._known():
                 raise VgwError(f"VM {vm} is not attached, so there is nothing to detach")
             self._detach(vm)
             self._tidy()
@@ -166,7 +169,7 @@ class Host:
         """Stop protecting every VM; return their names."""
         with self._changing():
             follow_renames(self.paths)
-            names = pinned.known_vms(self.paths)
+            names = self._known()
             for vm in names:
                 self._detach(vm)
             self._tidy()
@@ -218,7 +221,7 @@ class Host:
         """
         with self._changing() as tools:
             try:
-                return upgrade_vms(tools, self.attached())
+                return upgrade_vms(tools, None)
             finally:
                 self._tidy()
 
@@ -294,10 +297,14 @@ class Host:
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         """Return what is attached, read back from the kernel, as JSON. Raises VgwError."""
-        if vm is not None:
+        others = reports.elsewhere_status(self.paths, vm)
+        if vm is not None and not others:
             self._require_attached(vm)
-        names = self.attached() if vm is None else [vm]
-        rows = [reports.vm_status(self.paths, name) for name in names]
+        names = [name for name in self.attached() if vm in (None, name)]
+        build = None
+        with contextlib.suppress(VgwError):  # which only a change needs to know
+            build = self._build()
+        rows = [reports.vm_status(self.paths, name, build) for name in names] + others
         return {"schema": reports.SCHEMA, "vms": rows}
 
     def rules(self, vm: str) -> dict[str, Any]:
@@ -372,7 +379,7 @@ class Host:
                 RuleNames(store),
                 self.artefact,
                 events,
-                Once(packet_build),
+                self._build,
                 self._prefer_link,
                 self._progress,
                 self._last_flows,
@@ -442,16 +449,29 @@ class Host:
         if dry_run:
             return run_changes(tools, wanted, lambda: self._compiled, dry_run=True)
         try:
-            upgraded = upgrade_vms(tools, [desired.vm for desired in wanted])
-            outcomes = run_changes(tools, wanted, lambda: self._compiled)
-            return upgraded.noted(outcomes)
+            known = {desired.vm: desired for desired in wanted}
+            upgrades = upgrade_vms(tools, known, known)
+            changed = [each for each in wanted if each.force or each.vm not in upgrades.elsewhere]
+            outcomes = run_changes(tools, changed, lambda: self._compiled)
+            give_up_flows(tools, upgrades, outcomes)
+            return upgrades.noted(outcomes)
         finally:
             try:
                 self._tidy()
             except (OSError, VgwError) as error:  # no reason to say that the change failed
                 _logger.warning("what no VM uses any more stays until the next change: %s", error)
 
+    def _known(self) -> list[str]:
+        """Return the VMs of which there is any trace, of this version or another."""
+        others = {each.vm for each in endpoints_elsewhere(self.paths)}
+        return sorted(others.union(pinned.known_vms(self.paths)))
+
     def _detach(self, vm: str) -> None:
+        others = endpoints_elsewhere(self.paths, vm)
+        for each in others:
+            each.layout(self.paths)
+        for each in others:
+            remove_elsewhere(self.paths, each, pinned.present_ifindex(each.interface))
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
             with recorded(self._last_flows, vm, name):
@@ -467,6 +487,7 @@ class Host:
         remove_unused_records(self.paths, self.store)
         if self.attached():
             return
+        remove_state(layout_file(self.paths.state_dir, abi.ABI_VERSION))
         files.unlink(self.paths.events)
         with contextlib.suppress(OSError):
             files.rmdir(self.paths.pins)

@@ -17,7 +17,7 @@ from vgw.controller.state_file import remove_state
 from vgw.policy.model import EffectivePolicy
 
 #: Modes from that which lets most through to that which lets nothing through.
-_STRICTNESS: Final = (abi.Mode.MONITOR, abi.Mode.ENFORCE, abi.Mode.QUARANTINE)
+STRICTNESS: Final = (abi.Mode.MONITOR, abi.Mode.ENFORCE, abi.Mode.QUARANTINE)
 
 
 def recovered(paths: Paths, vm: str, opened: Sequence[OpenEndpoint]) -> Manifest:
@@ -31,7 +31,7 @@ def recovered(paths: Paths, vm: str, opened: Sequence[OpenEndpoint]) -> Manifest
     return Manifest(
         vm,
         generation=max(config.generation for config in configs),
-        mode_override=max((abi.Mode(config.mode) for config in configs), key=_STRICTNESS.index),
+        mode_override=max((abi.Mode(config.mode) for config in configs), key=STRICTNESS.index),
         policies=_policies(paths, opened),
     )
 

@@ -36,13 +36,21 @@ class Placing:
     """An endpoint on its way into its directory; then finish() or undo(), exactly one of them."""
 
     def __init__(
-        self, directory: pathlib.Path, ifindex: int, former: pathlib.Path | None = None
+        self,
+        directory: pathlib.Path,
+        ifindex: int,
+        former: pathlib.Path | None = None,
+        *,
+        takes_from: pathlib.Path | None = None,
     ) -> None:
         """Prepare for an endpoint of an interface.
 
         What is in `directory` is replaced; `former` is that of an endpoint on the same interface
-        from when that had another name, which is replaced if `directory` has none. Raises OSError.
+        from when that had another name, which is replaced if `directory` has none. Of the endpoint
+        in `takes_from`, which is another version's, only the places on the hooks are taken; what
+        is left of it the caller removes. Raises OSError.
         """
+        self._takes_from = takes_from
         self.directory = directory
         self._ifindex = ifindex
         self._held = contextlib.ExitStack()
@@ -66,6 +74,8 @@ class Placing:
 
         The old one goes with this, or runs on beside it until finish().
         """
+        if self._takes_from is not None and self._inherit(prog_fd, path, hook, self._takes_from):
+            return
         if self._replaces:
             old = replacing.take_over(prog_fd, self._ifindex, path, hook, self.directory)
             if old is not None:
@@ -87,6 +97,23 @@ class Placing:
         """Leave what was there before, running as it did."""
         with self._held:
             self._undo.close()
+
+    def _inherit(self, prog_fd: int, path: abi.Path, hook: Hook, takes_from: pathlib.Path) -> bool:
+        """Take the place that a program of another version has; return whether it had one."""
+        old = replacing.take_over(prog_fd, self._ifindex, path, hook, takes_from)
+        if old is None:
+            return False
+        self._held.callback(os.close, old)
+
+        def give_back() -> None:
+            replacing.inherit(self._ifindex, path, self.place, takes_from)
+            replaced = replacing.take_over(old, self._ifindex, path, hook, takes_from)
+            if replaced is not None:
+                os.close(replaced)
+
+        self._undo.callback(quietly, give_back)
+        replacing.inherit(self._ifindex, path, takes_from, self.place)
+        return True
 
     def _put_back(self, prog_fd: int, path: abi.Path, hook: Hook) -> None:
         replaced = replacing.take_over(prog_fd, self._ifindex, path, hook, self.directory)

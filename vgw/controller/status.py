@@ -11,6 +11,7 @@ from vgw import abi
 from vgw.controller import links, pinned
 from vgw.controller.builds import build_of
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
+from vgw.controller.elsewhere import endpoints_elsewhere
 from vgw.controller.endpoint import (
     BrokenEndpointError,
     OpenEndpoint,
@@ -33,14 +34,22 @@ SCHEMA: Final = "vgw/v1"
 
 Row = dict[str, Any]
 
+#: What is not known of a VM whose tables are of another version.
+_UNKNOWN: Final = dict.fromkeys(("mode", "mode_policy", "generation", "policy", "named"))
 
-def vm_status(paths: Paths, vm: str) -> Row:
-    """Return the status of one VM. What is broken is said, and does not raise."""
+
+def vm_status(paths: Paths, vm: str, build: str | None = None) -> Row:
+    """Return the status of one VM. What is broken is said, and does not raise.
+
+    `build` is this version's, None if that is not known.
+    """
     manifest = load_manifest(paths.manifest(vm))
     if manifest is not None and not manifest.endpoints:
         manifest = None
     names = pinned.interfaces_of(paths, vm)
     rows = [_interface_status(paths, vm, name, manifest) for name in names]
+    for row, _ in rows:
+        row["pending"] = row["pending"] or _build_note(row, build)
     configs = [config for _, config in rows if config is not None]
     mode = abi.Mode(configs[0].mode).name.lower() if configs else None
     if mode is None and manifest is not None:
@@ -58,19 +67,41 @@ def vm_status(paths: Paths, vm: str) -> Row:
     }
 
 
-def _interface_status(
-    paths: Paths, vm: str, name: str, manifest: Manifest | None
-) -> tuple[Row, abi.EndpointConfig | None]:
-    ifindex = pinned.present_ifindex(name)
-    renamed = pinned.located(paths, vm, name) if ifindex is None else None
-    if renamed is not None:
-        ifindex = renamed.ifindex
+def _build_note(row: Row, build: str | None) -> str | None:
+    """Return what is to be known of an endpoint whose programs are not of `build`."""
+    if build is None or not row["attached"] or row["build"] == build:
+        return None
+    return (
+        f"its programs are of another build ({row['build'] or 'unknown'}, this is {build}); a "
+        "start of the controller, attach or apply brings them to this one"
+    )
+
+
+def elsewhere_status(paths: Paths, vm: str | None) -> list[Row]:
+    """Return the status of VMs whose tables are of another ABI: only that they are."""
+    found: dict[str, Row] = {}
+    for each in endpoints_elsewhere(paths, vm):
+        if each.interface in pinned.interfaces_of(paths, each.vm):
+            continue  # which has taken over, or is about to
+        interface = _empty_row(each.interface, pinned.present_ifindex(each.interface), None)
+        interface["build"] = build_of(each.directory)
+        interface["reason"] = (
+            f"it filters with the tables of ABI {each.abi}, of another version; start that one, or "
+            f"`vgw attach --vm {each.vm}` to go on with this one"
+        )
+        row = found.setdefault(each.vm, {"vm": each.vm, **_UNKNOWN, "interfaces": []})
+        row["interfaces"].append(interface)
+    return list(found.values())
+
+
+def _empty_row(name: str, ifindex: int | None, manifest: Manifest | None) -> Row:
+    """Return the status of an interface of which nothing has been read."""
     entry = None if manifest is None else manifest.endpoints.get(name)
-    row: Row = {
+    return {
         "name": name,
         "ifindex": ifindex,
         "attached": False,
-        "build": build_of(paths.endpoint_dir(vm, name)),
+        "build": None,
         "from_vm": None,
         "to_vm": None,
         "rules": _rule_counts(manifest),
@@ -83,6 +114,18 @@ def _interface_status(
         "beside": [],
         "guards_off": None if entry is None else _guards_off(entry.interface),
     }
+
+
+def _interface_status(
+    paths: Paths, vm: str, name: str, manifest: Manifest | None
+) -> tuple[Row, abi.EndpointConfig | None]:
+    ifindex = pinned.present_ifindex(name)
+    renamed = pinned.located(paths, vm, name) if ifindex is None else None
+    if renamed is not None:
+        ifindex = renamed.ifindex
+    entry = None if manifest is None else manifest.endpoints.get(name)
+    row = _empty_row(name, ifindex, manifest)
+    row["build"] = build_of(paths.endpoint_dir(vm, name))
     try:
         with open_endpoint(vm, name, paths.endpoint_dir(vm, name)) as endpoint:
             config = endpoint.maps.config()
