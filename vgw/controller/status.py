@@ -70,8 +70,8 @@ def _build_note(row: Row, build: str | None) -> str | None:
     if build is None or not row["attached"] or row["build"] == build:
         return None
     return (
-        f"its programs are of another build ({row['build'] or 'unknown'}, this is {build}); a start "
-        "of the controller, attach or apply brings them to this one"
+        f"its programs are of another build ({row['build'] or 'unknown'}, this is {build}); a "
+        "start of the controller, attach or apply brings them to this one"
     )
 
 
