@@ -16,7 +16,8 @@ from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
 from vgw.controller.parameters import Parameters
 from vgw.controller.paths import Paths
-from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.controller.reconcile import ApplyResult, AttachResult, Host, Upgrades
+from vgw.controller.upgrade import Upgraded
 from vgw.errors import PartlyAppliedError, PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
 
@@ -46,6 +47,7 @@ class FakeHost(Host):
         self.expiry_error: VgwError | None = None
         self.protected: dict[str, int] = {}
         self.ordered: dict[str, str] = {}
+        self.upgrades = Upgrades()
 
     def ordered_interfaces(self) -> dict[str, str]:
         return self.ordered
@@ -82,6 +84,9 @@ class FakeHost(Host):
             raise self.sweep_error
         gone, self.gone = self.gone, []
         return gone
+
+    def upgrade(self) -> Upgrades:
+        return self.upgrades
 
     def _change(self, vms: Sequence[str]) -> ApplyResult:
         self.asked.append(list(vms))
@@ -143,6 +148,22 @@ def test_only_vms_whose_interface_exists_are_attached(bench: Bench) -> None:
 
     assert bench.host.asked == [["web01"]]
     assert bench.records() == [attached("web01")]
+
+
+def test_upgrades_are_logged_and_what_is_not_upgraded_is_said(bench: Bench) -> None:
+    done = Upgraded("web01", PRESENT, "old", "new")
+    bench.host.upgrades = Upgrades([done], {"db01": "it goes on as it was"})
+    bench.reload(policy())
+
+    upgrade, error = bench.records()[:2]
+    assert upgrade == {
+        "event": "upgrade",
+        "vm": "web01",
+        "interface": PRESENT,
+        "before": "old",
+        "after": "new",
+    }
+    assert error == {"event": "error", "vm": "db01", "message": "it goes on as it was"}
 
 
 def test_failure_is_said_once_and_tried_again_until_it_works(bench: Bench) -> None:

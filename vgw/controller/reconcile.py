@@ -400,7 +400,8 @@ class Host:
         remove_unused_records(self.paths, self.store)
         if self.attached():
             return
-        remove_state(layout_file(self.paths.state_dir, abi.ABI_VERSION))
+        with contextlib.suppress(OSError):  # a directory that cannot be has nothing to remove
+            remove_state(layout_file(self.paths.state_dir, abi.ABI_VERSION))
         self.paths.events.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.paths.pins.rmdir()
