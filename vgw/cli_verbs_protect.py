@@ -68,7 +68,12 @@ def _checked_names(
     type=click.Choice(["auto", "xdp", "tc"]),
     help="Where to catch packets from the VM, instead of what the policy says.",
 )
-@click.option("--force", is_flag=True, help="Replace a program that somebody else attached.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a program that somebody else attached; give up connections in tables of another "
+    "version that cannot be taken over.",
+)
 @output_option
 @pass_session
 def attach(  # noqa: PLR0913 - one parameter for each option

@@ -9,6 +9,7 @@ import io
 import ipaddress
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,39 @@ def test_catalogue_M32_damaged_streams_are_refused_whole(host: Host, there: Host
             imported(there, bad)
         assert states(there) == {}, what
     assert imported(there, data) == {"flows": 1, "added": 1}, "the control"
+
+
+def test_catalogue_N17_no_stream_makes_anything_but_a_refusal(
+    host: Host, there: Host, tap: Tap
+) -> None:
+    """Streams with right checksums in which anything else may be wrong."""
+    source = tap(OURS)
+    tap(THEIRS)
+    host.attach(policy(OURS), "web01")
+    there.attach(policy(THEIRS), "web01")
+    open_connection(source, OURS)
+    body = exported(host)[0][:-65]
+    chance = random.Random(35)
+    refused = 0
+    for _ in range(400):
+        changed = bytearray(body)
+        for _ in range(chance.randint(1, 4)):
+            place = chance.randrange(min(len(body), 2000))
+            piece = chance.choice(PIECES)
+            changed[place : place + chance.randint(0, 3)] = piece
+        data = bytes(changed)
+        try:
+            imported(there, data + hashlib.sha256(data).hexdigest().encode() + b"\n")
+        except VgwError:
+            refused += 1
+    assert refused > 100
+
+
+#: What a stream is spoilt with.
+PIECES = (
+    *(b"", b"0", b"-1", b"1e999", b"null", b"[]", b"{}", b'""', b"\n", b"\0", b"\xff"),
+    *(b'"u8"', b"Infinity", b"99999999999999999999", b",", b'"', b"}", b"]"),
+)
 
 
 def test_flows_of_another_vm_are_refused_unless_asked_for(

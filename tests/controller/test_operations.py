@@ -18,8 +18,9 @@ from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
 from vgw.controller.parameters import Parameters
 from vgw.controller.paths import Paths
-from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.controller.reconcile import ApplyResult, AttachResult, Host, Upgrades
 from vgw.controller.renames import Renamed
+from vgw.controller.upgrade import Upgraded
 from vgw.errors import PartlyAppliedError, PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
 
@@ -50,6 +51,7 @@ class FakeHost(Host):
         self.protected: dict[str, int] = {}
         self.ordered: dict[str, str] = {}
         self.renamed: list[Renamed] = []
+        self.upgrades = Upgrades()
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -99,6 +101,9 @@ class FakeHost(Host):
             raise self.sweep_error
         gone, self.gone = self.gone, []
         return gone
+
+    def upgrade(self) -> Upgrades:
+        return self.upgrades
 
     def _change(self, vms: Sequence[str]) -> ApplyResult:
         self.asked.append(list(vms))
@@ -164,6 +169,22 @@ def test_only_vms_whose_interface_exists_are_attached(bench: Bench) -> None:
 
     assert bench.host.asked == [["web01"]]
     assert bench.records() == [attached("web01")]
+
+
+def test_upgrades_are_logged_and_what_is_not_upgraded_is_said(bench: Bench) -> None:
+    done = Upgraded("web01", PRESENT, "old", "new")
+    bench.host.upgrades = Upgrades([done], {"db01": "it goes on as it was"})
+    bench.reload(policy())
+
+    upgrade, error = bench.records()[:2]
+    assert upgrade == {
+        "event": "upgrade",
+        "vm": "web01",
+        "interface": PRESENT,
+        "before": "old",
+        "after": "new",
+    }
+    assert error == {"event": "error", "vm": "db01", "message": "it goes on as it was"}
 
 
 def test_failure_is_said_once_and_tried_again_until_it_works(bench: Bench) -> None:

@@ -194,7 +194,7 @@ class FlowReader:
             try:
                 name, mac = str(about["interface"]), about["mac"]
                 counts = int(about["flows"]), int(about["unchanged"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise FlowFileError("a section of the flows says not what it has") from error
             rows = self._take(flow_type, counts[0])
             unchanged = _records(self._take(key_type, counts[1]))
@@ -285,7 +285,7 @@ def _head(value: Mapping[str, Any]) -> Head:
             },
             byteorder=str(value["byteorder"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FlowFileError("the head of the flows does not say all that it has to") from error
     _check_fields(head)
     return head
@@ -301,6 +301,7 @@ def _check_fields(head: Head) -> None:
     sound = (
         len(set(names)) == len(names)
         and 0 < head.key_fields < len(names)
+        and all(name.isidentifier() for name in names)
         and all(kind in _KINDS and 1 <= n <= _MAX_COUNT for _, kind, n in head.fields)
     )
     if not sound or _row_type(head.fields).itemsize > _MAX_RECORD:

@@ -107,7 +107,7 @@ def _import_section(  # noqa: PLR0913, PLR0917
     host: Host, vm: str, name: str, head: Head, section: Section, put: PutPiece, last: bool
 ) -> dict[str, Any]:
     records = section.records
-    ended = _ended(host, vm, name, section) if head.sequence else records[:0]
+    ended = _ended(host, vm, name, section)
     whole = np.concatenate([records, ended])
     filled = Filled()
     starts = range(0, max(len(whole), 1), PIECE)
@@ -126,7 +126,7 @@ def _import_section(  # noqa: PLR0913, PLR0917
 
 
 def _ended(host: Host, vm: str, name: str, section: Section) -> Columns:
-    """Return what ends the flows that were imported and are there no more, by a delta."""
+    """Return what ends the flows that were imported and, by a stream, are there no more."""
     with _opened(host, vm, name) as endpoint:
         there = read_flows(endpoint)
         there = there[are_live(there["flow"], endpoint.maps.config(), coarse_now_ns())]

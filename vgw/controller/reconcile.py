@@ -487,7 +487,8 @@ class Host:
         remove_unused_records(self.paths, self.store)
         if self.attached():
             return
-        remove_state(layout_file(self.paths.state_dir, abi.ABI_VERSION))
+        with contextlib.suppress(OSError):  # a directory that cannot be has nothing to remove
+            remove_state(layout_file(self.paths.state_dir, abi.ABI_VERSION))
         files.unlink(self.paths.events)
         with contextlib.suppress(OSError):
             files.rmdir(self.paths.pins)

@@ -26,7 +26,7 @@ from vgw.controller.elsewhere import (
     remove_elsewhere,
     tidy_elsewhere,
 )
-from vgw.controller.layouts import keep_layout
+from vgw.controller.layouts import LayoutError, keep_layout
 from vgw.controller.replacement import settle
 from vgw.controller.tools import Tools
 from vgw.controller.upgrade_build import is_outdated, upgrade_programs
@@ -135,8 +135,11 @@ def _upgrade_tables(
     for vm, outcome in _each(lambda vm: _take_over(tools, vm, old[vm], known.get(vm)), [*old]):
         if isinstance(outcome, list):
             done += outcome
-        else:
+        elif isinstance(outcome, LayoutError):
             failures[vm] = str(outcome)
+        else:
+            text = f"it goes on filtering with the tables of ABI {old[vm][0].abi}: {outcome}"
+            failures[vm] = text
     if old:
         tidy_elsewhere(tools.paths)
     return done, failures

@@ -105,6 +105,7 @@ def settle_beside(paths: Paths, vm: str, old: Sequence[Elsewhere]) -> list[Elsew
 
 
 def _is_attached(directory: pathlib.Path, ifindex: int | None) -> bool:
+    """Tell whether an endpoint's programs are on both paths."""
     return ifindex is not None and all(
         links.read_attachment(ifindex, path, directory) is not None for path in abi.Path
     )
@@ -117,16 +118,18 @@ def _desired(
     manifest = load_manifest(tools.paths.manifest(vm))
     generation = max(each.field("generation") for each in tables.values())
     effective = None if manifest is None else policy_of(manifest, generation, tools.store)
-    if manifest is None or effective is None or set(tables) - set(manifest.endpoints):
-        if known is None or set(tables) - set(known.interfaces):
+    # Some may have been taken over before a process died; they are not to go now.
+    names = {*tables, *pinned.interfaces_of(tools.paths, vm)}
+    if manifest is None or effective is None or names - set(manifest.endpoints):
+        if known is None or names - set(known.interfaces):
             raise VgwError(
                 f"the policy that {', '.join(tables)} runs is not remembered; attach the VM by its "
                 "policy"
             )
         return dataclasses.replace(
-            known, interfaces={name: known.interfaces[name] for name in tables}, missing=()
+            known, interfaces={name: known.interfaces[name] for name in names}, missing=()
         )
-    interfaces = {name: manifest.endpoints[name].interface for name in tables}
+    interfaces = {name: manifest.endpoints[name].interface for name in sorted(names)}
     rejects = (each.field("reject_per_second", REJECT_PER_SECOND) for each in tables.values())
     return Desired(
         vm=vm,
@@ -167,7 +170,8 @@ class _TakeOver(Change):
 
     def replaced_generations(self) -> set[int]:
         """Return the generations of the old endpoints, which flows bring with them."""
-        return {tables.field("generation") for tables in self._tables.values()}
+        theirs = {tables.field("generation") for tables in self._tables.values()}
+        return theirs | super().replaced_generations()
 
     def place(
         self,
@@ -177,7 +181,10 @@ class _TakeOver(Change):
         undo: contextlib.ExitStack,
     ) -> None:
         """Make an endpoint beside the old one, or in its place, with its flows."""
-        tables = self._tables[plan.interface.name]
+        tables = self._tables.get(plan.interface.name)
+        if tables is None:
+            super().place(artefact, directory, plan, undo)
+            return
         self._count(tables)
         plan.config.grace_until_ns = tables.field("grace_until_ns")
         mode = plan.config.mode
@@ -231,6 +238,7 @@ def _fits_beside(old: Elsewhere, plan: Blueprint) -> bool:
 
 
 def _set_mode(images: Images, endpoint: OpenEndpoint, mode: int) -> None:
+    """Have an endpoint go on in another mode, under the same policy."""
     config = endpoint.maps.config()
     config.mode = mode
     slot = endpoints.restage(endpoint, config, images.in_force(endpoint.maps))
