@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports point one way, and each outside library has one place.
 
-cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors is for all
+cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors and words are for all
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ ALLOWED_LAYERS: dict[str, set[str]] = {
     "libbpf": {"abi"},
     "abi": set(),
     "errors": set(),
+    "words": set(),
 }
 #: Modules that every layer may import.
-COMMON = {"errors", "__version__"}
+COMMON = {"errors", "words", "__version__"}
 
 #: Outside library -> the only modules that may import it.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {

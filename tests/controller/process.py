@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,17 @@ RUN = """
 import json, sys
 from pathlib import Path
 from vgw.controller.daemon import run
+from vgw.controller.log_choice import LogOptions
 from vgw.controller.paths import Paths
 run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
-    ("127.0.0.1", int(sys.argv[2])), rule_metrics=True)
+    ("127.0.0.1", int(sys.argv[2])), log_options=LogOptions(sys.argv[3:]), rule_metrics=True)
 """
 
 
 class Controller:
     """A controller in a process of its own; knows how to look at it from outside."""
 
-    def __init__(self, paths: Paths, port: int) -> None:
+    def __init__(self, paths: Paths, port: int, log_to: Sequence[str] = ("file",)) -> None:
         self._paths = paths
         self._port = port
         self.client = Client(paths.socket, timeout=PATIENCE)
@@ -50,7 +52,7 @@ class Controller:
             ready.bind(address)
             ready.settimeout(PATIENCE)
             self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN, places, str(port)],
+                [sys.executable, "-c", RUN, places, str(port), *log_to],
                 env={**os.environ, "NOTIFY_SOCKET": address},
                 stderr=output,
             )
