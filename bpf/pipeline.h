@@ -188,7 +188,10 @@ static __always_inline void follow_flow(struct scratch *work, u32 path, struct f
 	decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_ESTABLISHED);
 }
 
-/* Ends a flow that the policy refuses now. Whoever has claimed it meanwhile says in the log how it ended. */
+/*
+ * Ends a flow that the policy refuses now, and has that recorded, unless somebody else has
+ * claimed the flow at this moment, who sees to it.
+ */
 static __always_inline void end_old_flow(const struct endpoint_config *config,
 					 struct scratch *work, struct flow *flow)
 {

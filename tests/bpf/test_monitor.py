@@ -21,7 +21,7 @@ from tests.cases.table import Case, Expected, Fixture, Reconfigure, Send, Step
 from tests.engines import CannotRunError, changes_endpoint, play, report
 from tests.frames import IN, OUT, TCP, UDP, tcp, udp
 from tests.program_engine import ProgramEngine
-from vgw import abi, libbpf, loader
+from vgw import libbpf, loader
 from vgw.abi import Mode, Path, Reason, Verdict
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Hook, Logging, Tracking
@@ -175,10 +175,7 @@ def test_what_is_dropped_by_a_silent_rule_is_logged_in_monitor_only(
     assert len(tap.packets()) == 1
 
 
-def test_what_is_over_a_rate_passes_and_is_logged(
-    artefact: loader.Artefact, monitored: Monitored
-) -> None:
-    del monitored
+def test_what_is_over_a_rate_passes_and_is_logged(artefact: loader.Artefact) -> None:
     interface = replace(GUARDED, tracking=Tracking(new_per_second=1))
     facts = endpoint_facts(interface, Mode.MONITOR)
     engine = ProgramEngine(artefact, Hook.TC, facts, ALL_ACCEPTED, log=LOGGED)
@@ -213,8 +210,8 @@ def test_what_meets_a_claimed_flow_passes_and_is_logged(monitored: Monitored) ->
 def test_would_be_drops_over_the_budget_pass_and_are_counted(artefact: loader.Artefact) -> None:
     facts = endpoint_facts(GUARDED, Mode.MONITOR)
     engine = ProgramEngine(artefact, Hook.XDP, facts, ALL_ACCEPTED, log=Logging(per_second=3))
-    spoofed = bytes(6) + OUT.wrap4(udp(4000, 53), UDP)[6:]
-    spoofed = spoofed[:6] + bytes.fromhex("525400000099") + spoofed[12:]
+    frame = OUT.wrap4(udp(4000, 53), UDP)
+    spoofed = frame[:6] + bytes.fromhex("525400000099") + frame[12:]
     with EventTap(engine) as tap:
         verdicts = {engine.judge(Path.FROM_VM, spoofed).verdict for _ in range(50)}
         logged = len(tap.packets())
@@ -224,4 +221,3 @@ def test_would_be_drops_over_the_budget_pass_and_are_counted(artefact: loader.Ar
     assert verdicts == {Verdict.WOULD_DROP}
     assert (meter.sent, meter.sent + meter.suppressed, meter.lost) == (logged, 50, 0)
     assert meter.suppressed > 0
-    assert abi.Verdict.WOULD_DROP in verdicts

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ RUN = """
 import json, sys
 from pathlib import Path
 from vgw.controller.daemon import run
+from vgw.controller.log_choice import LogOptions
 from vgw.controller.paths import Paths
 run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
-    ("127.0.0.1", int(sys.argv[2])), rule_metrics=True)
+    ("127.0.0.1", int(sys.argv[2])), log_options=LogOptions(sys.argv[3:]), rule_metrics=True)
 """
 
 
@@ -38,7 +39,12 @@ class Controller:
     """A controller in a process of its own; knows how to look at it from outside."""
 
     def __init__(
-        self, paths: Paths, port: int, before: str = "", environ: Mapping[str, str] | None = None
+        self,
+        paths: Paths,
+        port: int,
+        before: str = "",
+        environ: Mapping[str, str] | None = None,
+        log_to: Sequence[str] = ("file",),
     ) -> None:
         """Start one and wait until it is ready; `before` is Python that its process runs first."""
         self._paths = paths
@@ -55,7 +61,7 @@ class Controller:
             ready.bind(address)
             ready.settimeout(PATIENCE)
             self.process = subprocess.Popen(
-                [sys.executable, "-c", before + RUN, places, str(port)],
+                [sys.executable, "-c", before + RUN, places, str(port), *log_to],
                 env={**os.environ, "NOTIFY_SOCKET": address, **(environ or {})},
                 stderr=output,
             )

@@ -27,6 +27,7 @@ from vgw.controller.health import MAIN, Health, Watchdog, extending_start, notif
 from vgw.controller.host_policy import START
 from vgw.controller.last_flows import LastFlows
 from vgw.controller.lock import controller_lock
+from vgw.controller.log_choice import LogOptions, open_sinks
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector
 from vgw.controller.metrics_server import MetricsServer, Tls
 from vgw.controller.operations import Operations
@@ -56,21 +57,22 @@ class LinkEvent:
 Messages = queue.SimpleQueue[signal.Signals | LinkEvent]
 
 
-def run(
+def run(  # noqa: PLR0913 (what the verb has options for)
     paths: Paths,
     listen: tuple[str, int] = DEFAULT_LISTEN,
     *,
     log_file: Path | None = None,
+    log_options: LogOptions | None = None,
     rule_metrics: bool = False,
     tls: Tls | None = None,
 ) -> None:
     """Run the controller in the foreground until SIGTERM or SIGINT; SIGHUP reloads.
 
     `listen` is the address and port of the metrics, `tls` how they are kept from others, `log_file`
-    overrides that of `paths`, `rule_metrics` adds a series for every rule. What is attached stays
-    attached at the end. To be called in the main thread. Raises VgwError when this process may not
-    load programs, when there is no bpffs, when another controller runs, or when a file or socket
-    cannot be opened.
+    overrides that of `paths`, `log_options` say where the log goes (None: to that file),
+    `rule_metrics` adds a series for every rule. What is attached stays attached at the end. To be
+    called in the main thread. Raises VgwError when this process may not load programs, when there
+    is no bpffs, when another controller runs, or when a file or socket cannot be opened.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     fitness.require_capabilities()
@@ -82,7 +84,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(messages))
         stack.enter_context(controller_lock(paths))
-        log = LogWriter(paths.log_file)
+        log = LogWriter(*open_sinks(log_options or LogOptions(), paths.log_file))
         stack.callback(log.close)
         losses = EventLosses(lambda: read_meters(host))
         health, applies, alarms = Health(), ApplyTimes(), Alarms(log)
