@@ -15,7 +15,7 @@ from typing import Final
 
 from vgw.controller.admission import require_admission
 from vgw.controller.history import Entry, Sources
-from vgw.controller.policy_keeper import PolicyKeeper
+from vgw.controller.policy_keeper import PolicyKeeper, holds
 from vgw.controller.policy_source import Texts
 from vgw.errors import PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
@@ -116,12 +116,6 @@ class HostPolicy:
             self.document = parse_sources(self._keeper.history.sources(entry))
         except VgwError as error:
             _logger.error("%s", error)
-
-
-def holds(current: Entry, digest: str, *, at_start: bool) -> bool:
-    """Tell whether a policy stays in force before a file whose texts have a digest."""
-    is_unchanged = current.is_held and current.source == digest
-    return is_unchanged and (at_start or current.event == "rollback")
 
 
 def _on_one_line(error: VgwError) -> str:
