@@ -117,6 +117,15 @@ def test_a_controller_gets_many_vms_by_one_request(
     assert connect(paths, None).attach(AttachOrder(["a", "b"], SOURCES)) == many
 
 
+def test_a_controller_that_knows_no_windows_gets_nothing_to_apply(
+    paths: Paths, serve: Callable[[dict[str, Any]], None]
+) -> None:
+    serve({"ping": identity(), "apply": {"vms": [], "waiting": {}}})
+    target = connect(paths, None)
+    with pytest.raises(VgwError, match="restart it if vgw was upgraded"):
+        target.apply(SOURCES, ApplyOptions(confirm_seconds=60.0))
+
+
 def test_beside_a_controller_of_another_version_nothing_is_done(
     paths: Paths, serve: Callable[[dict[str, Any]], None]
 ) -> None:

@@ -298,11 +298,13 @@ class ControllerTarget:
 
     def apply(self, sources: Sources, options: ApplyOptions) -> Answer:
         """Bring the attached VMs up to date."""
+        if options.confirm_seconds is None:
+            return self._client.apply(sources, **asdict(options))
+        self._client.settle()  # a controller that does not know this would apply it for good
         try:
             return self._client.apply(sources, **asdict(options))
         finally:
-            if options.confirm_seconds is not None:
-                self._watch_beside()
+            self._watch_beside()
 
     def _watch_beside(self) -> None:
         """Have a guardian that does not go with the controller's service, if that is stopped."""

@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from tests.controller.killed import killed_after, killed_at
 from tests.controller.observe import received, send_to_vm
 from tests.controller.policies import interface, to_vm
-from tests.controller.process import PATIENCE, Controller
+from tests.controller.process import Controller
+from tests.controller.test_daemon import eventually
 from vgw.controller import confirming, guardian, machine, window
 from vgw.controller.actor import this_process
 from vgw.controller.events import read_log
@@ -34,7 +35,6 @@ from vgw.policy.parse import parse_sources
 pytestmark = pytest.mark.bpf
 
 ME = this_process("cli")
-_Value = TypeVar("_Value")
 
 
 def text(port: int, vms: str = "") -> str:
@@ -53,16 +53,6 @@ policies:
 
 #: What the user is connected by, and what a policy that cuts the user off lets in instead.
 SSH, OTHER = text(22), text(443)
-
-
-def eventually(what: str, ask: Callable[[], _Value | None]) -> _Value:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        answer = ask()
-        if answer:
-            return answer
-        time.sleep(0.02)
-    pytest.fail(f"not within {PATIENCE} s: {what}")
 
 
 class Bench:

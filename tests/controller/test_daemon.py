@@ -102,7 +102,7 @@ def test_starts_without_a_policy_and_stops(start: Start, paths: Paths) -> None:
     with pytest.raises(ControllerUnreachableError):
         controller.client.ping()
     assert [found["event"] for found in read_log(paths.log_file)] == [
-        *("start", "alarm", "error", "stop")
+        *("start", "error", "alarm", "stop")
     ]
     assert "what is in force stays in force" in controller.records("error")[0]["message"]
 

@@ -22,7 +22,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.policy_keeper import ApplyOrder, PolicyKeeper
 from vgw.controller.policy_source import SourceReader
 from vgw.controller.window import load_window, save_window
-from vgw.errors import VgwError
+from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import PolicyDocument
 from vgw.policy.parse import parse_sources
 
@@ -234,6 +234,17 @@ def test_what_was_rolled_back_to_holds_until_the_file_changes(bench: Restarting)
     assert bench.ask("status")["host_policy"]["held"] is False
 
 
+def test_what_a_vm_was_attached_by_holds_nothing(bench: Restarting) -> None:
+    bench.paths.policy.write_text(WEB)
+    bench.ask("attach", vms=["web01"], sources=[["p", DB]])
+    for vm in ("b", "c"):
+        bench.ask("attach", vms=[vm], sources=[["p", policy("b", "c")]])
+    first, second = bench.operations._keeper.history.entries()
+    assert (first.vms, second.vms) == (None, ("b", "c"))
+    bench.start()
+    assert bench.by() == ["web01"]
+
+
 def test_what_was_applied_from_elsewhere_holds_over_a_restart_only(bench: Restarting) -> None:
     bench.start(WEB)
     bench.apply(DB)
@@ -252,6 +263,16 @@ def test_what_another_process_applied_is_taken_over(bench: Restarting) -> None:
     assert bench.by() == ["db01"]
     other.rollback(None, ME)
     assert bench.by() == ["web01"]
+
+
+def wait_in_vain(bench: Restarting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply a policy that nobody confirms in time, with nobody watching it but the controller."""
+    monkeypatch.setattr(policy_keeper, "start_guardian", lambda *_: 0)
+    bench.start(WEB)
+    bench.apply(DB, confirm_seconds=3600)
+    found = load_window(bench.paths)
+    assert found is not None
+    save_window(bench.paths, dataclasses.replace(found, deadline_ns=1))
 
 
 def test_while_a_policy_waits_the_file_is_not_read(
@@ -275,26 +296,36 @@ def test_while_a_policy_waits_the_file_is_not_read(
 def test_the_controller_goes_back_by_itself(
     bench: Restarting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_keeper, "start_guardian", lambda *_: 0)
-    bench.start(WEB)
-    bench.apply(DB, confirm_seconds=3600)
-    found = load_window(bench.paths)
-    assert found is not None
-    save_window(bench.paths, dataclasses.replace(found, deadline_ns=1))
+    wait_in_vain(bench, monkeypatch)
     bench.operations.look_after_policy()
     assert bench.by() == ["web01"]
     assert [each["event"] for each in bench.records()].count("rolled_back") == 1
 
 
+def test_a_rollback_that_fails_for_some_vms_ends_the_wait_all_the_same(
+    bench: Restarting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_in_vain(bench, monkeypatch)
+    found = load_window(bench.paths)
+    assert found is not None
+    save_window(bench.paths, found.beginning_now())
+    bench.host.protected = {"web01": 1, "db01": 1}
+    bench.host.failures = {"db01": "no memory"}
+    with pytest.raises(PartlyAppliedError):
+        bench.ask("rollback", number=1)
+    assert bench.operations._keeper.waiting() is None
+    assert load_window(bench.paths) is None
+    bench.host.failures = dict.fromkeys(bench.host.protected, "no memory")
+    with pytest.raises(PartlyAppliedError):
+        bench.apply(policy("new"))
+    bench.host.failures = {}
+    assert bench.by() == ["web01"], "what no VM has is not this host's"
+
+
 def test_going_back_that_fails_is_an_alarm_and_tried_again(
     bench: Restarting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_keeper, "start_guardian", lambda *_: 0)
-    bench.start(WEB)
-    bench.apply(DB, confirm_seconds=3600)
-    found = load_window(bench.paths)
-    assert found is not None
-    save_window(bench.paths, dataclasses.replace(found, deadline_ns=1))
+    wait_in_vain(bench, monkeypatch)
     bench.host.failures = {"web01": "no memory"}
     bench.operations.look_after_policy()
     assert "no memory" in bench.standing()["rollback_failed"]

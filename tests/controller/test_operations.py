@@ -224,7 +224,7 @@ def test_bad_policy_keeps_the_good_one(bench: Bench) -> None:
     bench.operations.links_changed({PRESENT: 77}, ())
 
     assert bench.host.asked == [["web01"], ["web01"]]
-    assert [found["event"] for found in bench.records()] == ["attach", "alarm", "error"]
+    assert [found["event"] for found in bench.records()] == ["attach", "error", "alarm"]
 
 
 def test_interface_that_is_protected_already_costs_nothing(bench: Bench) -> None:

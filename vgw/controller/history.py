@@ -85,8 +85,8 @@ class Entry:
 
     @property
     def is_held(self) -> bool:
-        """Whether it is in force although this host's policy file said something else then."""
-        return self.digest != self.source
+        """Whether a user put it in force although this host's policy file said something else."""
+        return self.event in ("apply", "rollback") and self.digest != self.source
 
 
 def outcome_of(results: Sequence[AttachResult], failures: Mapping[str, str]) -> Outcome:

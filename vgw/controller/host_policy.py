@@ -15,7 +15,7 @@ from typing import Final
 
 from vgw.controller.admission import require_admission
 from vgw.controller.history import Entry, Sources
-from vgw.controller.policy_keeper import PolicyKeeper
+from vgw.controller.policy_keeper import PolicyKeeper, holds
 from vgw.controller.policy_source import Texts
 from vgw.errors import PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
@@ -64,12 +64,12 @@ class HostPolicy:
     def load(self, event: str, texts: Texts | VgwError) -> Loaded:
         """Find out what the policy is, with `texts` as `read_file` returned them.
 
-        `event` is START or reload. `problem` says afterwards why the file was not used.
+        To be called after `refresh`. `event` is START or reload. `problem` says afterwards why the
+        file was not used.
         """
         current = self._keeper.history.current()
         self.is_put_off = self._keeper.waiting() is not None
         if self.is_put_off:
-            self._use(current)
             return Loaded()
         self.is_unreadable = isinstance(texts, VgwError)
         try:
@@ -77,15 +77,12 @@ class HostPolicy:
                 raise texts
             if current is not None and holds(current, digest_of(texts), at_start=event == START):
                 _logger.info("policy %d is in force until the file changes", current.number)
-                self._use(current)
                 self.problem = None
                 return Loaded(everywhere=self.document is not None)
             document = self._parsed(texts)
             require_admission(document, None if current is None else current.revision)
         except VgwError as error:
             self.problem = _on_one_line(error)
-            if self.document is None:
-                self._use(current)
             return Loaded()
         self.problem, self.document = None, document
         return Loaded(texts, everywhere=True)
@@ -116,12 +113,6 @@ class HostPolicy:
             self.document = parse_sources(self._keeper.history.sources(entry))
         except VgwError as error:
             _logger.error("%s", error)
-
-
-def holds(current: Entry, digest: str, *, at_start: bool) -> bool:
-    """Tell whether a policy stays in force before a file whose texts have a digest."""
-    is_unchanged = current.is_held and current.source == digest
-    return is_unchanged and (at_start or current.event == "rollback")
 
 
 def _on_one_line(error: VgwError) -> str:

@@ -30,7 +30,7 @@ from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
 from vgw.controller.pinned import is_gone
 from vgw.controller.policy_keeper import ApplyOrder, PolicyKeeper
-from vgw.controller.policy_source import SourceReader
+from vgw.controller.policy_source import SourceReader, Texts
 from vgw.controller.reconcile import ApplyResult, AttachResult, Host
 from vgw.controller.recording import Work, results_of
 from vgw.controller.renames import say_renamed
@@ -66,6 +66,7 @@ class Operations:
         self._names_known = False
         self._applies = applies
         self._lock = threading.RLock()
+        self._reload_lock = threading.Lock()
         self._finished = False
         self._keeper = PolicyKeeper(host, log.add, SourceReader(host.paths.policy))
         self._policy = HostPolicy(self._keeper)
@@ -102,7 +103,11 @@ class Operations:
         A policy that is missing, invalid or not for this host changes nothing: what is in force
         stays, VMs that come get the last good one, and an alarm says why.
         """
-        texts = self._policy.read_file()  # which may take a while, so it is not waited for below
+        with self._reload_lock:  # what was read first is not put in force last
+            texts = self._policy.read_file()  # which may take a while, and nobody waits for it
+            self._reload(event, texts)
+
+    def _reload(self, event: str, texts: Texts | VgwError) -> None:
         with self._changing():
             self._follow_renames()
             self._sweep()
@@ -221,12 +226,11 @@ class Operations:
         if problem is None:
             self._alarms.clear("policy_unreadable")
             return
-        self._applies.record(0.0, failures=1)
-        said = {alarm.text for alarm in self._alarms.current()}
         text = f"{problem}; what is in force stays in force"
-        self._alarms.set("policy_unreadable", text)
-        if text not in said:
+        if text not in {alarm.text for alarm in self._alarms.current()}:
+            self._applies.record(0.0, failures=1)
             self._complain(text)
+        self._alarms.set("policy_unreadable", text)
 
     def _remembering(self, event: str, found: Loaded) -> Callable[[Work], ApplyResult] | None:
         """Return what makes a change and remembers the policy of the file, None: it is known."""
@@ -364,8 +368,9 @@ class Operations:
             with self._taking_part("apply"):
                 try:
                     result = self._keeper.apply(sources, document, parameters.who(), order)
-                except PartlyAppliedError:
-                    self._policy.document = document  # some VMs have it now: it is this host's
+                except PartlyAppliedError as error:
+                    if error.done:  # some VMs have it now, so it is this host's
+                        self._policy.document = document
                     raise
             self._policy.document = document
             self._alarms.clear("rollback_failed")

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,12 @@ def logging_to(file: Path) -> Callable[[Record], None]:
     return add
 
 
+def holds(current: Entry, digest: str, *, at_start: bool) -> bool:
+    """Tell whether a policy stays in force before a file whose texts have a digest."""
+    is_unchanged = current.is_held and current.source == digest
+    return is_unchanged and (at_start or current.event == "rollback")
+
+
 class PolicyKeeper:
     """Changes the policy of a host and remembers how it was; for use from several threads."""
 
@@ -98,19 +104,17 @@ class PolicyKeeper:
             if order.confirm_seconds is not None:
                 return self._apply_armed(draft, sources, document, order, waiting)
             work = functools.partial(self._host.apply, document, order.vms)
-            result = recorded(self.history, draft, sources, work)
-            if waiting is not None:
-                self._confirming.close(waiting, "superseded")
-            return result
+            with self._closing(waiting, "superseded"):
+                return recorded(self.history, draft, sources, work)
 
     def admit(self, document: PolicyDocument, *, force: bool = False) -> None:
         """Raise NotAdmittedError when a policy is for another host, or older than the current."""
         self._admit(document, self.history.current(), force=force)
 
     def held(self, document: PolicyDocument) -> Entry | None:
-        """Return what is in force instead of this host's policy file, None: the file is."""
+        """Return what was rolled back to and holds before a policy file, None: nothing does."""
         current = self.history.current()
-        if current is None or not current.is_held or current.source != document.digest:
+        if current is None or not holds(current, document.digest, at_start=False):
             return None
         return current
 
@@ -123,8 +127,14 @@ class PolicyKeeper:
         """
         with self._host.locked():
             current, newest = self.history.current(), self.history.find(lambda _: True)
-            if document.digest in {each.digest for each in (current, newest) if each is not None}:
+            if current is not None and current.digest == document.digest:
                 return work()
+            if newest is not None and newest.digest == document.digest and newest.vms is not None:
+                result = work()
+                self.history.save(
+                    dataclasses.replace(newest, vms=tuple(dict.fromkeys([*newest.vms, *vms])))
+                )
+                return result
             draft = self._draft("attach", sources, document, who)
             if current is not None and set(self._host.attached()).difference(vms):
                 draft = dataclasses.replace(draft, vms=tuple(vms))
@@ -160,10 +170,9 @@ class PolicyKeeper:
             draft = self._draft("rollback", sources, document, who)
             draft = dataclasses.replace(draft, back=target.number)
             work = functools.partial(self._host.apply, document)
-            result = recorded(self.history, draft, sources, work)
+            with self._closing(waiting, "rolled_back"):
+                result = recorded(self.history, draft, sources, work)
             entry = self.history.current() or draft
-            if waiting is not None:
-                self._confirming.close(waiting, "rolled_back")
             self._confirming.tell("rolled_back", who, policy=entry.number, back=target.number)
             return entry, result
 
@@ -215,6 +224,18 @@ class PolicyKeeper:
     def _is_overdue(self) -> bool:
         waiting = self._confirming.waiting()
         return waiting is not None and waiting.remaining_seconds() <= 0
+
+    @contextlib.contextmanager
+    def _closing(self, waiting: Window | None, confirm: str) -> Iterator[None]:
+        """End the wait of a policy when another one has taken its place, if only in some VMs."""
+        try:
+            yield
+        except PartlyAppliedError as error:
+            if waiting is not None and error.done:
+                self._confirming.close(waiting, confirm)
+            raise
+        if waiting is not None:
+            self._confirming.close(waiting, confirm)
 
     def _admit(self, document: PolicyDocument, current: Entry | None, *, force: bool) -> None:
         if not force:
