@@ -29,7 +29,7 @@ from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, LinkType
 
 #: How often is looked at what the kernel does not tell of.
-WATCH_SECONDS: Final = 2.0
+WATCH_SECONDS: Final = 2.5
 #: Within this time what was taken off is back, or there is an alarm.
 RESTORE_SECONDS: Final = 5.0
 #: How often all interfaces are asked for XDP programs that others attached by links.
