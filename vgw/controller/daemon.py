@@ -68,6 +68,7 @@ def run(
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     fitness.require_capabilities()
+    fitness.require_programs()
     fitness.require_host_clock()
     fitness.require_bpffs(paths.bpffs)
     if log_file is not None:
