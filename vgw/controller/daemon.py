@@ -98,7 +98,9 @@ def run(
             health.report,
         )
         stack.callback(metrics.close)
-        reader = EventReader(paths.events, EventNames(paths), log, losses)
+        names = EventNames(paths)
+        operations.on_rename = names.outdated
+        reader = EventReader(paths.events, names, log, losses)
         reader.alive = health.part("events")
         reader.start()
         stack.callback(reader.stop)
