@@ -21,7 +21,7 @@ from vgw.cli_options import (
 from vgw.cli_output import Output, Progress, Table, print_rows, warn
 from vgw.cli_target import ApplyOptions, AttachOrder, Sources
 from vgw.cli_text import counted
-from vgw.errors import PartlyAppliedError
+from vgw.errors import PartlyAppliedError, VgwError
 
 Row = Mapping[str, Any]
 
@@ -74,6 +74,13 @@ def _checked_names(
     help="Replace a program that somebody else attached; give up connections in tables of another "
     "version that cannot be taken over.",
 )
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for interfaces that do not exist yet; fail if one is still missing.",
+)
 @output_option
 @pass_session
 def attach(  # noqa: PLR0913 - one parameter for each option
@@ -86,6 +93,7 @@ def attach(  # noqa: PLR0913 - one parameter for each option
     interfaces: tuple[str, ...],
     hook: str | None,
     force: bool,
+    wait: float,
     output: Output,
 ) -> None:
     """Protect VMs. One that is attached already gets its policy anew.
@@ -100,12 +108,35 @@ def attach(  # noqa: PLR0913 - one parameter for each option
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
         names = _all_vms(sources) if every else list(vms)
+        missing = _awaited(sources, names, interfaces, wait, progress) if wait else []
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
         own = policy is None and not session.policy_named
         order = AttachOrder(names, sources, interfaces, hook, force, own)
         answer, failure = attempt(lambda: target.attach(order))
     print_results(answer, output, failure, empty="the policy names no VM")
+    if missing:
+        raise VgwError(
+            f"interface {missing[0]} did not appear within {wait:g} s; what is there is protected, "
+            "attach again when the rest is"
+        )
+
+
+def _awaited(
+    sources: Sources | None,
+    vms: list[str],
+    interfaces: tuple[str, ...],
+    seconds: float,
+    progress: Progress,
+) -> list[str]:
+    """Wait for the interfaces of VMs; return those that are missing when the time is over."""
+    from vgw.controller.interfaces import wait_for
+    from vgw.policy.parse import parse_sources
+
+    known = parse_sources(sources).vms if sources is not None else {}
+    listed = [each.name for vm in vms if vm in known for each in known[vm].interfaces]
+    progress.say(f"waiting for interfaces of {counted(len(vms), 'VM')}")
+    return wait_for([*listed, *interfaces], seconds)
 
 
 def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sources | None:

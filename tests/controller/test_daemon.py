@@ -27,7 +27,8 @@ from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import ControllerUnreachableError, PolicyError, VgwError
 
-pytestmark = pytest.mark.bpf
+# Compiled already: on a busy machine that takes longer than a start may.
+pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("artefact")]
 
 VM = """
   {name}:
@@ -183,7 +184,6 @@ def test_catalogue_M1_M2_killed_twice_nothing_changes_and_counters_go_on(
     assert Host(paths).attached() == ["web01"]
 
 
-@pytest.mark.usefixtures("artefact")  # compiled already, so that only the event is waited for
 def test_catalogue_M13_M14_interface_that_comes_goes_and_comes_again(
     start: Start, paths: Paths, veth: Callable[[str], str]
 ) -> None:

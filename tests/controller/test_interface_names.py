@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,20 +208,6 @@ def test_catalogue_M16_an_alternative_name_is_no_new_interface(host: Host, veth:
     assert names(host) == [("tap0", True)]
 
 
-@pytest.fixture
-def elsewhere() -> Iterator[str]:
-    """Another network namespace, by the process that keeps it."""
-    keeper = subprocess.Popen(
-        ["unshare", "--net", "sh", "-c", "echo ready; exec sleep 600"], stdout=subprocess.PIPE
-    )
-    assert keeper.stdout is not None
-    assert keeper.stdout.readline() == b"ready\n"
-    yield str(keeper.pid)
-    keeper.kill()
-    keeper.wait()
-    keeper.stdout.close()
-
-
 def test_catalogue_M17_moved_to_another_namespace_and_back(
     host: Host, veth: Veth, elsewhere: str
 ) -> None:
@@ -237,14 +223,14 @@ def test_catalogue_M17_moved_to_another_namespace_and_back(
     assert host.sweep() == []
     with pytest.raises(VgwError, match="tap0 of VM web01 was moved to another network namespace"):
         host.apply(document(SSH))
-    _bring_back(elsewhere)
+    bring_back(elsewhere)
 
     host.apply(document(SSH))
     assert names(host) == [("tap0", True)]
     assert program_ids(host) == before
 
 
-def _bring_back(elsewhere: str) -> None:
+def bring_back(elsewhere: str) -> None:
     """Move tap0 from a namespace to that of the test's thread."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -272,7 +258,7 @@ def test_catalogue_M17_without_links_it_comes_back_to_new_programs(
     host.attach(document(HTTP), "web01")
     run("ip", "link", "set", "tap0", "netns", elsewhere)
     assert not row(host)["attached"]
-    _bring_back(elsewhere)
+    bring_back(elsewhere)
     assert not row(host)["attached"], "the kernel takes filters off what moves"
 
     host.apply(document(HTTP))

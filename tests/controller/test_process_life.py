@@ -195,6 +195,17 @@ def test_catalogue_M1_M2_M38_packets_do_not_notice_that_the_controller_ends_and_
     assert again.records("apply") == []
 
 
+def test_a_moment_without_programs_would_be_noticed(
+    traffic: tuple[Traffic, Controller], paths: Paths
+) -> None:
+    flow, controller = traffic
+    controller.end(signal.SIGKILL)
+    Host(paths).detach("web01")
+    flow.goes_on()
+    flow.stop()
+    assert flow.arrived[DENIED]
+
+
 @pytest.mark.parametrize("jump", [DAY, -DAY])
 def test_catalogue_M33_a_clock_that_jumps_ends_no_flow_and_no_watch(
     start: Start, paths: Paths, tap: Callable[[str], int], jump: int

@@ -18,6 +18,7 @@ from tests.controller.observe import program_ids, received, row, send_to_vm
 from tests.controller.policies import document, from_vm, to_vm
 from tests.controller.test_daemon import eventually
 from tests.controller.test_foreign import foreign_program
+from tests.controller.test_interface_names import bring_back, rename
 from tests.controller.test_links import returning
 from vgw import libbpf
 from vgw.controller import links, links_netlink, watch
@@ -361,3 +362,51 @@ def test_the_watch_lets_go_of_what_is_detached(watched: Watched, tap: Tap) -> No
             os.close(libbpf.prog_fd_by_id(program))
     assert watched.texts() == []
     assert watched.records("alarm") == []
+
+
+def test_catalogue_M17_an_interface_that_is_moved_away_is_an_alarm_until_it_is_back(
+    with_links: Watched, veth: Veth, elsewhere: str
+) -> None:
+    veth("tap0")
+    with_links.start()
+    run("ip", "link", "set", "tap0", "netns", elsewhere)
+    eventually("said", lambda: with_links.texts("moved"))
+    assert with_links.texts() == []
+    bring_back(elsewhere)
+    eventually("its end", lambda: not with_links.texts("moved"))
+    assert with_links.attached()
+
+
+def test_catalogue_M17_an_interface_that_ends_elsewhere_is_swept(
+    with_links: Watched, veth: Veth, elsewhere: str
+) -> None:
+    veth("tap0")
+    with_links.start()
+    run("ip", "link", "set", "tap0", "netns", elsewhere)
+    eventually("said", lambda: with_links.texts("moved"))
+    run("ip", "link", "del", "tap0-p")
+    eventually("swept", lambda: not with_links.host.attached())
+    eventually("its end", lambda: not with_links.texts("moved"))
+
+
+def test_catalogue_M16_a_renamed_interface_is_an_alarm_until_the_names_agree(
+    with_links: Watched, tap: Tap
+) -> None:
+    tap("tap0")
+    with_links.start()
+    ifindex = socket.if_nametoindex("tap0")
+    called: list[None] = []
+    with_links.operations.on_rename = lambda: called.append(None)
+
+    rename("tap0", "tap7")
+    with_links.operations.links_changed({"tap7": ifindex}, {"tap0"})
+    (text,) = with_links.texts("renamed")
+    assert "the policy calls this interface tap0" in text
+    (record,) = with_links.records("renamed")
+    assert (record["vm"], record["interface"], record["before"]) == ("web01", "tap7", "tap0")
+    assert called
+    rename("tap7", "tap0")
+    with_links.operations.links_changed({"tap0": ifindex}, {"tap7"})
+    assert with_links.texts("renamed") == []
+    assert with_links.texts() == []
+    assert with_links.attached()

@@ -67,6 +67,8 @@ class Change:
         self._kept: dict[str, _Kept] = {}
         self._new: dict[str, InterfaceFacts] = {}
         self._dropped: list[str] = []
+        #: Whole endpoints in whose place new ones are made: their interfaces were.
+        self._replaced: list[OpenEndpoint] = []
         self._staged: dict[str, int] = {}
         self._placings: list[Placing] = []
         #: Endpoints of which the staged slot has counters of its own.
@@ -208,6 +210,7 @@ class Change:
         from_vm = endpoint.attachment(facts.ifindex, abi.Path.FROM_VM)
         to_vm = endpoint.attachment(facts.ifindex, abi.Path.TO_VM)
         if from_vm is None or to_vm is None:
+            self._replaced.append(endpoint)
             return None
         wanted = links.choose_hook(self._hook(name))
         return _Kept(endpoint, facts, Hook(from_vm.hook), wanted, endpoint.maps.config())
@@ -387,6 +390,8 @@ class Change:
         for name in self._counting_anew:
             maps = self._kept[name].endpoint.maps
             counts = counts.harvesting(maps, 1 - self._staged[name], labels_of)
+        for endpoint in self._replaced:
+            counts = counts.with_all_of(endpoint.maps, labels_of)
         if counts != old:
             known = {entry.endpoint for entry in self._manifest.endpoints.values()}
             rules = [self._tools.names.keys(image.digest) for image in self._images.values()]

@@ -76,6 +76,7 @@ def run(  # noqa: PLR0913 (what the verb has options for)
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     fitness.require_capabilities()
+    fitness.require_programs()
     fitness.require_host_clock()
     fitness.require_bpffs(paths.bpffs)
     if log_file is not None:
@@ -110,7 +111,9 @@ def run(  # noqa: PLR0913 (what the verb has options for)
             health.report,
         )
         stack.callback(metrics.close)
-        reader = EventReader(paths.events, EventNames(paths), log, losses)
+        names = EventNames(paths)
+        operations.on_rename = names.outdated
+        reader = EventReader(paths.events, names, log, losses)
         reader.alive = health.part("events")
         reader.start()
         stack.callback(reader.stop)

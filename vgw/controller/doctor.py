@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from vgw import abi, libbpf
-from vgw.controller import fitness, links, pinned
+from vgw.controller import fitness, links, links_netlink, pinned
 from vgw.controller.api import Client
 from vgw.controller.foreign import programs_beside
+from vgw.controller.own_namespace import in_own_namespace
 from vgw.controller.paths import Paths
 from vgw.errors import ControllerUnreachableError, KernelError, VgwError
 from vgw.libbpf import AttachType, ProgType
@@ -33,8 +34,6 @@ _FIXED: Final = {(5, 15): 164, (6, 1): 113, (6, 6): 55}
 _APT: Final = "apt install {}"
 _HEADERS: Final = Path("/usr/include/linux/types.h")
 
-#: `mov r0, 0; exit`
-_DO_NOTHING: Final = bytes.fromhex("b700000000000000 9500000000000000")
 #: `bpf_probe_read_kernel(fp - 8, 8, NULL)`
 _READ_KERNEL: Final = b"".join(
     struct.pack("=BBhi", *words)
@@ -47,6 +46,13 @@ _READ_KERNEL: Final = b"".join(
     )
 )
 
+#: Settings of the kernel, and where they are.
+_SETTINGS: Final = Path("/proc/sys")
+_JIT: Final = "net/core/bpf_jit_enable"
+_UNPRIVILEGED: Final = "kernel/unprivileged_bpf_disabled"
+
+#: Every network namespace has this interface, with this index.
+_LOOPBACK: Final = 1
 #: No interface has this index.
 _NO_INTERFACE: Final = 0x7FFFFFFF
 
@@ -154,6 +160,52 @@ def _bpf_load(_: Paths) -> str:
         return "the kernel loads XDP and tc programs"
 
 
+def _jit(_: Paths) -> str:
+    if _setting(_JIT) == 0:
+        raise _UnfitError(
+            "programs are interpreted: they judge the same, and take several times as long",
+            f"run `sysctl -w {_JIT.replace('/', '.')}=1`",
+            ok=True,
+        )
+    return "programs are compiled to the processor's code"
+
+
+def _unprivileged(_: Paths) -> str:
+    if _setting(_UNPRIVILEGED) == 0:
+        raise _UnfitError(
+            "every user may load BPF programs, which vgw does not need",
+            f"run `sysctl -w {_UNPRIVILEGED.replace('/', '.')}=2`",
+            ok=True,
+        )
+    return "other users load no BPF programs"
+
+
+def _setting(name: str) -> int | None:
+    """Return a setting of the kernel, None where it has no such setting."""
+    try:
+        return int((_SETTINGS / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _clock(_: Paths) -> str:
+    fitness.require_host_clock()
+    return "the monotonic clock is that of the packet programs"
+
+
+def _clsact(_: Paths) -> str:
+    """Whether there is a clsact qdisc, where tc programs cannot be attached by links."""
+    if _tcx_known():
+        return "not needed: tc programs are attached by links"
+    in_vain = in_own_namespace(lambda: links_netlink.add_clsact(_LOOPBACK))
+    if in_vain is not None:
+        raise _UnfitError(
+            f"this kernel has neither links for tc nor the clsact qdisc: {in_vain}",
+            "load the modules sch_ingress and cls_bpf, or use a kernel that has them",
+        )
+    return "tc filters of a clsact qdisc can be attached"
+
+
 def _xdp_link(_: Paths) -> str:
     # The loopback device has no native XDP: a kernel that knows the link says that, others EINVAL.
     known = _link_error(ProgType.XDP, 1, AttachType.XDP) == errno.EOPNOTSUPP
@@ -161,8 +213,11 @@ def _xdp_link(_: Paths) -> str:
 
 
 def _tcx_link(_: Paths) -> str:
-    known = _link_error(ProgType.SCHED_CLS, _NO_INTERFACE, AttachType.TCX_INGRESS) == errno.ENODEV
-    return _how_attached("tc", known, "a clsact filter")
+    return _how_attached("tc", _tcx_known(), "a clsact filter")
+
+
+def _tcx_known() -> bool:
+    return _link_error(ProgType.SCHED_CLS, _NO_INTERFACE, AttachType.TCX_INGRESS) == errno.ENODEV
 
 
 def _link_error(kind: ProgType, ifindex: int, attach_type: AttachType) -> int:
@@ -263,7 +318,7 @@ def _controller(paths: Paths) -> str:
 @contextlib.contextmanager
 def _program(kind: ProgType, code: bytes = b"") -> Iterator[int]:
     """Load a program that begins with `code` and then does nothing."""
-    fd = libbpf.prog_load(kind, "vgw_probe", code + _DO_NOTHING)
+    fd = libbpf.prog_load(kind, "vgw_probe", code + fitness.DO_NOTHING)
     try:
         yield fd
     finally:
@@ -276,8 +331,12 @@ _CHECKS: Final[dict[str, _Check]] = {
     "libbpf": _libbpf,
     "btf": _btf,
     "bpf": _bpf_load,
+    "jit": _jit,
+    "unprivileged": _unprivileged,
+    "clock": _clock,
     "xdp link": _xdp_link,
     "tc link": _tcx_link,
+    "clsact": _clsact,
     "bpffs": _bpffs,
     "bcc": _bcc,
     "headers": _headers,

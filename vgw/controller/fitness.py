@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this process may do its work here: its capabilities, and a bpffs for the pins."""
+"""Whether this process may do its work here: capabilities, kernel, clock, a bpffs for the pins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import resource
 from pathlib import Path
 from typing import Final
 
-from vgw.errors import VgwError
+from vgw import libbpf
+from vgw.errors import KernelError, VgwError
+from vgw.loader import socket_buffer_options
 
 #: Bits of linux/capability.h: to attach; for pointers in programs and the perf buffer; to load.
 NEEDED_CAPABILITIES: Final = {
@@ -17,6 +19,9 @@ NEEDED_CAPABILITIES: Final = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
+
+#: `mov r0, 0; exit`
+DO_NOTHING: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
 DEFAULT_BPFFS: Final = Path("/sys/fs/bpf")
 
@@ -37,6 +42,22 @@ def require_capabilities() -> None:
             f"no permission to load and attach BPF programs: {', '.join(missing)} is missing; run "
             f"vgw as root, or with {', '.join(NEEDED_CAPABILITIES)}"
         )
+
+
+def require_programs() -> None:
+    """Raise VgwError unless this kernel loads tc programs and describes its socket buffers.
+
+    Both are asked for by every program. What else a kernel may lack has a way around: links and
+    tcx (netlink and clsact), native XDP (generic, or tc), the JIT compiler (slower).
+    """
+    try:
+        os.close(libbpf.prog_load(libbpf.ProgType.SCHED_CLS, "vgw_probe", DO_NOTHING))
+    except KernelError as error:
+        raise VgwError(
+            f"this kernel loads no tc programs ({os.strerror(error.errno)}): vgw needs "
+            "CONFIG_NET_CLS_ACT and CONFIG_BPF_SYSCALL; `vgw doctor` says more"
+        ) from error
+    socket_buffer_options()
 
 
 def require_host_clock() -> None:

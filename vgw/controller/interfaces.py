@@ -15,7 +15,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,6 +135,33 @@ def watch_links(
             alive()
             if poll.poll(_STOP_PERIOD * 1000):
                 watcher.receive()
+
+
+def wait_for(names: Iterable[str], seconds: float) -> list[str]:
+    """Wait until there are interfaces of these names; return which are not when the time is over.
+
+    Raises OSError when interfaces cannot be watched.
+    """
+    wanted = set(names)
+    missing = wanted.difference(name for _, name in socket.if_nameindex())
+    deadline = time.monotonic() + seconds
+    stop = threading.Event()
+
+    def note(event: str, name: str, _: int) -> None:
+        if event == "new":
+            missing.discard(name)
+        elif name in wanted:
+            missing.add(name)
+        if not missing:
+            stop.set()
+
+    def look_at_the_clock() -> None:
+        if time.monotonic() >= deadline:
+            stop.set()
+
+    if missing and seconds > 0:
+        watch_links(note, stop, look_at_the_clock)
+    return sorted(missing)
 
 
 class LinkWatcher:

@@ -61,6 +61,8 @@ class Operations:
         self._host = host
         self._log = log
         self._alarms = Alarms(log) if alarms is None else alarms
+        #: Called when interfaces have other names than before.
+        self.on_rename: Callable[[], None] = lambda: None
         self._inspector = Inspector(host, self._alarms, log)
         #: Whether all endpoints were looked at for a name that the policy does not use.
         self._names_known = False
@@ -200,6 +202,8 @@ class Operations:
             self._log.add(
                 control_record("renamed", vm=each.vm, interface=each.new, before=each.old)
             )
+        if renamed:
+            self.on_rename()
         self._say_names(each.vm for each in renamed)
 
     def _say_names(self, vms: Iterable[str]) -> None:

@@ -39,7 +39,7 @@ from vgw.controller.recovery import forget, recovered, remove_unused_records
 from vgw.controller.renames import Renamed, follow_renames
 from vgw.controller.replacement import destroy, settle
 from vgw.controller.restore import Restored, Suspect, restore
-from vgw.controller.rule_counts import read_steadily, settle_spares
+from vgw.controller.rule_counts import keep_counts, read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
 from vgw.controller.upgrade import Upgrades, give_up_flows, upgrade_vms
@@ -204,11 +204,13 @@ class Host:
             for vm in self.attached():
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
+                manifest = load_manifest(self.paths.manifest(vm))
+                if manifest is not None and len(gone) < len(there):
+                    self._keep_counts(manifest, gone)
                 for name in gone:
                     with recorded(self._last_flows, vm, name):
                         destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
-                manifest = load_manifest(self.paths.manifest(vm))
                 if gone and manifest is not None:
                     self._forget_endpoints(manifest, gone)
             self._tidy()
@@ -493,6 +495,16 @@ class Host:
         with contextlib.suppress(OSError):
             files.rmdir(self.paths.pins)
         remove_stale(self.paths.bpffs)
+
+    def _keep_counts(self, manifest: Manifest, gone: Collection[str]) -> None:
+        """Keep for the rules of a VM what they had counted on interfaces that are gone."""
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(each) for each in self.open_endpoints(manifest.vm)]
+            keep_counts(
+                self.paths.counts(manifest.vm),
+                [endpoint.maps for endpoint in opened if endpoint.interface in gone],
+                manifest.in_generation(self.store.labels),
+            )
 
     def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
         left = manifest.only({*manifest.endpoints}.difference(gone).union(manifest.extra))

@@ -54,6 +54,20 @@ class RuleCounts:
         harvested = {**self.harvested, config.endpoint: config.generation}
         return RuleCounts(carried, harvested)
 
+    def with_all_of(self, maps: EndpointMaps, labels_of: LabelsOf) -> RuleCounts:
+        """Return these with everything that an endpoint has counted that is not among them."""
+        left = self.left_over(maps)
+        counts = self if left is None else self.harvesting(maps, left, labels_of)
+        if counts.has_all_of(maps):
+            return counts
+        return counts.harvesting(maps, maps.active_slot(), labels_of)
+
+    def has_all_of(self, maps: EndpointMaps) -> bool:
+        """Tell whether the counts of the policy in force are among these: no more will come."""
+        config = maps.config()
+        last = self.harvested.get(config.endpoint, 0)
+        return last >= int(config.generation)
+
     def only(self, keys: Collection[str], endpoints: Collection[int]) -> RuleCounts:
         """Return what is known of some rules and endpoints."""
         return RuleCounts(
@@ -104,9 +118,11 @@ def counted_now(
 ) -> Iterator[tuple[str, RuleCount]]:
     """Yield key and counts of the rules that have counted in an endpoint and are not in `counts`.
 
-    A rule appears twice while what it counted under the policy before is in the spare slot.
+    A rule appears twice while what it counted under the policy before is in the spare slot. Of an
+    endpoint whose interface is gone all may be in `counts` before it is removed.
     """
-    yield from counts_in(maps, maps.active_slot(), labels_of)
+    if not counts.has_all_of(maps):
+        yield from counts_in(maps, maps.active_slot(), labels_of)
     left = counts.left_over(maps)
     if left is not None:
         yield from counts_in(maps, left, labels_of)
@@ -150,6 +166,18 @@ def settle_spares(file: Path, opened: Iterable[EndpointMaps], labels_of: LabelsO
         save_counts(file, counts)
     for maps in left:
         maps.release(1 - maps.active_slot())
+
+
+def keep_counts(file: Path, opened: Iterable[EndpointMaps], labels_of: LabelsOf) -> None:
+    """Add up what endpoints have counted that no packet meets any more and that are about to go.
+
+    `file` is that of the VM's counts. What was added before is not added again. Raises VgwError.
+    """
+    counts = old = load_counts(file)
+    for maps in opened:
+        counts = counts.with_all_of(maps, labels_of)
+    if counts != old:
+        save_counts(file, counts)
 
 
 def load_counts(path: Path) -> RuleCounts:

@@ -29,13 +29,15 @@ from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, LinkType
 
 #: How often is looked at what the kernel does not tell of.
-WATCH_SECONDS: Final = 2.0
+WATCH_SECONDS: Final = 2.5
 #: Within this time what was taken off is back, or there is an alarm.
 RESTORE_SECONDS: Final = 5.0
 #: How often all interfaces are asked for XDP programs that others attached by links.
 _XDP_SECONDS: Final = 10.0
 #: Pause between closer looks, in which what comes is gathered.
 _PAUSE_SECONDS: Final = 0.2
+#: Within this time the thread notices that it shall stop.
+_STOP_SECONDS: Final = 0.25
 #: Endpoints that are looked at for the first time between two pauses.
 _AT_ONCE: Final = 25
 #: A directory changed this recently may change again without its time of change showing it.
@@ -142,7 +144,7 @@ class AttachmentWatch:
             self._alive()
             try:
                 wait = 0.0 if self._first else max(0.0, scan_at - time.monotonic())
-                poll.poll(wait * 1000)
+                poll.poll(min(wait, _STOP_SECONDS) * 1000)
                 suspects = self._changed()
                 if time.monotonic() >= scan_at:
                     scan_at = time.monotonic() + WATCH_SECONDS
@@ -166,7 +168,12 @@ class AttachmentWatch:
             return set()
         if not changed:
             return set()
-        return {key for key, watched in self._watched.items() if watched.ifindex in changed}
+        # One whose interface is not here may be back, with whatever index.
+        return {
+            key
+            for key, watched in self._watched.items()
+            if watched.ifindex in changed or not watched.ifindex
+        }
 
     def _scan(self) -> set[_Key]:
         """Return the endpoints that are not as they were, and those that were wrong."""
