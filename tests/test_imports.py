@@ -36,6 +36,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "click": ("vgw.cli",),
     "prometheus_client": ("vgw.controller.metrics",),
     "numpy": ("vgw.policy.wide",),
+    "rich": ("vgw.cli_top",),
     "pydantic": ("vgw.policy",),
     "yaml": ("vgw.policy",),
 }

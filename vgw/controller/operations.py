@@ -24,6 +24,7 @@ from vgw.controller.inventory import read_policy
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
 from vgw.controller.reconcile import AttachResult, Host
+from vgw.controller.samples import sample, talkers
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
 from vgw.policy.parse import parse_sources
@@ -59,6 +60,8 @@ class Operations:
             "status": lambda parameters: self._host.status(parameters.optional_text("vm")),
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
+            "sample": lambda _: sample(self._host),
+            "talkers": lambda parameters: talkers(self._host, parameters.text("vm")),
             "flush": self._flush,
             "mode": self._set_mode,
         }
