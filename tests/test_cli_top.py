@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli_fakes import FakeTarget
-from vgw.cli_top_looks import Look, Looker, Watcher, one_look
+from vgw.cli_top_looks import Look, Looker, Watcher
 from vgw.cli_top_rates import SORTS, in_order, rule_rates, talker_rates, vm_rates
 from vgw.cli_top_terminal import keys_in
 from vgw.cli_top_view import State, picture, printable, short
@@ -299,11 +299,11 @@ def test_a_look_outlives_failures() -> None:
 
 def test_one_look_needs_two_samples() -> None:
     target = Changing()
-    shown, seconds = one_look(Looker(lambda: target), 0.01, None)
+    shown, seconds = Looker(lambda: target).over(0.01, None)
     assert (seconds, shown.vms[0]["rates"]["ingress"]["accepted"]["packets"]) == (1, 10)
     target.fails = VgwError("no permission")
     with pytest.raises(VgwError, match="no permission"):
-        one_look(Looker(lambda: target), 0.01, None)
+        Looker(lambda: target).over(0.01, None)
 
 
 def test_a_changed_focus_is_looked_at_at_once(wait: Callable[[Callable[[], bool]], None]) -> None:

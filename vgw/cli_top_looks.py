@@ -65,6 +65,19 @@ class Looker:
             self.look = replace(self.look, error=str(error))
         return self.look
 
+    def over(self, seconds: float, focus: str | None) -> tuple[Look, float]:
+        """Return a look with rates over a time, and how many seconds it really were.
+
+        Raises VgwError when there is none.
+        """
+        if self.refresh(focus).error is None:
+            first = self._sample
+            time.sleep(seconds)
+            look = self.refresh(focus, rules=focus is not None)
+            if look.error is None and first is not None and self._sample is not None:
+                return look, seconds_between(first, self._sample)
+        raise VgwError(self.look.error or "there is no sample")
+
     def _ask(self) -> Target:
         if self._target is None:
             self._target = self._connect()
@@ -148,19 +161,3 @@ class Watcher:
                 self._looker.refocus(vm, rules=rules)
             shown = focus
             self._changed()
-
-
-def one_look(looker: Looker, interval: float, focus: str | None) -> tuple[Look, float]:
-    """Return a look with rates over `interval` seconds, and how many it really were.
-
-    Raises VgwError when there is none.
-    """
-    looker.refresh(focus)
-    first = looker._sample
-    if looker.look.error is None:
-        time.sleep(interval)
-        looker.refresh(focus, rules=focus is not None)
-    look = looker.look
-    if look.error is not None or first is None or looker._sample is None:
-        raise VgwError(look.error or "there is no sample")
-    return look, seconds_between(first, looker._sample)

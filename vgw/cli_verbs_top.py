@@ -32,7 +32,7 @@ def top(session: Session, vm: str | None, interval: float, once: bool, output: O
     Keys: up and down select a VM, enter opens it, esc goes back, s and r sort, q ends. Without a
     terminal it prints one sample, as with --once.
     """
-    from vgw.cli_top_looks import Looker, one_look
+    from vgw.cli_top_looks import Looker
     from vgw.errors import VgwError
 
     looker = Looker(session.target)
@@ -42,7 +42,7 @@ def top(session: Session, vm: str | None, interval: float, once: bool, output: O
 
         show(looker, interval, State(selected=vm, opened=vm is not None))
         return
-    look, seconds = one_look(looker, interval, vm)
+    look, seconds = looker.over(interval, vm)
     rows = [row for row in look.vms if vm in (None, row["vm"])]
     if vm is not None and not rows:
         raise VgwError(f"VM {vm} is not attached; attach it by `vgw attach --vm {vm}`")
