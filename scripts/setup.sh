@@ -29,7 +29,6 @@ dev_packages=(
   logrotate               # reads the configuration in contrib/
   systemd                 # looks the unit in contrib/ over
   libseccomp2             # its filter of system calls
-  tmux                    # a terminal to look at `vgw top` in
 )
 
 usage() {

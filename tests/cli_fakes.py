@@ -68,6 +68,11 @@ STATUS: dict[str, Any] = json.loads("""
 ]}]}
 """)
 
+SAMPLE: dict[str, Any] = {"schema": "vgw/v1", "at_ns": 0, "vms": []}
+TALKERS: dict[str, Any] = {
+    "schema": "vgw/v1", "at_ns": 0, "vm": "web01", "flows": 0, "complete": True, "talkers": [],
+}  # fmt: skip
+
 RULES: dict[str, Any] = json.loads("""
 {"schema": "vgw/v1", "vm": "web01", "rules": [
   {"direction": "ingress", "tier": "group", "policy": "tier", "rule": "site",
@@ -121,6 +126,14 @@ class FakeTarget:
     def rules(self, vm: str) -> dict[str, Any]:
         self.asked.append(("rules", vm))
         return RULES
+
+    def sample(self) -> dict[str, Any]:
+        self.asked.append(("sample", None))
+        return SAMPLE
+
+    def talkers(self, vm: str) -> dict[str, Any]:
+        self.asked.append(("talkers", vm))
+        return TALKERS
 
     def conntrack(self, vm: str) -> dict[str, Any]:
         self.asked.append(("conntrack", vm))

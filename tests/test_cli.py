@@ -30,7 +30,17 @@ from vgw.errors import (
 
 VERBS = (
     *("attach", "detach", "status", "check", "compile", "apply", "confirm", "rollback", "history"),
-    *("simulate", "rules", "logs", "conntrack", "mode", "quarantine", "release", "controller"),
+    *(
+        "simulate",
+        "rules",
+        "logs",
+        "top",
+        "conntrack",
+        "mode",
+        "quarantine",
+        "release",
+        "controller",
+    ),
     "doctor",
 )
 LEAVES = (
@@ -39,7 +49,7 @@ LEAVES = (
 )
 
 #: What takes long to import or is of no use for help.
-HEAVY = ("yaml", "pydantic", "pyroute2", "bcc", "prometheus_client", "http.client")
+HEAVY = ("yaml", "rich", "pydantic", "pyroute2", "bcc", "prometheus_client", "http.client")
 
 
 def test_help_names_every_verb() -> None:

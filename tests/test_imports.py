@@ -44,6 +44,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
         *(f"vgw.controller.{part}" for part in ("columns", "flow", "foreign_tables")),
         "vgw.controller.upgrade_tables",
     ),
+    "rich": ("vgw.cli_top",),
     "pydantic": ("vgw.policy",),
     "yaml": ("vgw.policy",),
 }

@@ -28,6 +28,7 @@ from vgw.cli_verbs_policy import check, compile_rules
 from vgw.cli_verbs_protect import apply, attach, detach
 from vgw.cli_verbs_show import logs, rules, status
 from vgw.cli_verbs_simulate import simulate
+from vgw.cli_verbs_top import top
 from vgw.errors import ExitCode, PolicyError, VerifierError, VgwError
 
 #: What a shell expects of a command that Ctrl-C stopped: 128 + SIGINT.
@@ -159,6 +160,7 @@ for _verb in (
     simulate,
     rules,
     logs,
+    top,
     conntrack,
     mode,
     quarantine,

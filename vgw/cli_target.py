@@ -93,6 +93,12 @@ class Target(Protocol):
     def rules(self, vm: str) -> Answer:
         """Return the rules of a VM with their counters: {"vm", "rules": [...]}."""
 
+    def sample(self) -> Answer:
+        """Return the counters of all VMs: {"at_ns", "vms": [...]}."""
+
+    def talkers(self, vm: str) -> Answer:
+        """Return with whom a VM talks: {"at_ns", "talkers": [...]}."""
+
     def conntrack(self, vm: str) -> Answer:
         """Return the flows of a VM: {"vm", "flows": [...]}."""
 
@@ -223,6 +229,18 @@ class LocalTarget:
         """Return the rules of a VM with their counters."""
         return self._host.rules(vm)
 
+    def sample(self) -> Answer:
+        """Return the counters of all VMs."""
+        from vgw.controller.samples import sample
+
+        return sample(self._host)
+
+    def talkers(self, vm: str) -> Answer:
+        """Return with whom a VM talks."""
+        from vgw.controller.samples import talkers
+
+        return talkers(self._host, vm)
+
     def conntrack(self, vm: str) -> Answer:
         """Return the flows of a VM."""
         from vgw.controller.conntrack import list_flows
@@ -330,6 +348,14 @@ class ControllerTarget:
     def rules(self, vm: str) -> Answer:
         """Return the rules of a VM with their counters."""
         return self._client.rules(vm)
+
+    def sample(self) -> Answer:
+        """Return the counters of all VMs."""
+        return self._client.sample()
+
+    def talkers(self, vm: str) -> Answer:
+        """Return with whom a VM talks."""
+        return self._client.talkers(vm)
 
     def conntrack(self, vm: str) -> Answer:
         """Return the flows of a VM."""

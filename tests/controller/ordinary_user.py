@@ -24,7 +24,7 @@ UID = 64917
 PATIENCE = 60.0
 CAPABILITIES = tuple(NEEDED_CAPABILITIES)
 _MAIN = "from vgw.cli import main; main()"
-_VARIABLES = {
+VARIABLES = {
     "policy": "VGW_POLICY",
     "run_dir": "VGW_RUN_DIR",
     "state_dir": "VGW_STATE_DIR",
@@ -60,7 +60,7 @@ class OrdinaryUser:
         packages = Path(sysconfig.get_paths()["purelib"])
         if packages.is_relative_to(ROOT):
             packages = self.repository / packages.relative_to(ROOT)
-        places = {_VARIABLES[each.name]: getattr(self.paths, each.name) for each in fields(Paths)}
+        places = {VARIABLES[each.name]: getattr(self.paths, each.name) for each in fields(Paths)}
         return {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{self.repository}:{packages}",

@@ -383,6 +383,14 @@ class Client:
         """Return Host.rules: the rules of a VM with their counters."""
         return self._dict("rules", vm=vm)
 
+    def sample(self) -> dict[str, Any]:
+        """Return samples.sample: the counters of all VMs."""
+        return self._dict("sample")
+
+    def talkers(self, vm: str) -> dict[str, Any]:
+        """Return samples.talkers: with whom a VM talks."""
+        return self._dict("talkers", vm=vm)
+
     def conntrack(self, vm: str) -> dict[str, Any]:
         """Return the flows of a VM: {"vm", "flows": [...]}."""
         return self._dict("conntrack", vm=vm)

@@ -35,6 +35,7 @@ from vgw.controller.reconcile import ApplyResult, AttachResult, Host
 from vgw.controller.recording import Work, results_of
 from vgw.controller.renames import say_renamed
 from vgw.controller.restore import Suspect
+from vgw.controller.samples import sample, talkers
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
 from vgw.policy.parse import parse_sources
@@ -93,6 +94,8 @@ class Operations:
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
             "conntrack_import": self._put_flows,
+            "sample": lambda _: sample(self._host),
+            "talkers": lambda parameters: talkers(self._host, parameters.text("vm")),
             "flush": self._flush,
             "mode": self._set_mode,
         }
