@@ -67,8 +67,7 @@ class Cycles:
                 self._ip(remove)
                 self._host.sweep()
             else:
-                for vm in self._document.vms:
-                    self._host.detach(vm)
+                self._host.detach_all()
                 self._ip(remove)
 
     def traces(self) -> Traces:

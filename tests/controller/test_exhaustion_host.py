@@ -109,7 +109,7 @@ def test_catalogue_L13_what_is_left_is_noticed(host: Host, monkeypatch: pytest.M
     """The control: an endpoint that nobody removes."""
     monkeypatch.setattr(leftovers, "_PATIENCE", 0.1)
     cycles = Cycles(host, policies.document())
-    monkeypatch.setattr(host, "detach", lambda _: None)
+    monkeypatch.setattr(host, "detach_all", list)
     cycles.run(1)
     left = cycles.traces()
 
