@@ -123,28 +123,39 @@ static __always_inline void count_opened(const struct endpoint_config *config,
 	note_start(config, work, &work->key, flow);
 }
 
+/*
+ * Puts a flow into the table and its key into the queue. Returns 0, -EEXIST where one of the
+ * key is there already, or what the kernel says where there is no room.
+ */
+static __always_inline int flow_put(struct conntrack_meta *meta, struct flow_key *key,
+				    struct flow *flow)
+{
+	int error = conntrack.insert(key, flow);
+
+	if (error) {
+		half_open_leave(meta, flow); /* of this copy: the one in the table is another's */
+		return error;
+	}
+	__sync_fetch_and_add(&meta->entries, 1);
+	if (queue_append(meta, key))
+		return 0;
+	flow_delete(meta, key, flow);
+	return -ENOMEM;
+}
+
 /* Puts work->flow into the table and counts it. Returns NONE, or why it is not there. */
 static __always_inline enum vgw_reason flow_insert(const struct endpoint_config *config,
 						   struct conntrack_meta *meta,
 						   struct scratch *work)
 {
-	struct flow_key *key = &work->key;
-	struct flow *flow = &work->flow;
-	int error = conntrack.insert(key, flow);
+	int error = flow_put(meta, &work->key, &work->flow);
 
-	if (error)
-		half_open_leave(meta, flow); /* of this copy: the one in the table is another's */
 	if (error == -EEXIST) /* another CPU was first; the policy accepts this packet too */
 		return VGW_REASON_NONE;
 	if (error)
 		return VGW_REASON_CT_FULL;
-	__sync_fetch_and_add(&meta->entries, 1);
-	if (queue_append(meta, key)) {
-		count_opened(config, meta, work, flow);
-		return VGW_REASON_NONE;
-	}
-	flow_delete(meta, key, flow);
-	return VGW_REASON_CT_FULL;
+	count_opened(config, meta, work, &work->flow);
+	return VGW_REASON_NONE;
 }
 
 /* Whether one more flow is within the limits of the side that opens it. Returns NONE, or why not. */

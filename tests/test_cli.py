@@ -29,10 +29,14 @@ from vgw.errors import (
 )
 
 VERBS = (
-    *("attach", "detach", "status", "check", "compile", "apply", "simulate", "rules", "logs"),
-    *("conntrack", "mode", "controller", "doctor"),
+    *("attach", "detach", "status", "check", "compile", "apply", "confirm", "rollback", "history"),
+    *("simulate", "rules", "logs", "conntrack", "mode", "quarantine", "release", "controller"),
+    "doctor",
 )
-LEAVES = (*(verb for verb in VERBS if verb != "conntrack"), "conntrack list", "conntrack flush")
+LEAVES = (
+    *(verb for verb in VERBS if verb != "conntrack"),
+    *(f"conntrack {verb}" for verb in ("list", "flush", "export", "import")),
+)
 
 #: What takes long to import or is of no use for help.
 HEAVY = ("yaml", "pydantic", "pyroute2", "bcc", "prometheus_client", "http.client")
@@ -42,7 +46,7 @@ def test_help_names_every_verb() -> None:
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
     listed = result.output.split("Commands:")[1]
-    assert [line.split()[0] for line in listed.splitlines()[1:14]] == list(VERBS)
+    assert [line.split()[0] for line in listed.splitlines()[1 : len(VERBS) + 1]] == list(VERBS)
     assert "..." not in listed, "a verb's first sentence is too long for the list"
 
 

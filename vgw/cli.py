@@ -20,10 +20,13 @@ from vgw import __version__
 from vgw.cli_environment import require_own_code
 from vgw.cli_options import Session, example
 from vgw.cli_text import counted
+from vgw.cli_verbs_conntrack import conntrack
+from vgw.cli_verbs_history import confirm, history, rollback
 from vgw.cli_verbs_host import controller, doctor
+from vgw.cli_verbs_mode import mode, quarantine, release
 from vgw.cli_verbs_policy import check, compile_rules
-from vgw.cli_verbs_protect import apply, attach, detach, mode
-from vgw.cli_verbs_show import conntrack, logs, rules, status
+from vgw.cli_verbs_protect import apply, attach, detach
+from vgw.cli_verbs_show import logs, rules, status
 from vgw.cli_verbs_simulate import simulate
 from vgw.errors import ExitCode, PolicyError, VerifierError, VgwError
 
@@ -150,11 +153,16 @@ for _verb in (
     check,
     compile_rules,
     apply,
+    confirm,
+    rollback,
+    history,
     simulate,
     rules,
     logs,
     conntrack,
     mode,
+    quarantine,
+    release,
     controller,
     doctor,
 ):

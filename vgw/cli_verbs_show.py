@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: PLC0415 - imports inside the verbs keep the start of the command fast
-"""The verbs that show what protected VMs do: status, rules, logs and conntrack."""
+"""The verbs that show what protected VMs do: status, rules and logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from vgw.cli_options import Session, example, output_option, pass_session, vm_option
 from vgw.cli_output import Output, Table, print_json, print_json_line, print_rows, warn
-from vgw.cli_text import ago, packet_text, rule_text, side_text, size, span
+from vgw.cli_text import ago, packet_text, size, span
 
 if TYPE_CHECKING:
     from vgw.controller.paths import Paths
@@ -43,8 +43,35 @@ def status(session: Session, vm: str | None, output: Output) -> None:
             for interface in row["interfaces"]:
                 for text in _shortcomings(interface):
                     warn(f"{row['vm']} {interface['name']}: {text}")
+            if row.get("mode_order") is not None:
+                click.echo(_order_text(row))
+        policy = document.get("host_policy")
+        if policy is not None and (document["vms"] or policy["confirm_seconds"] is not None):
+            click.echo(_policy_text(policy))
         for alarm in document.get("alarms") or ():
             click.echo(_alarm_text(alarm))
+
+
+def _order_text(vm: Row) -> str:
+    """Return a line about a mode that was ordered."""
+    order = vm["mode_order"]
+    since = "" if order["since"] is None else f" since {order['since']}"
+    by = "" if order["by"] is None else f" by {order['by']}"
+    why = "" if order["reason"] is None else f": {order['reason']}"
+    return f"{vm['vm']}: {order['mode']} ordered{since}{by}{why}"
+
+
+def _policy_text(policy: Row) -> str:
+    """Return a line about the policy of the host."""
+    text = f"policy {policy['number']}: {policy['event']} by {policy['by']} at {policy['time']}"
+    if policy["held"]:
+        text += f"; {policy['file']} said something else then and is not in force"
+    if policy["confirm_seconds"] is not None:
+        text += (
+            f"; waits to be confirmed, {policy['confirm_seconds']:.0f} s are left, then "
+            f"{policy['confirm_back']} comes back"
+        )
+    return text
 
 
 def _alarm_text(alarm: Row) -> str:
@@ -222,47 +249,3 @@ def record_text(record: Row) -> str:
         rest = [f"{key}={value}" for key, value in record.items() if key not in known]
         parts += [record.get("event", "-"), *rest]
     return "  ".join(part for part in parts if part)
-
-
-@click.group()
-def conntrack() -> None:
-    """List or forget the connections of a VM."""
-
-
-@conntrack.command("list", epilog=example("vgw conntrack list --vm web01"))
-@vm_option
-@output_option
-@pass_session
-def list_flows(session: Session, vm: str, output: Output) -> None:
-    """Show the open connections of a VM, and which rule let each in."""
-    document = session.target().conntrack(vm)
-    table = Table(
-        *("PROTO", "STATE", "DIRECTION", "LOCAL", "REMOTE", "PACKETS", "AGE", "ENDS IN", "RULE"),
-        right=("PACKETS", "AGE", "ENDS IN"),
-    )
-    for row in document["flows"]:
-        packets = row["packets"]
-        table.add(
-            row["proto"],
-            row["state"],
-            row["direction"],
-            side_text(row["local"], row["local_port"]),
-            side_text(row["remote"], row["remote_port"]),
-            f"{packets['ingress']}/{packets['egress']}",
-            span(row["age"]),
-            span(row["expires_in"]),
-            rule_text(row),
-        )
-    print_rows(output, document, "flows", table, empty=f"{vm} has no open connections")
-
-
-@conntrack.command(epilog=example("vgw conntrack flush --vm web01"))
-@vm_option
-@output_option
-@pass_session
-def flush(session: Session, vm: str, output: Output) -> None:
-    """Forget every connection of a VM; the next packet of each is judged as a new one."""
-    entries = session.target().flush(vm)
-    table = Table("VM", "FORGOTTEN", right=("FORGOTTEN",))
-    table.add(vm, entries)
-    print_rows(output, {"vms": [{"vm": vm, "entries": entries}]}, "vms", table, empty="")

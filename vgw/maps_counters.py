@@ -8,11 +8,27 @@ pinned beside the endpoint before rules count in it; a pin is believed only if i
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Protocol
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.errors import KernelError
+
+
+def counters_pin(directory: Path, slot: int) -> Path:
+    """Return where the map is pinned that rules of a slot count in."""
+    return directory / f"counters_{slot}"
+
+
+def inner_ids(fd: int, entries: int) -> dict[int, int]:
+    """Return the ids of the maps inside a map of maps, by index."""
+    found = {}
+    for index in range(entries):
+        value = libbpf.map_lookup(fd, index.to_bytes(4, sys.byteorder), 4)
+        if value is not None:
+            found[index] = int.from_bytes(value, sys.byteorder)
+    return found
 
 
 class CounterMaps(Protocol):
@@ -40,7 +56,7 @@ class PinnedCounters:
     def keep(self, slot: int, fd: int) -> None:
         """Pin a map."""
         pin = self._pin(slot)
-        pin.unlink(missing_ok=True)
+        files.unlink(pin)
         libbpf.pin(fd, pin)
 
     def open(self, slot: int, map_id: int) -> int | None:
@@ -53,13 +69,13 @@ class PinnedCounters:
 
     def drop(self, slot: int) -> None:
         """Remove the pin of a slot."""
-        self._pin(slot).unlink(missing_ok=True)
+        files.unlink(self._pin(slot))
 
     def close(self) -> None:
         """Do nothing: pins stay."""
 
     def _pin(self, slot: int) -> Path:
-        return self._directory / f"counters_{slot}"
+        return counters_pin(self._directory, slot)
 
 
 class HeldCounters:

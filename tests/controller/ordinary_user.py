@@ -52,7 +52,8 @@ class OrdinaryUser:
 
     def command(self, *arguments: str) -> list[str]:
         """Return what runs `vgw ARGUMENTS`."""
-        return [*privileges(self.capabilities), sys.executable, "-P", "-c", _MAIN, *arguments]
+        python = str(Path(sys.executable).resolve())
+        return [*privileges(self.capabilities), python, "-P", "-c", _MAIN, *arguments]
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a command."""

@@ -146,7 +146,7 @@ def test_a_failed_repair_leaves_the_old_programs_running(
         raise _InjectedError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(libbpf, "link_update" if hook is Hook.XDP else "link_create", fail)
+        patch.setattr(libbpf, "link_update", fail)
         with pytest.raises(VgwError, match="injected"):
             host.attach(document(HTTP), "web01")
 

@@ -65,7 +65,10 @@ def host() -> FakeHost:
 @pytest.fixture
 def socket_path(tmp_path: Path, host: FakeHost) -> Iterator[Path]:
     verbs = dict.fromkeys(
-        ("attach", "detach", "apply", "status", "rules", "conntrack", "flush", "mode", "ping"),
+        (
+            *("attach", "detach", "apply", "rollback", "status", "rules", "conntrack", "flush"),
+            *("mode", "ping"),
+        ),
         host.take,
     )
     server = api.Server(tmp_path / "vgw.sock", verbs | {"text": lambda _: "text"})
@@ -99,6 +102,7 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
     client.detach("web01")
     client.detach_all()
     client.apply(sources, ["web01"])
+    client.rollback(7)
     client.status()
     client.rules("web01")
     client.conntrack("web01")
@@ -112,20 +116,23 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
         "interfaces": [],
         "hook": None,
         "force": False,
+        "own": False,
     }
+    apply = {"dry_run": False, "force": False, "confirm_seconds": None, "supersede": False}
     assert host.asked == [
         {},
         attach | {"sources": wire_sources, "interfaces": ["tap0"], "hook": "tc", "force": True},
         attach,
-        {"vms": ["web01", "db01"], "sources": None, "force": False},
+        {"vms": ["web01", "db01"], "sources": None, "force": False, "own": False},
         {"vm": "web01"},
         {"all": True},
-        {"sources": wire_sources, "vms": ["web01"], "dry_run": False},
+        {"sources": wire_sources, "vms": ["web01"], **apply},
+        {"number": 7},
         {"vm": None},
         {"vm": "web01"},
         {"vm": "web01"},
         {"vm": "web01"},
-        {"vm": "web01", "mode": "monitor"},
+        {"vm": "web01", "mode": "monitor", "reason": "", "release": False},
     ]
 
 

@@ -17,8 +17,8 @@ from tests.controller.observe import received, row, send_to_vm, traces
 from tests.controller.policies import VM_ADDRESS, document, interface, to_vm
 from vgw import abi, libbpf
 from vgw.abi import Mode
-from vgw.cli_plan import plan
 from vgw.controller import images, links
+from vgw.controller.diff import plan
 from vgw.controller.images import pinned_images
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
@@ -322,7 +322,7 @@ def leaving_out(monkeypatch: pytest.MonkeyPatch) -> None:
         kept = tuple(rule for rule in effective.ingress if rule.name != "never")
         return original(dataclasses.replace(effective, ingress=kept), **options)
 
-    for module in ("policy.compile", "controller.change", "controller.simulate"):
+    for module in ("policy.compile", "controller.change", "controller.diff", "controller.simulate"):
         monkeypatch.setattr(f"vgw.{module}.compile_policy", compile_policy)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from vgw.controller.operations import Operations
 from vgw.controller.parameters import Parameters
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.controller.renames import Renamed
 from vgw.errors import PartlyAppliedError, PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
 
@@ -47,6 +49,10 @@ class FakeHost(Host):
         self.expiry_error: VgwError | None = None
         self.protected: dict[str, int] = {}
         self.ordered: dict[str, str] = {}
+        self.renamed: list[Renamed] = []
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def ordered_interfaces(self) -> dict[str, str]:
         return self.ordered
@@ -74,6 +80,10 @@ class FakeHost(Host):
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         return {"vms": [{"vm": name} for name in self.protected if vm in (None, name)]}
+
+    def follow_renames(self) -> list[Renamed]:
+        renamed, self.renamed = self.renamed, []
+        return renamed
 
     def detach(self, vm: str) -> None:
         del self.protected[vm]
@@ -135,7 +145,10 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     paths = Paths.from_environment(
-        {}, policy=tmp_path / "policy.yaml", log_file=tmp_path / "events.jsonl"
+        {},
+        policy=tmp_path / "policy.yaml",
+        log_file=tmp_path / "events.jsonl",
+        state_dir=tmp_path / "state",
     )
     bench = Bench(paths)
     yield bench
@@ -190,7 +203,7 @@ def test_bad_policy_keeps_the_good_one(bench: Bench) -> None:
     bench.operations.links_changed({PRESENT: 77}, ())
 
     assert bench.host.asked == [["web01"], ["web01"]]
-    assert [found["event"] for found in bench.records()] == ["attach", "error"]
+    assert [found["event"] for found in bench.records()] == ["attach", "alarm", "error"]
 
 
 def test_interface_that_is_protected_already_costs_nothing(bench: Bench) -> None:

@@ -8,6 +8,7 @@ is mode 0600, and each side must be root or the user that the other runs as.
 
 from __future__ import annotations
 
+import base64
 import errno
 import http.client
 import json
@@ -19,17 +20,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vgw.controller.api_limits import (
     MAX_SERVED,
     REQUEST_SECONDS,
     Waiting,
-    peer_user,
+    peer,
     require_own,
 )
 from vgw.controller.parameters import Parameters
@@ -45,6 +46,9 @@ from vgw.errors import (
     VerifierError,
     VgwError,
 )
+
+if TYPE_CHECKING:
+    from vgw.controller.flow_import import Piece
 
 #: Texts of a policy: (file name, YAML), as parse.parse_sources takes them.
 Sources = Sequence[tuple[str, str]]
@@ -97,8 +101,10 @@ def error_from_document(document: Mapping[str, Any]) -> VgwError:
 class Server:
     """Serves verbs on a unix socket, a thread for each request, once started until closed."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
-        """Bind the socket; until `start` it answers nobody.
+    def __init__(
+        self, path: Path, verbs: Mapping[str, Verb], alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Bind the socket; until `start` it answers nobody. `alive` is called at every turn.
 
         The caller holds the controller's lock, so a socket that is already at `path` belongs to a
         dead controller and is replaced. Raises VgwError when the socket cannot be made, or when
@@ -107,7 +113,7 @@ class Server:
         try:
             require_own(path.parent)
             path.unlink(missing_ok=True)
-            self._server = _SocketServer(str(path), verbs)
+            self._server = _SocketServer(str(path), verbs, alive)
         except OSError as error:
             raise VgwError(
                 f"cannot serve on {path}: {error.strerror or error}; choose a shorter or writable "
@@ -140,7 +146,8 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
+    def __init__(self, path: str, verbs: Mapping[str, Verb], alive: Callable[[], None]) -> None:
+        self.alive = alive
         self.verbs = verbs
         self.users = {0, os.geteuid()}
         self.waiting = Waiting()
@@ -163,7 +170,8 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Look after those that wait, a few times a second."""
+        """Look after those that wait, a few times a second, and say that the server goes round."""
+        self.alive()
         self.waiting.give_up_late()
 
     def shutdown_request(self, request: Any) -> None:
@@ -224,7 +232,7 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
     def _verb(self) -> Verb:
         """Return what serves this request, after a look at who sent it."""
-        user = peer_user(self.connection)
+        user = peer(self.connection).uid
         if user not in self.server.users:
             raise _RefusedError(
                 HTTPStatus.FORBIDDEN, f"user id {user} may not command the controller; use root"
@@ -263,7 +271,7 @@ class _RequestHandler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the request is not JSON") from error
         if not isinstance(parameters, dict):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
-        return Parameters(parameters)
+        return Parameters(parameters, peer(self.connection))
 
     def _send(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
         body = json.dumps(answer, separators=(",", ":")).encode()
@@ -294,7 +302,7 @@ class Client:
         """Return {"pid", "version", "abi"} of the controller."""
         return self._dict("ping")
 
-    def attach(
+    def attach(  # noqa: PLR0913 - one parameter for each option
         self,
         vm: str,
         *,
@@ -302,17 +310,26 @@ class Client:
         interfaces: Sequence[str] = (),
         hook: str | None = None,
         force: bool = False,
+        own: bool = False,
     ) -> dict[str, Any]:
-        """Protect a VM by the given policy, or by the controller's own: an AttachResult."""
+        """Protect a VM by the given policy, or by the controller's own: an AttachResult.
+
+        `own`: the policy given is what this host's file says; another that is held is used instead.
+        """
         return self._dict(
-            "attach", vm=vm, sources=sources, interfaces=interfaces, hook=hook, force=force
+            "attach", vm=vm, sources=sources, interfaces=interfaces, hook=hook, force=force, own=own
         )
 
     def attach_many(
-        self, vms: Sequence[str], *, sources: Sources | None = None, force: bool = False
+        self,
+        vms: Sequence[str],
+        *,
+        sources: Sources | None = None,
+        force: bool = False,
+        own: bool = False,
     ) -> dict[str, Any]:
         """Protect VMs side by side, each on those of its interfaces that exist: an ApplyResult."""
-        return self._dict("attach", vms=vms, sources=sources, force=force)
+        return self._dict("attach", vms=vms, sources=sources, force=force, own=own)
 
     def detach(self, vm: str) -> dict[str, Any]:
         """Stop protecting a VM: {"detached": [names]}."""
@@ -322,11 +339,41 @@ class Client:
         """Stop protecting every VM: {"detached": [names]}."""
         return self._dict("detach", all=True)
 
-    def apply(
-        self, sources: Sources, vms: Sequence[str] | None = None, *, dry_run: bool = False
+    def apply(  # noqa: PLR0913 - one parameter for each option
+        self,
+        sources: Sources,
+        vms: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+        confirm_seconds: float | None = None,
+        supersede: bool = False,
     ) -> dict[str, Any]:
-        """Apply a policy, the controller's from now on, to attached VMs: an ApplyResult."""
-        return self._dict("apply", sources=sources, vms=vms, dry_run=dry_run)
+        """Apply a policy, the controller's from now on, to attached VMs: an ApplyResult.
+
+        The options are those of policy_keeper.ApplyOrder.
+        """
+        return self._dict(
+            "apply",
+            sources=sources,
+            vms=vms,
+            dry_run=dry_run,
+            force=force,
+            confirm_seconds=confirm_seconds,
+            supersede=supersede,
+        )
+
+    def rollback(self, number: int | None = None) -> dict[str, Any]:
+        """Apply an earlier policy, None: the one before: {"policy", "back"} and an ApplyResult."""
+        return self._dict("rollback", number=number)
+
+    def confirm(self) -> int:
+        """Keep the policy that waits to be confirmed and return its number."""
+        return int(self._dict("confirm")["policy"])
+
+    def settle(self) -> bool:
+        """Have the controller go back from a policy that was not confirmed in time."""
+        return bool(self._dict("settle")["rolled_back"])
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         """Return Host.status: what is really attached."""
@@ -344,9 +391,14 @@ class Client:
         """Forget every flow of a VM: {"vm", "entries"}."""
         return self._dict("flush", vm=vm)
 
-    def set_mode(self, vm: str, mode: str) -> dict[str, Any]:
-        """Set enforce, monitor or quarantine: {"vm", "mode"}."""
-        return self._dict("mode", vm=vm, mode=mode)
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put a piece of flows into a VM's tables: the fields of a flow_table.Filled."""
+        fields = {**asdict(piece), "records": base64.b64encode(piece.records).decode()}
+        return self._dict("conntrack_import", **fields)
+
+    def set_mode(self, vm: str, mode: str | None, reason: str = "") -> dict[str, Any]:
+        """Order enforce, monitor or quarantine, None: that of the policy: {"vm", "mode"}."""
+        return self._dict("mode", vm=vm, mode=mode, reason=reason, release=mode is None)
 
     def call(self, verb: str, **parameters: object) -> object:
         """Ask for any verb and return the "result" of the answer."""
@@ -404,6 +456,6 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self.sock.connect(str(self._path))
         self.sock.settimeout(self._seconds)
-        user = peer_user(self.sock)
+        user = peer(self.sock).uid
         if user not in {0, os.geteuid()}:
             raise PermissionError(errno.EACCES, f"it is user id {user} who listens there")

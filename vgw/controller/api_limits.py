@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from vgw.controller.actor import Peer
 from vgw.errors import VgwError
 
 #: Clients that are connected and have not asked yet.
@@ -29,13 +30,13 @@ REQUEST_SECONDS: Final = 10.0
 _PEER_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 
 
-def peer_user(connection: socket.socket) -> int:
-    """Return the user id of the process at the other end of a unix socket when it connected."""
+def peer(connection: socket.socket) -> Peer:
+    """Return the process at the other end of a unix socket, as it was when it connected."""
     credentials = connection.getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
     )
-    user: int = _PEER_CREDENTIALS.unpack(credentials)[1]
-    return user
+    pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+    return Peer(pid, uid)
 
 
 def require_own(directory: Path) -> None:

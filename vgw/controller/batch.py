@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.controller.change import Change
 from vgw.controller.desired import Desired
+from vgw.controller.endpoint import reworded
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError
 
@@ -29,7 +30,8 @@ class AttachResult:
 
     No `interfaces` at all: nothing of it is protected. `compiled`: the programs had to be compiled
     for it. `named`: the policy has the VM, others get its defaults. `pending` says what the policy
-    asks for and does not take effect yet.
+    asks for and does not take effect yet. `kept`: a policy before had the VM and this one has not,
+    so it keeps what that one said of it.
     """
 
     vm: str
@@ -40,6 +42,7 @@ class AttachResult:
     seconds: float
     named: bool = True
     pending: list[str] = field(default_factory=list)
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ def run_changes(
             return needed
 
         for vm, outcome in _each(pool, make, changes):
+            tools.alive()
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
                 continue
@@ -95,13 +99,34 @@ def run_changes(
                 seconds,
                 change.named,
                 change.pending(),
+                change.kept,
             )
         if changed and not dry_run:
-            libbpf.wait_for_programs()
-            for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
-                if isinstance(late, VgwError):
-                    outcomes[vm] = late
+            outcomes |= _finish(tools, pool, changed)
     return outcomes
+
+
+def _finish(
+    tools: Tools, pool: ThreadPoolExecutor, changed: Mapping[str, Change]
+) -> dict[str, VgwError]:
+    """Free what the changes of VMs have replaced; return of which of them that failed.
+
+    What it leaves then is freed by the next change of the VM.
+    """
+    try:
+        libbpf.wait_for_programs()
+    except VgwError as error:
+        failed = dict.fromkeys(changed, error)
+    else:
+        failed = {}
+        for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
+            tools.alive()
+            if isinstance(late, VgwError):
+                failed[vm] = late
+    return {
+        vm: reworded(error, f"{vm} was changed, but cleaning up behind it failed: {error}")
+        for vm, error in failed.items()
+    }
 
 
 def _each(
@@ -115,5 +140,4 @@ def _each(
         except VgwError as error:
             yield name, error
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            yield name, VgwError(f"{where}{error.strerror}")
+            yield name, files.failure(error)

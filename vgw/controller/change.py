@@ -29,8 +29,9 @@ from vgw.controller.manifest import (
     save_manifest,
 )
 from vgw.controller.paths import unpin_name
-from vgw.controller.pins import endpoint_dirs, quietly, settle
+from vgw.controller.pins import endpoint_dirs, quietly
 from vgw.controller.recovery import forget, recovered
+from vgw.controller.replacement import Placing, destroy, settle
 from vgw.controller.rule_counts import load_counts, save_counts, settle_spares
 from vgw.controller.stages import load_stages, with_stages
 from vgw.controller.state_file import remove_state
@@ -66,6 +67,7 @@ class Change:
         self._new: dict[str, InterfaceFacts] = {}
         self._dropped: list[str] = []
         self._staged: dict[str, int] = {}
+        self._placings: list[Placing] = []
         #: Endpoints of which the staged slot has counters of its own.
         self._counting_anew: list[str] = []
         self._restage = False
@@ -95,6 +97,11 @@ class Change:
     def named(self) -> bool:
         """Whether the policy has the VM."""
         return self._desired.named
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is an earlier policy that has the VM."""
+        return self._desired.kept
 
     def pending(self) -> list[str]:
         """Return what the policy asks for that endpoints get only when they are made anew."""
@@ -160,13 +167,15 @@ class Change:
 
     def finish(self) -> None:
         """Free what was replaced; no packet is judged by it any more."""
+        for placing in self._placings:
+            placing.finish()
         self._harvest()
         for name, slot in self._staged.items():
             self._kept[name].endpoint.maps.release(1 - slot)
         for name in self._dropped:
             directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
             with recorded(self._tools.last_flows, self._desired.vm, name):
-                endpoints.destroy(directory, pinned.present_ifindex(name))
+                destroy(directory, pinned.present_ifindex(name))
         if self.interfaces:
             self._keep_matches()
         else:
@@ -355,8 +364,8 @@ class Change:
         if not self._kept:
             remove_state(self._counts_file)
         if self._manifest != self._old:
-            save_manifest(self._file, self._manifest)
             undo.callback(quietly, self._restore_manifest)
+            save_manifest(self._file, self._manifest)
 
     def _keep_matches(self) -> None:
         for image in self._images.values():
@@ -390,14 +399,16 @@ class Change:
             policies=self._tools.images.ready(artefact, self._images),
             counters=counters,
             conntrack_max=self._desired.interfaces[name].conntrack_max,
+            build=self._tools.build(),
             staged=self._is_staged,
             force=self._desired.force,
             prefer_link=self._tools.prefer_link,
             replaces=self._former(facts.ifindex),
         )
         with recorded(self._tools.last_flows, self._desired.vm, name):
-            endpoints.create(artefact, directory, self._tools.events_fd(), plan)
-        undo.callback(quietly, endpoints.destroy, directory, facts.ifindex)
+            placing = endpoints.create(artefact, directory, self._tools.events_fd(), plan)
+        undo.callback(quietly, placing.undo)
+        self._placings.append(placing)
 
     def _former(self, ifindex: int) -> pathlib.Path | None:
         """Return the endpoint to drop that is on an interface, from before that was renamed."""

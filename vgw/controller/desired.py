@@ -41,7 +41,8 @@ class Desired:
     `interfaces` are those to protect, which exist; `missing` are names of others. `extra` are
     names, among both, of interfaces that the policy does not list; `hooks` are orders of the user
     for some (AUTO: as the policy says). `sources` are all addresses that the guards let the VM
-    send from, None when they let any. `named`: the policy has the VM.
+    send from, None when they let any. `named`: the policy has the VM. `kept`: it is an earlier
+    policy, for the one that is asked for has not.
     """
 
     vm: str
@@ -57,6 +58,7 @@ class Desired:
     force: bool = False
     reject_per_second: int = REJECT_PER_SECOND
     log: Logging = field(default_factory=Logging)
+    kept: bool = False
 
 
 def desired_state(

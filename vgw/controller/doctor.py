@@ -18,9 +18,10 @@ from typing import Any, Final
 
 from vgw import abi, libbpf
 from vgw.controller import fitness, links, pinned
+from vgw.controller.api import Client
 from vgw.controller.foreign import programs_beside
 from vgw.controller.paths import Paths
-from vgw.errors import KernelError, VgwError
+from vgw.errors import ControllerUnreachableError, KernelError, VgwError
 from vgw.libbpf import AttachType, ProgType
 from vgw.loader import load_artefact, reads_directly, socket_buffer_options
 
@@ -48,6 +49,10 @@ _READ_KERNEL: Final = b"".join(
 
 #: No interface has this index.
 _NO_INTERFACE: Final = 0x7FFFFFFF
+
+#: How long the controller may take to say what it does.
+_ANSWER_SECONDS: Final = 10.0
+_RESTART: Final = "restart it (VMs stay protected meanwhile); its log may say why"
 
 #: What to do where an error gives no advice of its own.
 _OTHERWISE: Final = "put right what it names, then run `vgw doctor` again"
@@ -240,6 +245,21 @@ def _others(paths: Paths) -> str:
     return "nothing of somebody else runs on a protected interface"
 
 
+def _controller(paths: Paths) -> str:
+    """Whether the controller, if one runs, answers and makes progress."""
+    if not paths.socket.exists():
+        return "none runs; VMs stay protected, nothing is logged and none that comes is protected"
+    try:
+        health = Client(paths.socket, _ANSWER_SECONDS).status()["health"]
+    except ControllerUnreachableError:
+        return "none runs; what is left of its socket is replaced by the next"
+    except (VgwError, KeyError) as error:
+        raise _UnfitError(f"it gives no answer: {error}", _RESTART) from error
+    if not health["ok"]:
+        raise _UnfitError(f"no progress in: {', '.join(health['stuck'])}", _RESTART)
+    return "it runs and makes progress"
+
+
 @contextlib.contextmanager
 def _program(kind: ProgType, code: bytes = b"") -> Iterator[int]:
     """Load a program that begins with `code` and then does nothing."""
@@ -264,4 +284,5 @@ _CHECKS: Final[dict[str, _Check]] = {
     "cache": _cache,
     "programs": _compile,
     "others": _others,
+    "controller": _controller,
 }

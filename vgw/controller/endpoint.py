@@ -15,11 +15,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vgw import abi, libbpf, loader
+from vgw import abi, files, libbpf, loader
 from vgw.abi_maps import MAP_SIZES
 from vgw.controller import links
+from vgw.controller.builds import mark_build
 from vgw.controller.links import Attachment, InterfaceFacts, opened
-from vgw.controller.pins import ASIDE, aside_of, entries, quietly, remove_endpoint
+from vgw.controller.replacement import Placing
 from vgw.controller.stages import STAGE_MAPS, load_stages
 from vgw.errors import ForeignProgramError, KernelError, VerifierError, VgwError
 from vgw.loader import Artefact, Instance
@@ -50,8 +51,8 @@ class Blueprint:
     """What an endpoint is made of.
 
     `policies` are the maps of its policy, `counters` is how many rules count, `staged`
-    whether the policy needs the programs' stages. `replaces` is the directory of an endpoint on the
-    same interface that has another name.
+    whether the policy needs the programs' stages, `build` of which build the programs are.
+    `replaces` is the directory of an endpoint on the same interface that has another name.
     """
 
     vm: str
@@ -61,6 +62,7 @@ class Blueprint:
     policies: Mapping[abi.Path, Image]
     counters: int
     conntrack_max: int
+    build: str
     staged: bool = False
     force: bool = False
     prefer_link: bool = True
@@ -216,40 +218,45 @@ def _read_programs(directory: pathlib.Path) -> tuple[dict[abi.Path, int], set[in
     return programs, used
 
 
-def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Blueprint) -> None:
+def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Blueprint) -> Placing:
     """Make an endpoint and attach it; once this returns no packet passes unfiltered.
 
-    What is pinned in `directory` already is replaced, and goes on filtering until the new one
-    does, as far as the hooks allow. On failure everything is as it was, and the error says at
-    which step it was; ForeignProgramError when somebody else's program is in the way.
+    What is pinned in `directory` already is replaced, and filters until the new one does. The
+    caller ends the change by finish() or undo() of what is returned. On failure everything is as
+    it was, and the error says at which step it was; ForeignProgramError when somebody else's
+    program is in the way.
     """
     step = "clearing what was there"
     with contextlib.ExitStack() as undo:
         try:
-            aside = _move_aside(directory, plan.interface.ifindex, undo) or plan.replaces
+            placing = Placing(directory, plan.interface.ifindex, plan.replaces)
+            undo.callback(placing.undo)
             step = "loading the programs"
             names = programs_of(plan.hook)
             instance = _instantiate(artefact, tuple(names.values()), events_fd, plan)
             undo.callback(instance.close)
             step = "writing the policy"
-            directory.mkdir(mode=0o700, parents=True)
-            undo.callback(quietly, remove_endpoint, directory)
-            _fill(artefact, instance, directory, events_fd, plan)
+            placing.make_room()
+            _fill(artefact, instance, placing.place, events_fd, plan)
             step = "pinning"
-            _pin(instance, directory, names)
+            _pin(instance, placing.place, names)
+            mark_build(placing.place, plan.build)
             for path, name in names.items():
                 step = f"attaching {path.name.lower()}"
-                pin = links.link_pin(directory, path)
-                undo.callback(quietly, links.detach, plan.interface.ifindex, path, pin)
-                _attach(instance.programs[name], path, pin, aside, plan)
+                placing.attach(
+                    instance.programs[name],
+                    path,
+                    plan.hook if path is abi.Path.FROM_VM else Hook.TC,
+                    force=plan.force,
+                    prefer_link=plan.prefer_link,
+                )
         except VgwError as error:
             raise _undone(error, plan, step) from error
         except OSError as error:
-            raise _undone(VgwError(f"{error.strerror}: {error.filename}"), plan, step) from error
+            raise _undone(files.failure(error), plan, step) from error
         undo.pop_all()
     instance.close()
-    if aside is not None:
-        destroy(aside, plan.interface.ifindex)
+    return placing
 
 
 def _undone(error: VgwError, plan: Blueprint, step: str) -> VgwError:
@@ -265,20 +272,6 @@ def reworded(error: VgwError, text: str) -> VgwError:
     if isinstance(error, KernelError):
         return KernelError(text, error.errno)
     return ForeignProgramError(text) if isinstance(error, ForeignProgramError) else VgwError(text)
-
-
-def _move_aside(
-    directory: pathlib.Path, ifindex: int, undo: contextlib.ExitStack
-) -> pathlib.Path | None:
-    """Rename what is pinned already, programs running on, and return where it is now."""
-    if not directory.exists():
-        return None
-    aside = aside_of(directory)
-    if aside.exists():
-        destroy(aside, ifindex)
-    directory.rename(aside)
-    undo.callback(quietly, aside.rename, directory)
-    return aside
 
 
 def _instantiate(
@@ -312,25 +305,6 @@ def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, s
         libbpf.pin(instance.programs[program], links.program_pin(directory, path))
 
 
-def _attach(
-    prog_fd: int,
-    path: abi.Path,
-    pin: pathlib.Path,
-    aside: pathlib.Path | None,
-    plan: Blueprint,
-) -> None:
-    hook = plan.hook if path is abi.Path.FROM_VM else Hook.TC
-    ifindex = plan.interface.ifindex
-    if aside is not None:
-        if hook is Hook.XDP and links.take_over_xdp(prog_fd, ifindex, aside, pin):
-            return
-        old = links.read_attachment(ifindex, path, aside)
-        if old is not None and not old.link:
-            # Without a link two programs of vgw have no room beside each other.
-            links.detach(ifindex, path, links.link_pin(aside, path))
-    links.attach(prog_fd, ifindex, path, hook, pin, force=plan.force, prefer_link=plan.prefer_link)
-
-
 def move_hook(  # noqa: PLR0913
     artefact: Artefact,
     endpoint: OpenEndpoint,
@@ -347,30 +321,24 @@ def move_hook(  # noqa: PLR0913
     On failure the old one stays, alone; ForeignProgramError when somebody else's program is in the
     way and not `force`.
     """
-    directory = endpoint.directory
-    fresh = directory / f"{ASIDE}next"
     path, name = abi.Path.FROM_VM, FROM_VM_PROGRAM[hook]
-    if fresh.exists():
-        destroy(fresh, ifindex)
+    placing = Placing(endpoint.directory, ifindex)
     reuse = {**endpoint.fds, "events": events_fd}
     with loader.instantiate(artefact, (name,), reuse=reuse) as instance:
-        fresh.mkdir(mode=0o700)
         try:
+            placing.make_room()
             program = instance.programs[name]
-            libbpf.pin(program, links.program_pin(fresh, path))
             for map_name, fd in instance.maps.items():
-                libbpf.pin(fd, fresh / map_name)
+                libbpf.pin(fd, placing.place / map_name)
+            libbpf.pin(program, links.program_pin(placing.place, path))
             if staged:
                 fds = {**endpoint.fds, **instance.maps}
                 load_stages(artefact, (name,), fds, events_fd)
-            links.attach(program, ifindex, path, hook, links.link_pin(fresh, path), force=force)
+            placing.attach(program, path, hook, force=force)
         except BaseException:
-            quietly(destroy, fresh, ifindex)
+            placing.undo()
             raise
-    links.detach(ifindex, path, links.link_pin(directory, path))
-    for entry in entries(fresh):
-        entry.replace(directory / entry.name)
-    fresh.rmdir()
+    placing.finish()
 
 
 def restage(
@@ -392,18 +360,3 @@ def pending_note(endpoint: OpenEndpoint, interface: Interface) -> str | None:
         f"conntrack_max {interface.conntrack_max} takes effect when the VM is detached and "
         "attached again"
     )
-
-
-def destroy(directory: pathlib.Path, ifindex: int | None) -> None:
-    """Detach and remove an endpoint, whole or broken; `ifindex` None: the interface is gone.
-
-    The directory of its VM goes with its last endpoint.
-    """
-    nested = [entry for entry in entries(directory) if entry.name.startswith(ASIDE)]
-    for place in (directory, *nested):
-        for path in abi.Path:
-            links.detach(ifindex, path, links.link_pin(place, path))
-    aside = aside_of(directory)
-    if aside.exists():
-        destroy(aside, ifindex)
-    remove_endpoint(directory)

@@ -129,6 +129,8 @@ class EventReader:
         self._stop = threading.Event()
         self._looks = 0
         self._looked = threading.Condition()
+        #: Called at every turn of the thread.
+        self.alive: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -155,6 +157,7 @@ class EventReader:
         stopping = False
         while not stopping:
             stopping = self._stop.is_set()
+            self.alive()
             try:
                 self._read()
                 self._write()

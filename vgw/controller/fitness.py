@@ -39,6 +39,18 @@ def require_capabilities() -> None:
         )
 
 
+def require_host_clock() -> None:
+    """Raise VgwError where the monotonic clock is not that by which packets are judged."""
+    with contextlib.suppress(OSError):  # a kernel without time namespaces has one clock
+        for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+            name, *offset = line.split()
+            if name == "monotonic" and any(int(number) for number in offset):
+                raise VgwError(
+                    "this process is in a time namespace of its own, whose clock is not that of "
+                    "the packet programs; run vgw in the host's"
+                )
+
+
 def allow_many_files() -> None:
     """Let this process have as many files open as it may ask for: a change opens those of all VMs.
 

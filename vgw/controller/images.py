@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from vgw import abi, libbpf, loader
+from vgw import abi, files, libbpf, loader
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.paths import Paths
 from vgw.controller.pins import ASIDE, entries, quietly, remove_tree
@@ -130,12 +130,12 @@ def _make(artefact: Artefact, directory: pathlib.Path, image: PolicyImage) -> No
     fresh = directory.with_name(f"{ASIDE}{image.digest}")
     try:
         _remove(fresh)
-        fresh.mkdir(mode=0o700, parents=True)
+        files.mkdir(fresh, 0o700)
         for start, fds in _chunk_maps(artefact, image.data):
             for number, fd in enumerate(fds, start):
                 libbpf.pin(fd, fresh / str(number))
         _remove(directory)
-        fresh.rename(directory)
+        files.rename(fresh, directory)
     except OSError as error:
         quietly(_remove, fresh)
         raise VgwError(f"cannot pin the policy: {error.strerror}: {error.filename}") from error
@@ -162,7 +162,7 @@ def _remove(place: pathlib.Path) -> None:
     if place.is_dir():
         remove_tree(place)
     else:
-        place.unlink(missing_ok=True)
+        files.unlink(place)
 
 
 def _holds(artefact: Artefact, pinned: PinnedImage, image: PolicyImage) -> bool:
@@ -224,7 +224,7 @@ def remove_unused_images(paths: Paths) -> None:
     for name in unused:
         _remove(paths.images / name)
     with contextlib.suppress(OSError):
-        paths.images.rmdir()
+        files.rmdir(paths.images)
 
 
 def _inner_ids(pin: pathlib.Path) -> Iterator[int]:

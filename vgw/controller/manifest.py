@@ -54,8 +54,19 @@ class EndpointEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeNote:
+    """Why a mode was ordered, since when (RFC 3339, by the wall clock), and by whom."""
+
+    reason: str
+    since: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything remembered of a VM. `mode` is what the policy says, `mode_override` the user.
+
+    `mode_note` is about the latter; None: there is none, or it is lost.
 
     `extra` names interfaces that were attached by name, without the policy listing them; they are
     protected again when they come back. Without `endpoints` the rest is unknown: it was lost.
@@ -72,6 +83,7 @@ class Manifest:
     endpoints: Mapping[str, EndpointEntry] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     policies: Mapping[int, PolicyEntry] = field(default_factory=dict)
+    mode_note: ModeNote | None = None
 
     @property
     def effective_mode(self) -> Mode:
@@ -130,6 +142,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "generation": manifest.generation,
         "mode": manifest.mode.name,
         "mode_override": None if override is None else override.name,
+        "mode_note": None if manifest.mode_note is None else dataclasses.asdict(manifest.mode_note),
         "policy": manifest.policy,
         "named": manifest.named,
         "endpoints": {
@@ -150,11 +163,13 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 def _from_json(body: Mapping[str, Any]) -> Manifest:
     override = body["mode_override"]
+    note = body.get("mode_note")  # which earlier versions did not write
     return Manifest(
         vm=body["vm"],
         generation=body["generation"],
         mode=Mode[body["mode"]],
         mode_override=None if override is None else Mode[override],
+        mode_note=None if note is None else ModeNote(**note),
         policy=body["policy"],
         named=body["named"],
         endpoints={

@@ -14,12 +14,13 @@ import errno
 import functools
 import gzip
 import ipaddress
+import json
 import logging
 import os
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -32,6 +33,7 @@ from vgw.controller.metrics_text import CONTENT_TYPE, render
 from vgw.errors import VgwError
 
 PAGE: Final = "/metrics"
+HEALTH_PAGE: Final = "/healthz"
 #: Bytes of a request with its headers; Prometheus sends some 300.
 MAX_REQUEST_BYTES: Final = 16 << 10
 #: Seconds until a connection has asked, TLS included, and until it has taken the answer.
@@ -117,12 +119,19 @@ def _unusable(file: Path, error: Exception) -> VgwError:
 
 
 class MetricsServer:
-    """Serves the metrics by HTTP until closed."""
+    """Serves the metrics, and how the controller is, by HTTP until closed."""
 
     def __init__(
-        self, listen: tuple[str, int], collector: Collector, tls: Tls | None = None
+        self,
+        listen: tuple[str, int],
+        collector: Collector,
+        tls: Tls | None = None,
+        health: Callable[[], Mapping[str, object]] = lambda: {"ok": True},
     ) -> None:
-        """Listen on an address and port, by TLS if there is `tls`. Raises VgwError."""
+        """Listen on an address and port, by TLS if there is `tls`; `health` is Health.report.
+
+        Raises VgwError.
+        """
         context = None if tls is None else tls.context()
         self._socket = _listening(listen)
         address, self.port = self._socket.getsockname()[:2]
@@ -136,7 +145,7 @@ class MetricsServer:
         self._collector = collector
         self._scraper = ThreadPoolExecutor(1, thread_name_prefix="scrape")
         self._loop = asyncio.new_event_loop()
-        door = _Door(self._socket, context, self._scrape)
+        door = _Door(self._socket, context, self._scrape, health)
         self._tasks = [self._loop.create_task(door.open())]
         if tls is not None and context is not None:
             self._tasks.append(self._loop.create_task(_renew(tls, context)))
@@ -208,7 +217,9 @@ class _Door:
         listener: socket.socket,
         context: ssl.SSLContext | None,
         scrape: Callable[[bool], Awaitable[bytes]],
+        health: Callable[[], Mapping[str, object]],
     ) -> None:
+        self._health = health
         self._listener = listener
         self._context = context
         self._scrape = scrape
@@ -265,6 +276,8 @@ class _Door:
         method, path, headers = _parse(request)
         if method not in ("GET", "HEAD"):
             return _message(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"})
+        if path == HEALTH_PAGE:
+            return _health_message(self._health(), head=method == "HEAD")
         if path != PAGE:
             return _message(HTTPStatus.NOT_FOUND)
         task = asyncio.current_task()
@@ -285,6 +298,13 @@ class _Door:
         return _message(
             HTTPStatus.OK, {"Content-Type": CONTENT_TYPE, **more}, body, head=method == "HEAD"
         )
+
+
+def _health_message(report: Mapping[str, object], *, head: bool) -> bytes:
+    """Return the answer to who asks how the controller is."""
+    status = HTTPStatus.OK if report["ok"] else HTTPStatus.SERVICE_UNAVAILABLE
+    body = json.dumps(report).encode() + b"\n"
+    return _message(status, {"Content-Type": "application/json"}, body, head=head)
 
 
 def _parse(request: bytes) -> tuple[str, str, dict[str, str]]:

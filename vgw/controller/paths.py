@@ -143,3 +143,7 @@ class Paths:
     def counts(self, vm: str) -> Path:
         """Return the file of what a VM's rules had counted before its policy last changed."""
         return self.state_dir / "counts" / f"{pin_name(vm)}.json"
+
+    def flow_import(self, vm: str) -> Path:
+        """Return the file of which export of another host a VM's flows are, and up to where."""
+        return self.state_dir / "imports" / f"{pin_name(vm)}.json"

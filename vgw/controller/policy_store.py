@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from vgw import files
 from vgw.abi import Action
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.pins import entries
@@ -115,7 +116,7 @@ class PolicyStore:
             remove_state(file)
             self._whole.discard(file)
         with contextlib.suppress(OSError):
-            self._directory.rmdir()
+            files.rmdir(self._directory)
 
     def _keep(self, file: Path, schema: str, body: Callable[[], dict[str, Any]]) -> None:
         with self._locks.of(str(file)):

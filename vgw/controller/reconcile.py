@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from vgw import abi, libbpf
+from vgw import abi, files, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
@@ -25,21 +26,28 @@ from vgw.controller.expiry import Expiry, vms_to_look_at
 from vgw.controller.images import Images, remove_unused_images
 from vgw.controller.kept_maps import KeptMaps
 from vgw.controller.last_flows import LastFlows, recorded
+from vgw.controller.last_known import LastKnown
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
+from vgw.controller.mode_order import with_order
 from vgw.controller.paths import Paths
-from vgw.controller.pins import remove_tree, settle
+from vgw.controller.pins import remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.controller.recovery import forget, recovered, remove_unused_records
 from vgw.controller.renames import Renamed, follow_renames
+from vgw.controller.replacement import destroy, settle
+from vgw.controller.restore import Restored, Suspect, restore
 from vgw.controller.rule_counts import read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
+from vgw.controller.upgrade import Upgrades, upgrade_vms
 from vgw.errors import PartlyAppliedError, VgwError
-from vgw.loader import Artefact, load_artefact
+from vgw.loader import Artefact, load_artefact, packet_build
 from vgw.policy.model import Hook, PolicyDocument
 
-__all__ = ["ApplyResult", "AttachResult", "Host"]
+_logger = logging.getLogger(__name__)
+
+__all__ = ["ApplyResult", "AttachResult", "Host", "Upgrades"]
 
 
 class Host:
@@ -52,12 +60,14 @@ class Host:
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
         last_flows: LastFlows | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Work under `paths`.
 
         `progress` is told what takes long, such as compiling; `last_flows` logs the flows of
-        endpoints that go.
+        endpoints that go; `alive` is called whenever a part of a change is done.
         """
+        self._alive = alive
         self.paths = paths
         self._progress = progress
         #: For what is looked at often: metrics, lost events, dead flows.
@@ -103,8 +113,10 @@ class Host:
         with self._changing() as tools:
             follow_renames(self.paths)
             order = Order(interfaces, hook, force)
-            owners = pinned.owners(self.paths)
-            desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
+            known = LastKnown(self.paths, document or PolicyDocument())
+            desired = self._desired(known, vm, order, pinned.owners(self.paths))
+            if isinstance(desired, AttachResult):
+                return desired
             # Interfaces of earlier orders may be away, any other has to be there.
             away = set(desired.extra).difference(interfaces)
             if not desired.interfaces or not away.issuperset(desired.missing):
@@ -130,8 +142,9 @@ class Host:
     ) -> ApplyResult:
         """Bring attached VMs (None: all) up to date with a document.
 
-        One that the document does not name keeps its interfaces and gets the defaults. With
-        `dry_run` only finds out what would change. Errors are those of `attach_many`.
+        One that the document does not name keeps what the last one said that did; if there was
+        none, it gets the defaults on the interfaces that it has. With `dry_run` only finds out what
+        would change. Errors are those of `attach_many`.
         """
         attached = self.attached()
         names = attached if vms is None else list(vms)
@@ -164,6 +177,18 @@ class Host:
         with self._changing():
             return follow_renames(self.paths)
 
+    def restore(self, suspect: Suspect) -> Restored | None:
+        """Put back what somebody took off an endpoint; None: it has to be made anew.
+
+        Raises VgwError.
+        """
+        with self._changing() as tools:
+            restored = restore(tools, suspect)
+            moved = None if restored is None else restored.moved
+            if moved is not None:
+                self._reconfigure(suspect.vm, lambda config: _judge_at_tc(config, moved))
+        return restored
+
     def sweep(self) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
 
@@ -178,7 +203,7 @@ class Host:
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
                 for name in gone:
                     with recorded(self._last_flows, vm, name):
-                        endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
+                        destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
                 manifest = load_manifest(self.paths.manifest(vm))
                 if gone and manifest is not None:
@@ -186,24 +211,38 @@ class Host:
             self._tidy()
         return removed
 
-    def set_mode(self, vm: str, mode: abi.Mode) -> bool:
+    def upgrade(self) -> Upgrades:
+        """Bring what is attached to this version, packets and flows untouched.
+
+        Raises VgwError only when nothing at all could be tried.
+        """
+        with self._changing() as tools:
+            try:
+                return upgrade_vms(tools, self.attached())
+            finally:
+                self._tidy()
+
+    def set_mode(self, vm: str, mode: abi.Mode | None, reason: str = "", by: str = "") -> bool:
         """Order a mode for a VM, and return whether it had another one, or another order.
 
-        Ordering what its policy says lifts the order.
+        Without a reason, ordering what its policy says lifts the order; None lifts any. Raises
+        VgwError when the VM is not attached, or when nobody knows what its policy says.
         """
         with self._changing(), contextlib.ExitStack() as stack:
             self._require_attached(vm)
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
             old = load_manifest(self.paths.manifest(vm))
-            manifest = old or recovered(self.paths, vm, opened)
-            override = None if manifest.endpoints and mode is manifest.mode else mode
-            ordered = dataclasses.replace(manifest, mode_override=override)
+            manifest = (
+                self.manifest(vm) if mode is None else old or recovered(self.paths, vm, opened)
+            )
+            ordered = with_order(manifest, mode, reason, by)
             if ordered != old:
                 save_manifest(self.paths.manifest(vm), ordered)
+            wanted = manifest.mode if mode is None else mode
             running = {endpoint.maps.config().mode for endpoint in opened}
-            if running != {mode}:
-                self._reconfigure(vm, lambda config: setattr(config, "mode", mode))
-        return ordered != manifest or running != {mode}
+            if running != {wanted}:
+                self._reconfigure(vm, lambda config: setattr(config, "mode", wanted))
+        return ordered != manifest or running != {wanted}
 
     def flush(self, vm: str) -> int:
         """Forget every flow of a VM; return how many entries its tables had."""
@@ -295,6 +334,10 @@ class Host:
             found |= {} if manifest is None else dict.fromkeys(manifest.extra, vm)
         return found
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the writer lock over several changes; raises VgwError when it stays taken."""
+        return self._lock.held()
+
     # --- how ----------------------------------------------------------------------------
 
     def _require_attached(self, vm: str) -> None:
@@ -307,12 +350,19 @@ class Host:
             self._progress(text)
 
     @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Be the one who changes this host's endpoints for a `with` block. Raises VgwError."""
+        with self._changing():
+            yield
+
+    @contextlib.contextmanager
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
+        fitness.require_host_clock()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
-        with self._lock.held(), contextlib.ExitStack() as stack:
+        with _saying_what_failed(), self._lock.held(), contextlib.ExitStack() as stack:
             events = Once(lambda: open_events(self.paths, stack))
             images, store = Images(self.paths.images), self.store
             yield Tools(
@@ -322,9 +372,11 @@ class Host:
                 RuleNames(store),
                 self.artefact,
                 events,
+                Once(packet_build),
                 self._prefer_link,
                 self._progress,
                 self._last_flows,
+                self._alive,
             )
 
     def _change_many(
@@ -338,12 +390,17 @@ class Host:
         started = time.monotonic()
         failures: dict[str, VgwError] = {}
         wanted: list[Desired] = []
+        untouched: list[AttachResult] = []
         with self._changing() as tools:
             follow_renames(self.paths)
             owners = pinned.owners(self.paths)
+            known = LastKnown(self.paths, document)
             for vm in names:
                 try:
-                    desired = desired_state(self.paths, document, vm, order, owners)
+                    desired = self._desired(known, vm, order, owners)
+                    if isinstance(desired, AttachResult):
+                        untouched.append(desired)
+                        continue
                     if not desired.interfaces and not pinned.interfaces_of(self.paths, vm):
                         raise nothing_to_attach(desired)
                     wanted.append(desired)
@@ -351,6 +408,7 @@ class Host:
                     failures[vm] = error
             outcomes = self._run(tools, wanted, dry_run=dry_run)
         done = [outcome for outcome in outcomes.values() if isinstance(outcome, AttachResult)]
+        done += untouched
         failures |= {vm: out for vm, out in outcomes.items() if isinstance(out, VgwError)}
         if len(failures) == 1 and not done:
             raise next(iter(failures.values()))
@@ -360,22 +418,47 @@ class Host:
         waiting = {desired.vm: list(desired.missing) for desired in wanted if desired.missing}
         return ApplyResult(done, waiting, time.monotonic() - started)
 
+    def _desired(
+        self, known: LastKnown, vm: str, order: Order, owners: Mapping[str, Sequence[str]]
+    ) -> Desired | AttachResult:
+        """Return what a VM shall have; or what became of it, when it is left as it is.
+
+        That is where the policy does not name it any more and the last one that did is lost.
+        """
+        document = known.document_of(vm)
+        interfaces = pinned.interfaces_of(self.paths, vm)
+        manifest = load_manifest(self.paths.manifest(vm))
+        if document is None and interfaces and manifest is not None:
+            return AttachResult(
+                vm, interfaces, manifest.generation, False, False, 0.0, manifest.named, kept=True
+            )
+        document = document or known.asked
+        return known.keeping(desired_state(self.paths, document, vm, order, owners), document)
+
     def _run(
         self, tools: Tools, wanted: Sequence[Desired], *, dry_run: bool = False
     ) -> dict[str, AttachResult | VgwError]:
         self._compiled = False
+        if dry_run:
+            return run_changes(tools, wanted, lambda: self._compiled, dry_run=True)
         try:
-            return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
+            upgraded = upgrade_vms(tools, [desired.vm for desired in wanted])
+            outcomes = run_changes(tools, wanted, lambda: self._compiled)
+            return upgraded.noted(outcomes)
         finally:
-            self._tidy()
+            try:
+                self._tidy()
+            except (OSError, VgwError) as error:  # no reason to say that the change failed
+                _logger.warning("what no VM uses any more stays until the next change: %s", error)
 
     def _detach(self, vm: str) -> None:
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
             with recorded(self._last_flows, vm, name):
-                endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
+                destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
+        remove_state(self.paths.flow_import(vm))
         remove_state(self.paths.manifest(vm))
 
     def _tidy(self) -> None:
@@ -384,9 +467,9 @@ class Host:
         remove_unused_records(self.paths, self.store)
         if self.attached():
             return
-        self.paths.events.unlink(missing_ok=True)
+        files.unlink(self.paths.events)
         with contextlib.suppress(OSError):
-            self.paths.pins.rmdir()
+            files.rmdir(self.paths.pins)
         remove_stale(self.paths.bpffs)
 
     def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
@@ -418,6 +501,21 @@ class Host:
             libbpf.wait_for_programs()
             for endpoint, slot in staged:
                 endpoint.maps.release(1 - slot)
+
+
+@contextlib.contextmanager
+def _saying_what_failed() -> Iterator[None]:
+    """Raise failed changes of files as VgwError."""
+    try:
+        yield
+    except OSError as error:
+        raise files.failure(error) from error
+
+
+def _judge_at_tc(config: abi.EndpointConfig, moved: int) -> None:
+    """Have the endpoint of an identity know that its programs meet each other's answers."""
+    if config.endpoint == moved:
+        config.reply_mark = endpoints.reply_mark(moved, Hook.TC)
 
 
 def _not_attached(vm: str) -> str:

@@ -70,6 +70,7 @@ def policy_of(manifest: Manifest, generation: int, store: PolicyStore) -> Effect
 def forget(paths: Paths, manifest: Manifest) -> None:
     """Remove what is remembered of a VM without endpoints, but for what the user ordered."""
     remove_state(paths.counts(manifest.vm))
+    remove_state(paths.flow_import(manifest.vm))
     left = dataclasses.replace(manifest.only(manifest.extra), policies={})
     if left.mode_override is None and not left.extra:
         remove_state(paths.manifest(manifest.vm))

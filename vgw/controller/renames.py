@@ -11,16 +11,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
+from vgw import files
 from vgw.controller import links, pinned
-from vgw.controller.endpoint import destroy, open_endpoint
+from vgw.controller.alarms import Alarms
+from vgw.controller.endpoint import open_endpoint
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
-from vgw.controller.pins import aside_of, settle
+from vgw.controller.pins import moving
+from vgw.controller.replacement import destroy, settle
 from vgw.errors import VgwError
 from vgw.policy.model import Interface
+
+_ALARM: Final = "renamed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,23 @@ def policy_names(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def say_renamed(paths: Paths, vms: Iterable[str], alarms: Alarms) -> None:
+    """Raise an alarm for each interface whose name is not that of the policy; end the others'."""
+    standing = {alarm.vm for alarm in alarms.current() if alarm.alarm == _ALARM and alarm.vm}
+    for vm in standing.union(vms):
+        manifest = load_manifest(paths.manifest(vm))
+        names = {} if manifest is None else policy_names(manifest)
+        for alarm in alarms.current():
+            if (alarm.alarm, alarm.vm) == (_ALARM, vm) and alarm.interface not in names:
+                alarms.clear(_ALARM, vm=vm, interface=alarm.interface)
+        for new, old in names.items():
+            text = (
+                f"the policy calls this interface {old}; it stays protected as that; correct its "
+                f"name in the policy, or name it {old} again"
+            )
+            alarms.set(_ALARM, text, vm=vm, interface=new)
+
+
 def with_renamed(
     paths: Paths, vm: str, wanted: Mapping[str, Interface], manifest: Manifest | None
 ) -> dict[str, Interface]:
@@ -96,16 +119,16 @@ def _file_anew(paths: Paths, vm: str, names: Mapping[str, str]) -> None:
             save_manifest(paths.manifest(vm), dataclasses.replace(manifest, endpoints=entries))
     exchanged = [old for old in names if old in names.values()]
     for old in exchanged:  # leave their places first, for each other
-        aside = aside_of(paths.endpoint_dir(vm, names[old]))
+        aside = moving(paths.endpoint_dir(vm, names[old]))
         if aside.exists():
             destroy(aside, None)
-        paths.endpoint_dir(vm, old).rename(aside)
+        files.rename(paths.endpoint_dir(vm, old), aside)
     for old, new in names.items():
         place = paths.endpoint_dir(vm, new)
         if place.exists():  # left of an interface of this name that is gone
             destroy(place, None)
-        source = aside_of(place) if old in exchanged else paths.endpoint_dir(vm, old)
-        source.rename(place)
+        source = moving(place) if old in exchanged else paths.endpoint_dir(vm, old)
+        files.rename(source, place)
 
 
 def _entries(

@@ -72,6 +72,11 @@ def load_stages(
             libbpf.map_update(fds[stage.map_name], _u32(stage.place), _u32(program))
 
 
+def has_stages(fds: Mapping[str, int]) -> bool:
+    """Tell whether an endpoint, whose maps these are, has any stage loaded."""
+    return any(_is_loaded(fds, stage) for stage in STAGES.values())
+
+
 def _is_loaded(fds: Mapping[str, int], stage: Stage) -> bool:
     """Tell whether a stage is in its place; one without a place is not."""
     fd = fds.get(stage.map_name)

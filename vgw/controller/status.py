@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vgw import abi
 from vgw.controller import links, pinned
+from vgw.controller.builds import build_of
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.endpoint import (
     BrokenEndpointError,
@@ -19,6 +20,7 @@ from vgw.controller.endpoint import (
 from vgw.controller.foreign import programs_beside
 from vgw.controller.links import Attachment, InterfaceFacts
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest
+from vgw.controller.mode_order import order_report
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
@@ -48,6 +50,7 @@ def vm_status(paths: Paths, vm: str) -> Row:
         "vm": vm,
         "mode": mode,
         "mode_policy": None if manifest is None else manifest.mode.name.lower(),
+        "mode_order": order_report(manifest),
         "generation": generation,
         "policy": None if manifest is None else manifest.policy or None,
         "named": None if manifest is None else manifest.named,
@@ -67,6 +70,7 @@ def _interface_status(
         "name": name,
         "ifindex": ifindex,
         "attached": False,
+        "build": build_of(paths.endpoint_dir(vm, name)),
         "from_vm": None,
         "to_vm": None,
         "rules": _rule_counts(manifest),

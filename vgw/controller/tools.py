@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.controller.images import Images
 from vgw.controller.last_flows import LastFlows
 from vgw.controller.paths import Paths
@@ -27,8 +27,8 @@ class Tools:
 
     `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
     for only when needed. `images` are the maps of policies, `store` what their rules are, `names`
-    what their rules are called. `progress` is told what takes long, `last_flows` logs the flows of
-    endpoints that go.
+    what their rules are called. `build` says of which build the packet programs are. `progress` is
+    told what takes long, `last_flows` logs the flows of endpoints that go.
     """
 
     paths: Paths
@@ -37,9 +37,11 @@ class Tools:
     names: RuleNames
     artefact: Callable[[Collection[str]], Artefact]
     events_fd: Callable[[], int]
+    build: Callable[[], str]
     prefer_link: bool = True
     progress: Callable[[str], None] | None = None
     last_flows: LastFlows | None = None
+    alive: Callable[[], None] = lambda: None
 
 
 class Once(Generic[_Value]):
@@ -74,7 +76,7 @@ def open_events(paths: Paths, stack: contextlib.ExitStack) -> int:
 def _make_events(paths: Paths) -> int:
     fd = libbpf.map_create(libbpf.MapType.PERF_EVENT_ARRAY, "events", 4, 4, libbpf.possible_cpus())
     try:
-        paths.pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.mkdir(paths.pins, 0o700, exist_ok=True)
         libbpf.pin(fd, paths.events)
     except BaseException:
         os.close(fd)

@@ -13,6 +13,7 @@ from vgw.libbpf.links import (
     AttachType,
     LinkInfo,
     LinkType,
+    TcxLists,
     get_pinned,
     link_create,
     link_detach,
@@ -33,6 +34,7 @@ from vgw.libbpf.maps import (
     map_delete,
     map_delete_many,
     map_entries,
+    map_fd_by_id,
     map_fill,
     map_info,
     map_lookup,
@@ -54,7 +56,7 @@ from vgw.libbpf.programs import (
     prog_test_run,
 )
 from vgw.libbpf.side_by_side import side_by_side
-from vgw.libbpf.xdp_query import xdp_program
+from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [
     "LICENSE",
@@ -72,6 +74,7 @@ __all__ = [
     "PerfReader",
     "ProgInfo",
     "ProgType",
+    "TcxLists",
     "TestRun",
     "TypeKind",
     "array_values",
@@ -85,6 +88,7 @@ __all__ = [
     "map_delete",
     "map_delete_many",
     "map_entries",
+    "map_fd_by_id",
     "map_fill",
     "map_info",
     "map_lookup",
@@ -104,4 +108,5 @@ __all__ = [
     "wait_for_programs",
     "xdp_link",
     "xdp_program",
+    "xdp_programs",
 ]

@@ -50,6 +50,7 @@ _OTHER_DIRECTORY: Final = "run vgw as root, or choose another directory by VGW_C
 _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _PASSED_ON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 _KEPT: Final = 4
+_BUILD_DIGITS: Final = 12
 _STALE_SECONDS: Final = 3600
 _SHOWN_ERRORS: Final = 3
 _TIMEOUT_SECONDS: Final = 120
@@ -87,6 +88,20 @@ def load_artefact(
             _write(_path(cache_dir, name, digests[name]), part)
             _prune(cache_dir, name)
     return merge([part for part in parts.values() if part is not None])
+
+
+def packet_build(source: SourceTree | None = None) -> str:
+    """Return a name, 12 hex digits, for all that the programs on the packet path are made of.
+
+    It differs where anything differs: sources, compiler options, BCC, places in the kernel's types.
+    Nothing is compiled for it. Raises VgwError as load_artefact() does.
+    """
+    tree = source or SourceTree(bpf_dir())
+    texts = {name: tree.flatten(name) for name in tree.programs if "_vm" in name}
+    total = hashlib.sha256()
+    for digest in _digests(tree, texts).values():
+        _feed(total, digest)
+    return total.hexdigest()[:_BUILD_DIGITS]
 
 
 def _digests(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, str]:
