@@ -97,6 +97,7 @@ def settle(vm_dir: pathlib.Path) -> None:
             directory = place.with_name(place.name.removeprefix(ASIDE))
             ifindex = pinned.present_ifindex(unpin_name(directory.name) or "")
             if any(_runs(place, directory, path, ifindex) for path in abi.Path):
+                files.mkdir(directory, 0o700, exist_ok=True)
                 _move_into_place(place, directory, ifindex)
             else:
                 remove_tree(place)
