@@ -140,8 +140,10 @@ def _move_into_place(place: pathlib.Path, directory: pathlib.Path, ifindex: int 
     """
     programs = {links.program_pin(place, path): path for path in abi.Path}
     for pin, path in programs.items():
-        if pin.exists():
+        if _runs(place, directory, path, ifindex):
             replacing.retire(ifindex, path, directory, place)
+        else:
+            files.unlink(pin)  # what is in its place runs on
     if (place / _OF_WHOLE).exists():
         _remove_strays(place, directory)
     for entry in sorted(entries(place), key=lambda entry: entry in programs):
@@ -151,8 +153,9 @@ def _move_into_place(place: pathlib.Path, directory: pathlib.Path, ifindex: int 
 
 def _remove_strays(place: pathlib.Path, directory: pathlib.Path) -> None:
     """Remove maps that the endpoint before had and the new one has not."""
-    names = {entry.name for entry in entries(place)}
-    links_of_it = [links.link_pin(directory, path) for path in abi.Path]
+    keep = {entry.name for entry in entries(place)}
+    for path in abi.Path:
+        keep |= {links.link_pin(place, path).name, links.program_pin(place, path).name}
     for entry in entries(directory):
-        if entry.is_file() and entry.name not in names and entry not in links_of_it:
+        if entry.is_file() and entry.name not in keep:
             files.unlink(entry)
