@@ -95,8 +95,10 @@ def _all() -> Iterator[Scenario]:
     fresh = {"both_ways": False}
     # Linux stops the queues of an interface for a moment when it gets or loses a clsact qdisc.
     gap = (OPEN, CLOSED, OPEN)
-    yield Scenario("attach", nothing, lambda w: attach(w, B), (OPEN, B), **fresh)
-    yield Scenario("attach-xdp", nothing, lambda w: attach(w, B, Hook.XDP), (OPEN, B), **fresh)
+    # A link that is not pinned yet goes with the process that made it.
+    made = (OPEN, B, OPEN, B)
+    yield Scenario("attach", nothing, lambda w: attach(w, B), made, **fresh)
+    yield Scenario("attach-xdp", nothing, lambda w: attach(w, B, Hook.XDP), made, **fresh)
     yield Scenario("attach-clsact", nothing, lambda w: attach(w, B), (*gap, B), **fresh, **unlinked)
     yield Scenario("repair", damaged, lambda w: attach(w, A), (A,))
     yield Scenario("repair-changed", damaged, lambda w: attach(w, B), (A, B), **fresh)
