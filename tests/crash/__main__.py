@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.crash.faults import fail_at_steps
-from tests.crash.run import kill_at_steps
+from tests.crash.run import every, kill_at_steps
 from tests.crash.scenarios import SCENARIOS
 from tests.crash.world import world
 
@@ -33,9 +33,9 @@ def main() -> int:
             started = time.monotonic()
             with world(directory, cache, prefer_link=chosen.prefer_link) as made:
                 if options.fail:
-                    result = fail_at_steps(made, chosen, options.every, all_errnos=True)
+                    result = fail_at_steps(made, chosen, every(options.every), all_errnos=True)
                 else:
-                    result = kill_at_steps(made, chosen, options.every)
+                    result = kill_at_steps(made, chosen, every(options.every))
             print(f"{result}, {time.monotonic() - started:.1f} s", flush=True)
             for step in result.steps if options.steps else ():
                 print(f"  {step}")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from tests.crash.killing import Step, run_change
-from tests.crash.run import Result, shown, unharmed
+from tests.crash.run import Choice, Result, asserted, shown, unharmed
 from tests.crash.scenarios import Scenario
 from tests.crash.world import Left, World
 
@@ -42,22 +42,22 @@ LONGEST: Final = 500
 
 
 def fail_at_steps(
-    world: World, scenario: Scenario, every: int = 1, first: int = 0, *, all_errnos: bool = False
+    world: World, scenario: Scenario, choice: Choice, *, all_errnos: bool = False
 ) -> Result:
-    """Have every so manieth step of a scenario's change fail, each from where it starts.
+    """Have some steps of a scenario's change fail, each from where it starts.
 
     By default with one of the errnos that its kind may meet, these in turn.
     """
     result = Result(scenario.name)
     whole = unharmed(world, scenario, result)
     before = world.prober.probes
-    for place, step in enumerate(result.steps[first::every]):
+    for place, step in enumerate(choice(result.steps)):
         known = ERRNOS[step.what]
         for number in known if all_errnos else (known[place % len(known)],):
             if scenario.bare:
                 world.clear()
             fault = Fault(step, number)
-            for problem in _failed(world, scenario, fault, whole, result):
+            for problem in asserted(_failed(world, scenario, fault, whole, result)):
                 result.problems.append(f"{fault}: {problem}")
             result.killed += 1
     world.clear()
@@ -80,8 +80,8 @@ def _failed(
     world: World, scenario: Scenario, fault: Fault, whole: Left, result: Result
 ) -> Iterator[str]:
     scenario.before(world)
-    alive = world.made.alive()
-    start = world.left(alive)
+    hidden = world.unpinned()
+    start = world.left(hidden)
     world.prober.seen()
     before = world.prober.seen()
     change = partial(scenario.change, world)
@@ -93,8 +93,10 @@ def _failed(
     if ended.error is not None:
         result.errors.append(ended.error)
         yield from _said(ended.error, fault.number)
-    if ended.error is not None and scenario.order[0] in now and not _is_behind(ended.error):
-        yield from _differences("left after the failure", start, world.left(alive))
+    if scenario.removes:
+        pass
+    elif ended.error is not None and scenario.order[0] in now and not _is_behind(ended.error):
+        yield from _differences("left after the failure", start, world.left(hidden))
     elif scenario.order[-1] not in now:
         yield f"packets are judged by {sorted(now)}, and it says {ended.error}"
     try:
@@ -102,7 +104,7 @@ def _failed(
     except Exception as error:
         yield f"the next try fails: {type(error).__name__}: {error}"
     end = world.prober.seen()
-    if not scenario.allows([*before, *after, *end]):
+    if not scenario.allows([*before, *after, *end], undone=True):
         yield f"packets were judged by something else: {shown(before, after, end)}"
     if scenario.order[-1] not in world.prober.now():
         yield "the next try does not put the new policy in force"

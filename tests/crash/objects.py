@@ -37,6 +37,7 @@ class Made:
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._reading, False)
         self._ids: dict[bytes, set[int]] = {kind: set() for kind in _KINDS}
+        self._process = os.getpid()
 
     def close(self) -> None:
         os.close(self._reading)
@@ -59,7 +60,9 @@ class Made:
     ) -> Callable[..., int]:
         def recording(*arguments: Any) -> int:
             fd = call(*arguments)
-            if fd >= 0:
+            if fd >= 0 and os.getpid() == self._process:
+                self._ids[kind].add(info(fd).id)
+            elif fd >= 0:
                 os.write(self._writing, _MADE.pack(kind, info(fd).id))
             return fd
 

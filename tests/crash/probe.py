@@ -9,6 +9,7 @@ are of four kinds: policy a accepts x and z, policy b y and z, and neither w.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -31,6 +32,7 @@ from vgw.policy.model import PolicyDocument
 
 ROOT = Path(__file__).parents[2]
 PATIENCE: Final = 30.0
+PACE: Final = 0.0005  # seconds between rounds: what makes changes needs CPUs as well
 _ETH_P_IP: Final = 0x0800
 
 #: What a packet can be judged by: a policy, no program at all, or one that lets nothing through.
@@ -44,6 +46,7 @@ _PORTS: Final = {"x": 80, "y": 443, "z": 22, "w": 25}
 _TYPES: Final = {"x": 40, "y": 41, "z": 42, "w": 43}
 
 
+@functools.cache
 def policy(name: str, *, more: int = 0, config: str = "", by_group: bool = False) -> PolicyDocument:
     """Return policy a or b for web01 on tap0, with `more` rules that match nothing sent.
 
@@ -202,7 +205,7 @@ class _Probing:
 def main() -> None:
     probing = _Probing(int(sys.argv[1]), sys.argv[2])
     while True:
-        asked = bool(select.select([sys.stdin], [], [], 0)[0])
+        asked = bool(select.select([sys.stdin], [], [], PACE)[0])
         if asked and not sys.stdin.readline():
             return
         probing.round()

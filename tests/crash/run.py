@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.crash.killing import Step, run_change
@@ -27,24 +27,37 @@ class Result:
         return f"{text}{self.probes} packets, {len(self.problems)} problems"
 
 
-def kill_at_steps(
-    world: World, scenario: Scenario, every: int = 1, first: int = 0, stop_at: int = 1 << 30
-) -> Result:
-    """Kill the change of a scenario at every so manieth of its steps, each on a bare host."""
+#: What picks those steps of a change at which something is done to it.
+Choice = Callable[[Sequence[Step]], Sequence[Step]]
+
+
+def every(number: int, first: int = 0) -> Choice:
+    """Pick every so manieth step."""
+    return lambda found: found[first::number]
+
+
+def kill_at_steps(world: World, scenario: Scenario, choice: Choice) -> Result:
+    """Kill the change of a scenario at some of its steps, each time from where it starts."""
     result = Result(scenario.name)
     whole = unharmed(world, scenario, result)
     before = world.prober.probes
-    for step in result.steps[first::every]:
+    for step in choice(result.steps):
         if scenario.bare:
             world.clear()
-        problems = list(_killed(world, scenario, step, whole))
+        problems = list(asserted(_killed(world, scenario, step, whole)))
         result.killed += 1
         result.problems += [f"killed before {step}: {problem}" for problem in problems]
-        if len(result.problems) >= stop_at:
-            break
     world.clear()
     result.probes = world.prober.probes - before
     return result
+
+
+def asserted(problems: Iterator[str]) -> Iterator[str]:
+    """Yield problems, and what an assertion says on the way as the last of them."""
+    try:
+        yield from problems
+    except AssertionError as error:
+        yield str(error)
 
 
 def unharmed(world: World, scenario: Scenario, result: Result) -> Left:

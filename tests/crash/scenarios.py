@@ -26,6 +26,7 @@ class Scenario:
     `before` brings a host to where it starts, a bare one unless `bare` is False; `change` is made,
     and made again after a kill. `order` is by what packets may be judged one after another, from
     before the change to after it. `both_ways`: the paths change at the same packet, by one store.
+    `removes`: when it fails, what it has removed stays so, and the next try removes the rest.
     """
 
     name: str
@@ -35,12 +36,17 @@ class Scenario:
     both_ways: bool = True
     prefer_link: bool = True
     bare: bool = True
+    removes: bool = False
 
-    def allows(self, seen: Sequence[Seen]) -> bool:
-        """Tell whether probes show what is allowed while the change is made, killed and made."""
+    def allows(self, seen: Sequence[Seen], *, undone: bool = False) -> bool:
+        """Tell whether probes show what is allowed while the change is made, killed and made.
+
+        `undone`: it was made, undone and made again.
+        """
+        order = self.order * (2 if undone else 1)
         if self.both_ways:
-            return explained(seen, *self.order)
-        return all(explained(of_path(seen, inbound=way), *self.order) for way in (True, False))
+            return explained(seen, *order)
+        return all(explained(of_path(seen, inbound=way), *order) for way in (True, False))
 
 
 def attach(world: World, name: str, hook: Hook | None = None, more: int = 0) -> object:
@@ -89,8 +95,10 @@ def _all() -> Iterator[Scenario]:
     fresh = {"both_ways": False}
     # Linux stops the queues of an interface for a moment when it gets or loses a clsact qdisc.
     gap = (OPEN, CLOSED, OPEN)
-    yield Scenario("attach", nothing, lambda w: attach(w, B), (OPEN, B), **fresh)
-    yield Scenario("attach-xdp", nothing, lambda w: attach(w, B, Hook.XDP), (OPEN, B), **fresh)
+    # A link that is not pinned yet goes with the process that made it.
+    made = (OPEN, B, OPEN, B)
+    yield Scenario("attach", nothing, lambda w: attach(w, B), made, **fresh)
+    yield Scenario("attach-xdp", nothing, lambda w: attach(w, B, Hook.XDP), made, **fresh)
     yield Scenario("attach-clsact", nothing, lambda w: attach(w, B), (*gap, B), **fresh, **unlinked)
     yield Scenario("repair", damaged, lambda w: attach(w, A), (A,))
     yield Scenario("repair-changed", damaged, lambda w: attach(w, B), (A, B), **fresh)
@@ -135,13 +143,16 @@ def _all() -> Iterator[Scenario]:
         bare=False,
     )
     yield Scenario("flush", under_a, lambda w: w.host().flush(VM), (A,), bare=False)
-    yield Scenario("sweep", gone, lambda w: w.host().sweep(), (A,), bare=False)
-    yield Scenario("detach", under_a, lambda w: w.host().detach_all(), (A, OPEN), **fresh)
+    yield Scenario("sweep", gone, lambda w: w.host().sweep(), (A,), bare=False, removes=True)
+    yield Scenario(
+        "detach", under_a, lambda w: w.host().detach_all(), (A, OPEN), removes=True, **fresh
+    )
     yield Scenario(
         "detach-clsact",
         under_a,
         lambda w: w.host().detach_all(),
         (A, *gap),
+        removes=True,
         **fresh,
         **unlinked,
     )

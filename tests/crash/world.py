@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from scripts.lab.wire import CLONE_NEWNET
 from tests.controller.observe import traces
-from tests.crash.objects import InKernel, Made, in_use
+from tests.crash.objects import Made, in_use
 from tests.crash.probe import Prober
 from tests.lab.taps import Queue
 from tests.lab.topology import eventually
@@ -24,6 +24,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 
 VM, TAP = "web01", "tap0"
+PATIENCE: Final = 10.0
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,17 +61,21 @@ class World:
         tcx = [libbpf.tcx_programs(self.ifindex, kind) for kind in (46, 47)]
         return [*([] if xdp is None else [xdp[0]]), *tcx[0], *tcx[1]]
 
-    def left(self, alive: InKernel | None = None) -> Left:
+    def left(self, others: int = 0) -> Left:
         """Return what there is, once the kernel has freed what nothing leads to.
 
-        `alive` is what else may live, by default what pins lead to.
+        `others` is how many maps live besides those that pins lead to.
         """
         used = in_use(self.paths)
-        wanted = alive or used
-        eventually("no map and program but those in use", lambda: self.made.alive() == wanted)
+        wanted = len(used.maps) + others, len(used.programs)
+        try:
+            eventually("", lambda: self._alive() == wanted, PATIENCE)
+        except AssertionError:
+            text = f"{self._alive()} maps and programs live, {wanted} should"
+            raise AssertionError(text) from None
         attached = self.programs()
-        assert set(attached) <= wanted.programs, "a program runs that no pin leads to"
-        counts = str(self.paths.counts(VM))
+        counts = str(self.paths.counts(VM))  # what was counted before, which is of no one run
+        assert set(attached) <= used.programs, "a program runs that no pin leads to"
         return Left(
             [name for name in traces(self.paths) if name != counts],
             len(used.maps),
@@ -78,6 +83,14 @@ class World:
             [1] * len(attached),
             self._remembered(),
         )
+
+    def unpinned(self) -> int:
+        """Return how many maps live that no pin leads to."""
+        return len(self.made.alive().maps - in_use(self.paths).maps)
+
+    def _alive(self) -> tuple[int, int]:
+        alive = self.made.alive()
+        return len(alive.maps), len(alive.programs)
 
     def _remembered(self) -> dict[str, Any] | None:
         manifest = load_manifest(self.paths.manifest(VM))

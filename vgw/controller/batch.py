@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -15,7 +15,7 @@ from vgw.controller.change import Change
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import reworded
 from vgw.controller.tools import Tools
-from vgw.errors import VgwError
+from vgw.errors import VgwError, out_of_memory
 
 #: A change waits most of its time for grace periods of the kernel, so many run side by side; those
 #: that wait at the same time wait for the same one.
@@ -69,10 +69,7 @@ def run_changes(
     started = time.monotonic()
     outcomes: dict[str, AttachResult | VgwError] = {}
     changed: dict[str, Change] = {}
-    with (
-        contextlib.ExitStack() as stack,
-        ThreadPoolExecutor(_WORKERS, thread_name_prefix="vgw-change") as pool,
-    ):
+    with contextlib.ExitStack() as stack:
         changes = {each.vm: stack.enter_context(Change(tools, each)) for each in wanted}
 
         def make(vm: str) -> bool:
@@ -81,7 +78,7 @@ def run_changes(
                 changes[vm].commit()
             return needed
 
-        for vm, outcome in _each(pool, make, changes):
+        for vm, outcome in _each(make, changes):
             tools.alive()
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
@@ -102,13 +99,11 @@ def run_changes(
                 change.kept,
             )
         if changed and not dry_run:
-            outcomes |= _finish(tools, pool, changed)
+            outcomes |= _finish(tools, changed)
     return outcomes
 
 
-def _finish(
-    tools: Tools, pool: ThreadPoolExecutor, changed: Mapping[str, Change]
-) -> dict[str, VgwError]:
+def _finish(tools: Tools, changed: Mapping[str, Change]) -> dict[str, VgwError]:
     """Free what the changes of VMs have replaced; return of which of them that failed.
 
     What it leaves then is freed by the next change of the VM.
@@ -119,7 +114,7 @@ def _finish(
         failed = dict.fromkeys(changed, error)
     else:
         failed = {}
-        for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
+        for vm, late in _each(lambda vm: changed[vm].finish(), changed):
             tools.alive()
             if isinstance(late, VgwError):
                 failed[vm] = late
@@ -130,14 +125,17 @@ def _finish(
 
 
 def _each(
-    pool: ThreadPoolExecutor, function: Callable[[str], _Result], names: Iterable[str]
+    function: Callable[[str], _Result], names: Iterable[str]
 ) -> Iterator[tuple[str, _Result | VgwError]]:
     """Yield what a function returns for each name, or the error that it raises."""
-    futures = {name: pool.submit(function, name) for name in names}
-    for name, future in futures.items():
+    order = list(names)
+    futures = libbpf.outcomes([functools.partial(function, name) for name in order], _WORKERS)
+    for name, future in zip(order, futures, strict=True):
         try:
             yield name, future.result()
         except VgwError as error:
             yield name, error
         except OSError as error:
             yield name, files.failure(error)
+        except MemoryError:
+            yield name, out_of_memory()

@@ -30,10 +30,15 @@ from vgw.controller.manifest import (
 )
 from vgw.controller.paths import unpin_name
 from vgw.controller.pins import endpoint_dirs, quietly
-from vgw.controller.recovery import forget, recovered
+from vgw.controller.recovery import forget, recovered, restore_manifest
 from vgw.controller.replacement import Placing, destroy, settle
 from vgw.controller.rule_counts import load_counts, save_counts, settle_spares
-from vgw.controller.stages import load_stages, with_stages
+from vgw.controller.stages import (
+    load_stages,
+    missing_stages,
+    unload_stages,
+    with_stages,
+)
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError
@@ -349,6 +354,7 @@ class Change:
         for name, kept in self._kept.items():
             config = self._config(name, self.generation)
             maps = kept.endpoint.maps
+            undo.callback(quietly, maps.release, 1 - maps.active_slot())
             if self._has_images(kept):
                 slot = endpoints.restage(kept.endpoint, config, policies)
             else:
@@ -356,16 +362,17 @@ class Change:
                 with endpoints.counters_map(artefact, counters) as counters_fd:
                     slot = maps.stage(config, policies, counters_fd)
                 self._counting_anew.append(name)
-            undo.callback(quietly, maps.release, slot)
             self._staged[name] = slot
-            self._load_stages(kept)
+            self._load_stages(kept, undo)
 
-    def _load_stages(self, kept: _Kept) -> None:
+    def _load_stages(self, kept: _Kept, undo: contextlib.ExitStack) -> None:
         if not self._is_staged:
             return
         programs = list(endpoints.programs_of(kept.hook).values())
         artefact = self._tools.artefact(with_stages(programs))
-        load_stages(artefact, programs, kept.endpoint.fds, self._tools.events_fd())
+        fds = kept.endpoint.fds
+        undo.callback(quietly, unload_stages, fds, missing_stages(artefact, programs, fds))
+        load_stages(artefact, programs, fds, self._tools.events_fd())
 
     def _remember(self, undo: contextlib.ExitStack) -> None:
         """Write the names of rules and the manifest: before an event can carry their numbers."""
@@ -376,7 +383,7 @@ class Change:
         if not self._kept:
             remove_state(self._counts_file)
         if self._manifest != self._old:
-            undo.callback(quietly, self._restore_manifest)
+            undo.callback(quietly, restore_manifest, self._file, self._old)
             save_manifest(self._file, self._manifest)
 
     def _keep_matches(self) -> None:
@@ -455,9 +462,3 @@ class Change:
             staged=staged,
             force=self._desired.force,
         )
-
-    def _restore_manifest(self) -> None:
-        if self._old is None:
-            remove_state(self._file)
-        else:
-            save_manifest(self._file, self._old)

@@ -178,23 +178,34 @@ def open_endpoint(vm: str, interface: str, directory: pathlib.Path) -> OpenEndpo
     """
     fds: dict[str, int] = {}
     try:
-        programs, used = _read_programs(directory)
+        infos = _read_programs(directory)
+        used = {number for info in infos.values() for number in info.map_ids}
         for name in NEEDED_MAPS:
             fds[name] = libbpf.get_pinned(directory / name)
         stray = [name for name in NEEDED_MAPS if libbpf.map_info(fds[name]).id not in used]
+        strangers = [path for path in infos if _active_id(fds) not in infos[path].map_ids]
         fds |= _stage_maps(directory, used)
         maps = EndpointMaps(fds, PinnedCounters(directory))
         if stray:
             raise VgwError(f"its programs do not use the map pinned as {stray[0]}")
         if maps.has_lost_counters():
             raise VgwError("the map that its rules count in is not pinned")
+        if strangers:  # one program is of the endpoint before, as after a kill on the way
+            path = strangers[0].name.lower()
+            raise VgwError(f"its {path} program does not use the maps pinned beside it")
     except VgwError as error:
         for fd in fds.values():
             os.close(fd)
         raise BrokenEndpointError(
             f"{vm} {interface}: {error}; attach the VM again to repair it"
         ) from error
+    programs = {path: info.id for path, info in infos.items()}
     return OpenEndpoint(vm, interface, directory, fds, maps, programs)
+
+
+def _active_id(fds: Mapping[str, int]) -> int:
+    """Return the id of a map that every program uses, and that no two endpoints share."""
+    return libbpf.map_info(fds["active"]).id
 
 
 def _stage_maps(directory: pathlib.Path, used: Collection[int]) -> dict[str, int]:
@@ -210,16 +221,13 @@ def _stage_maps(directory: pathlib.Path, used: Collection[int]) -> dict[str, int
     return found
 
 
-def _read_programs(directory: pathlib.Path) -> tuple[dict[abi.Path, int], set[int]]:
-    """Return the ids of the pinned programs and of all maps that they use."""
-    programs: dict[abi.Path, int] = {}
-    used: set[int] = set()
+def _read_programs(directory: pathlib.Path) -> dict[abi.Path, libbpf.ProgInfo]:
+    """Return what the kernel says of the pinned programs."""
+    found: dict[abi.Path, libbpf.ProgInfo] = {}
     for path in abi.Path:
         with opened(links.program_pin(directory, path)) as fd:
-            info = libbpf.prog_info(fd)
-        programs[path] = info.id
-        used.update(info.map_ids)
-    return programs, used
+            found[path] = libbpf.prog_info(fd)
+    return found
 
 
 def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Blueprint) -> Placing:

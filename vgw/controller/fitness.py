@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -106,6 +107,23 @@ def require_bpffs(directory: Path) -> None:
             else f"mkdir -p {directory} && mount -t bpf bpf {directory}"
         )
         raise VgwError(f"{directory} is not in a bpffs: run `{command}`")
+
+
+def require_own(*directories: Path) -> None:
+    """Raise VgwError if another user may change what is in a directory that is there.
+
+    Who can put pins there could have this process adopt them.
+    """
+    for directory in directories:
+        try:
+            facts = directory.stat()
+        except FileNotFoundError:
+            continue
+        if facts.st_uid not in {0, os.geteuid()} or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise VgwError(
+                f"{directory} is open to other users: if what is pinned there is yours, run "
+                f"`chown {os.geteuid()} {directory}` and `chmod 700 {directory}`"
+            )
 
 
 def filesystem_type(path: Path) -> str:

@@ -276,6 +276,8 @@ def _attach_link(
     link = libbpf.link_create(prog_fd, ifindex, attach_type, flags)
     try:
         libbpf.pin(link, pin)
+    except KernelError as error:
+        raise VgwError(str(error)) from error  # which tells nothing of what the hook takes
     finally:
         os.close(link)  # a link that could not be pinned goes with its last descriptor
 

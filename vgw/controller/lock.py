@@ -41,6 +41,7 @@ class DirectoryLock:
             except OSError as error:
                 if self._was_removed(error):
                     continue
+                _remove_if_empty(self.path.parent)
                 raise VgwError(
                     f"cannot lock {self.path}: {error.strerror}; {files.advice(error)}choose other "
                     "directories by VGW_BPFFS and VGW_RUN_DIR"

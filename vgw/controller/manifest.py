@@ -17,8 +17,10 @@ from typing import Any, Final, TypeVar
 
 from vgw import abi
 from vgw.abi import Action, Mode
+from vgw.controller.paths import pin_name
 from vgw.controller.state_file import read_state, write_state
 from vgw.controller.typed import is_typed
+from vgw.errors import VgwError
 from vgw.policy import values
 from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface, Tracking
 
@@ -121,13 +123,17 @@ class Manifest:
 
 
 def load_manifest(path: Path) -> Manifest | None:
-    """Return what is remembered in a file; None when there is none or it is damaged."""
+    """Return what is remembered in a file; None when there is none, or it is damaged.
+
+    A file that was made for another VM counts as damaged.
+    """
     body = read_state(path, SCHEMA)
     try:
         manifest = None if body is None else _from_json(body)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        is_own = manifest is not None and pin_name(manifest.vm) == path.stem
+    except (VgwError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
-    return manifest if is_typed(manifest, Manifest) else None
+    return manifest if is_own and is_typed(manifest, Manifest) else None
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:

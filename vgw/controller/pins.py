@@ -36,6 +36,13 @@ def remove_endpoint(directory: Path) -> None:
         files.rmdir(directory.parent)
 
 
+def remove_empty(directory: Path) -> None:
+    """Remove the empty directories in a directory: of VMs whose last endpoint is gone."""
+    for entry in entries(directory):
+        if entry.is_dir() and not entries(entry):
+            quietly(files.rmdir, entry)
+
+
 def remove_tree(directory: Path) -> None:
     """Remove a directory of bpffs with everything in it."""
     for entry in entries(directory):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from vgw import abi, files, libbpf
+from vgw import abi, files
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
@@ -33,17 +33,23 @@ from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.mode_order import with_order
 from vgw.controller.paths import Paths
-from vgw.controller.pins import remove_tree
+from vgw.controller.pins import quietly, remove_empty, remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
-from vgw.controller.recovery import forget, recovered, remove_unused_records
+from vgw.controller.reconfigure import reconfigure
+from vgw.controller.recovery import (
+    forget,
+    recovered,
+    remove_unused_records,
+    restore_manifest,
+)
 from vgw.controller.renames import Renamed, follow_renames
 from vgw.controller.replacement import destroy, settle
 from vgw.controller.restore import Restored, Suspect, restore
-from vgw.controller.rule_counts import keep_counts, read_steadily, settle_spares
+from vgw.controller.rule_counts import keep_counts, read_steadily
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
 from vgw.controller.upgrade import Upgrades, give_up_flows, upgrade_vms
-from vgw.errors import PartlyAppliedError, VgwError
+from vgw.errors import PartlyAppliedError, VgwError, out_of_memory
 from vgw.loader import Artefact, load_artefact, packet_build
 from vgw.policy.model import Hook, PolicyDocument
 
@@ -241,12 +247,15 @@ class Host:
                 self.manifest(vm) if mode is None else old or recovered(self.paths, vm, opened)
             )
             ordered = with_order(manifest, mode, reason, by)
-            if ordered != old:
-                save_manifest(self.paths.manifest(vm), ordered)
             wanted = manifest.mode if mode is None else mode
             running = {endpoint.maps.config().mode for endpoint in opened}
-            if running != {wanted}:
-                self._reconfigure(vm, lambda config: setattr(config, "mode", wanted))
+            with contextlib.ExitStack() as undo:
+                if ordered != old:
+                    undo.callback(quietly, restore_manifest, self.paths.manifest(vm), old)
+                    save_manifest(self.paths.manifest(vm), ordered)
+                if running != {wanted}:
+                    self._reconfigure(vm, lambda config: setattr(config, "mode", wanted))
+                undo.pop_all()
         return ordered != manifest or running != {wanted}
 
     def flush(self, vm: str) -> int:
@@ -371,6 +380,7 @@ class Host:
         fitness.require_host_clock()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
+        fitness.require_own(self.paths.bpffs, self.paths.pins)
         with _saying_what_failed(), self._lock.held(), contextlib.ExitStack() as stack:
             events = Once(lambda: open_events(self.paths, stack))
             images, store = Images(self.paths.images), self.store
@@ -487,6 +497,7 @@ class Host:
         """Remove what no endpoint uses: policies, and without endpoints all that they shared."""
         remove_unused_images(self.paths)
         remove_unused_records(self.paths, self.store)
+        remove_empty(self.paths.pins)
         if self.attached():
             return
         with contextlib.suppress(OSError):  # a directory that cannot be has nothing to remove
@@ -515,35 +526,20 @@ class Host:
 
     def _reconfigure(self, vm: str, edit: Callable[[abi.EndpointConfig], None]) -> None:
         """Change the configuration of a VM's endpoints, under the policy that they have."""
-        staged: list[tuple[OpenEndpoint, int]] = []
-        images = Images(self.paths.images)
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
-            manifest = load_manifest(self.paths.manifest(vm)) or recovered(self.paths, vm, opened)
-            settle_spares(
-                self.paths.counts(vm),
-                [endpoint.maps for endpoint in opened],
-                manifest.in_generation(self.store.labels),
-            )
-            for endpoint in opened:
-                config = endpoint.maps.config()
-                edit(config)
-                policies = images.in_force(endpoint.maps)
-                staged.append((endpoint, endpoints.restage(endpoint, config, policies)))
-            for endpoint, slot in staged:
-                endpoint.maps.switch(slot)
-            libbpf.wait_for_programs()
-            for endpoint, slot in staged:
-                endpoint.maps.release(1 - slot)
+            reconfigure(self.paths, self.store, vm, opened, edit)
 
 
 @contextlib.contextmanager
 def _saying_what_failed() -> Iterator[None]:
-    """Raise failed changes of files as VgwError."""
+    """Raise as VgwError that a file could not be changed, or that memory is short."""
     try:
         yield
     except OSError as error:
         raise files.failure(error) from error
+    except MemoryError:
+        raise out_of_memory() from None
 
 
 def _judge_at_tc(config: abi.EndpointConfig, moved: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 from vgw import abi
@@ -65,6 +66,14 @@ def policy_of(manifest: Manifest, generation: int, store: PolicyStore) -> Effect
     if entry is None or entry.defaults is None or ingress is None or egress is None:
         return None
     return EffectivePolicy(manifest.vm, ingress, egress, entry.defaults)
+
+
+def restore_manifest(file: Path, manifest: Manifest | None) -> None:
+    """Have what was remembered in a file before a change, None: nothing. Raises VgwError."""
+    if manifest is None:
+        remove_state(file)
+    else:
+        save_manifest(file, manifest)
 
 
 def forget(paths: Paths, manifest: Manifest) -> None:

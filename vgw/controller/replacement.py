@@ -139,6 +139,7 @@ def settle(vm_dir: pathlib.Path) -> None:
             ifindex = pinned.present_ifindex(unpin_name(directory.name) or "")
             running = [path for path in abi.Path if _runs(place, directory, path, ifindex)]
             if running:
+                files.mkdir(directory, 0o700, exist_ok=True)
                 for path in set(abi.Path).difference(running):
                     quietly(_carry_on, place, directory, path, ifindex)
                 _move_into_place(place, directory, ifindex)
@@ -198,8 +199,10 @@ def _move_into_place(place: pathlib.Path, directory: pathlib.Path, ifindex: int 
     """
     programs = {links.program_pin(place, path): path for path in abi.Path}
     for pin, path in programs.items():
-        if pin.exists():
+        if _runs(place, directory, path, ifindex):
             replacing.retire(ifindex, path, directory, place)
+        else:
+            files.unlink(pin)  # what is in its place runs on
     if (place / _OF_WHOLE).exists():
         _remove_strays(place, directory)
     for entry in sorted(entries(place), key=lambda entry: entry in programs):
@@ -209,8 +212,9 @@ def _move_into_place(place: pathlib.Path, directory: pathlib.Path, ifindex: int 
 
 def _remove_strays(place: pathlib.Path, directory: pathlib.Path) -> None:
     """Remove maps that the endpoint before had and the new one has not."""
-    names = {entry.name for entry in entries(place)}
-    links_of_it = [links.link_pin(directory, path) for path in abi.Path]
+    keep = {entry.name for entry in entries(place)}
+    for path in abi.Path:
+        keep |= {links.link_pin(place, path).name, links.program_pin(place, path).name}
     for entry in entries(directory):
-        if entry.is_file() and entry.name not in names and entry not in links_of_it:
+        if entry.is_file() and entry.name not in keep:
             files.unlink(entry)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the state directory: JSON with a schema and a checksum, replaced as a whole.
+"""Files of the state directory: JSON with a schema, the host and a checksum, replaced as a whole.
 
 The body comes last in the file, and the checksum is that of the body's own bytes.
 """
@@ -7,6 +7,7 @@ The body comes last in the file, and the checksum is that of the body's own byte
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,12 +18,13 @@ from vgw import files
 from vgw.abi import ABI_VERSION
 from vgw.errors import VgwError
 
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _BODY: Final = b',"body":'
 _END: Final = b"}"
 
 
 def read_state(path: Path, schema: str) -> dict[str, Any] | None:
-    """Return the body of a file; None when there is none, or it is damaged or something else.
+    """Return the body of a file; None when there is none, or it is damaged or another host's.
 
     A damaged file counts as none: it is written anew by the next change, and never half used.
     """
@@ -45,7 +47,12 @@ def is_whole(path: Path, schema: str) -> bool:
 def write_state(path: Path, schema: str, body: Mapping[str, Any]) -> None:
     """Write a file so that a crash leaves the old one or the new one. Raises VgwError."""
     text = json.dumps(body, separators=(",", ":")).encode()
-    described = {"schema": schema, "abi": ABI_VERSION, "checksum": _checksum(text)}
+    described = {
+        "schema": schema,
+        "abi": ABI_VERSION,
+        "host": _host(),
+        "checksum": _checksum(text),
+    }
     head = json.dumps(described, separators=(",", ":")).encode().removesuffix(_END)
     try:
         files.mkdir(path.parent, 0o755, exist_ok=True)
@@ -79,7 +86,16 @@ def _body(path: Path, schema: str) -> bytes | None:
     text = rest.removesuffix(_END)
     described = json.loads(head + _END)
     whole = described["schema"] == schema and described["checksum"] == _checksum(text)
-    return text if whole else None
+    return text if whole and described["host"] == _host() else None
+
+
+@functools.cache
+def _host() -> str:
+    """Return what tells this host from others, which must not go on from each other's files."""
+    try:
+        return _MACHINE_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _draft(path: Path) -> Path:

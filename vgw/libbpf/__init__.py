@@ -55,7 +55,7 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
-from vgw.libbpf.side_by_side import side_by_side
+from vgw.libbpf.side_by_side import outcomes, side_by_side
 from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [
@@ -95,6 +95,7 @@ __all__ = [
     "map_memory",
     "map_update",
     "map_update_many",
+    "outcomes",
     "pin",
     "possible_cpus",
     "prog_fd_by_id",

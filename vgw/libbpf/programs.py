@@ -161,9 +161,9 @@ def prog_load(
     what = f"load the program {name}"
     if -result in (errno.EPERM, errno.ENOMEM, errno.ENOSYS, errno.EBADF):
         raise failure(what, -result)
-    result, log = _load_with_log(prog_type, name, insns, expected_attach_type, log_size)
-    if result >= 0:
-        return result  # what was in the way has gone meanwhile
+    again, log = _load_with_log(prog_type, name, insns, expected_attach_type, log_size)
+    if again >= 0:
+        return again  # what was in the way has gone meanwhile
     if not log.strip():
         raise failure(what, -result)
     tail = "\n".join(log.rstrip().splitlines()[-_TAIL_LINES:])
