@@ -20,7 +20,7 @@ from tests.cases.fixtures import ALL_ACCEPTED, GUARDED, OPEN, SERVER
 from tests.cases.table import Case, Expected, Fixture, Reconfigure, Send, Step
 from tests.engines import CannotRunError, changes_endpoint, play, report
 from tests.frames import IN, OUT, TCP, UDP, tcp, udp
-from tests.program_engine import ProgramEngine
+from tests.program_engine import ProgramEngine, why_not_run
 from vgw import libbpf, loader
 from vgw.abi import Mode, Path, Reason, Verdict
 from vgw.policy.guards import endpoint_facts
@@ -68,12 +68,12 @@ def _would_drop(expected: Expected) -> Expected:
 
 
 def rows() -> list[tuple[Case, Send]]:
-    """Return some rows of each reason and path, without those no test run can be given."""
+    """Return some rows of each reason and path, without those a hook's test run cannot be given."""
     seen: Counter[tuple[Reason, Path, bool]] = Counter()
     found = []
     for case in chain(*TABLES.values()):
         made = in_monitor(case)
-        if made is None or not made[1].for_test_run:
+        if made is None or any(why_not_run(hook, made[1]) for hook in HOOKS):
             continue
         kind = made[1].expected.reason, made[1].path, len(made[0].steps) == 1
         seen[kind] += 1
