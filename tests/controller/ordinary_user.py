@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 UID = 64917
 PATIENCE = 60.0
 CAPABILITIES = tuple(NEEDED_CAPABILITIES)
+_PREFIX = "vgw-user-"
 _MAIN = "from vgw.cli import main; main()"
 VARIABLES = {
     "policy": "VGW_POLICY",
@@ -102,6 +103,23 @@ def privileges(capabilities: Sequence[str]) -> list[str]:
     ]
 
 
+def remove(top: Path) -> None:
+    """Unmount what is mounted in such a user's directory, and remove it if that is all."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mounted in map(str, (top / "bpffs", top / "repository")):
+        for _ in range(mounts.count(mounted)):
+            run("umount", "-l", mounted)
+    shutil.rmtree(top)  # what is still mounted is read-only
+
+
+def remove_leftovers() -> None:
+    """Remove the directories of runs that were killed."""
+    for top in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = top.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not Path("/proc", owner).exists():
+            remove(top)
+
+
 @contextlib.contextmanager
 def ordinary_user(compiled: Path | None = None) -> Iterator[OrdinaryUser]:
     """Give such a user places that it owns, a bpffs among them, and a view of this repository.
@@ -109,19 +127,19 @@ def ordinary_user(compiled: Path | None = None) -> Iterator[OrdinaryUser]:
     pytest's own directories are root's alone, and a checkout may be too. `compiled` is a cache
     directory to begin with.
     """
-    top = Path(tempfile.mkdtemp(prefix="vgw-user-"))
+    remove_leftovers()
+    top = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     bpffs, repository = top / "bpffs", top / "repository"
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, top)
+        stack.callback(remove, top)
         top.chmod(0o755)
         for directory in (bpffs, repository):
             directory.mkdir()
         for mounted, options in (
             (bpffs, ["-t", "bpf", "bpf"]),
-            (repository, ["--bind", str(ROOT)]),
+            (repository, ["--bind", "-o", "ro", str(ROOT)]),
         ):
             run("mount", *options, str(mounted))
-            stack.callback(run, "umount", "-l", str(mounted))
         own = {name: top / name for name in ("run", "state", "cache", "log")}
         for directory in own.values():
             directory.mkdir(mode=0o700)
