@@ -159,14 +159,15 @@ class Host:
         """
         removed: list[tuple[str, str]] = []
         with self._changing():
-            for vm in self.attached():
+            for vm in pinned.known_vms(self.paths):
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
                 for name in gone:
                     destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
                 manifest = load_manifest(self.paths.manifest(vm))
-                if gone and manifest is not None:
+                # Without endpoints but with their policies: one that died had removed only those.
+                if manifest is not None and (gone or (manifest.policies and not there)):
                     self._forget_endpoints(manifest, gone)
             self._tidy()
         return removed
