@@ -207,7 +207,7 @@ class Host:
         removed: list[tuple[str, str]] = []
         with self._changing():
             follow_renames(self.paths)
-            for vm in self.attached():
+            for vm in pinned.known_vms(self.paths):
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
                 manifest = load_manifest(self.paths.manifest(vm))
@@ -217,7 +217,8 @@ class Host:
                     with recorded(self._last_flows, vm, name):
                         destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
-                if gone and manifest is not None:
+                # Without endpoints but with their policies: one that died had removed only those.
+                if manifest is not None and (gone or (manifest.policies and not there)):
                     self._forget_endpoints(manifest, gone)
             self._tidy()
         return removed
