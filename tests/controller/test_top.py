@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -64,18 +65,25 @@ def traffic(protected: Host) -> Iterator[Sent]:  # noqa: ARG001
     def send() -> None:
         begin, beats = time.monotonic(), 0
         while not stop.wait(0.02):
-            while beats < BEATS * (time.monotonic() - begin):
+            while beats < BEATS * (time.monotonic() - begin) and not stop.is_set():
                 beats += 1
                 for key, rate in RATES.items():
+                    name, frame = key
                     for _ in range(rate // BEATS):
-                        send_to_vm(*key)
+                        with contextlib.suppress(OSError):  # ENOBUFS: a program dropped it
+                            socks[name].send(frame)
                     sent[key] += rate // BEATS
 
-    thread = threading.Thread(target=send)  # in the network namespace of this thread
-    thread.start()
-    yield sent
-    stop.set()
-    thread.join()
+    with contextlib.ExitStack() as stack:
+        socks = {}
+        for name, _ in RATES:  # one for all frames: the kernel takes its time to close one
+            socks[name] = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+            socks[name].bind((name, 0))
+        thread = threading.Thread(target=send)
+        thread.start()
+        yield sent
+        stop.set()
+        thread.join()
 
 
 def top(environment: dict[str, str], *options: str) -> Terminal:
@@ -244,7 +252,7 @@ def test_without_a_terminal_it_prints_one_sample(
     for frame, packets in counted.items():
         assert 0 < packets <= most["tap0", frame] + 1
     assert counted[PASSES] == pytest.approx(2 * counted[DROPPED], rel=0.25)
-    assert accepted["bits"] == pytest.approx(accepted["packets"] * 8 * len(PASSES))
+    assert accepted["bits"] == pytest.approx(accepted["packets"] * 8 * len(PASSES), rel=0.05)
     assert row["talkers"][0]["address"] == PEER_ADDRESS
     assert row["talkers"][0]["bits"]["ingress"] > 0
     assert {each["rule"] for each in row["rules"]} == {"http", "telnet"}
