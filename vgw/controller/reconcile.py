@@ -210,6 +210,8 @@ class Host:
             for vm in pinned.known_vms(self.paths):
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
+                if there and not gone:
+                    continue
                 manifest = load_manifest(self.paths.manifest(vm))
                 if manifest is not None and len(gone) < len(there):
                     self._keep_counts(manifest, gone)
@@ -218,7 +220,7 @@ class Host:
                         destroy(self.paths.endpoint_dir(vm, name), None)
                 removed += [(vm, name) for name in gone]
                 # Without endpoints but with their policies: one that died had removed only those.
-                if manifest is not None and (gone or (manifest.policies and not there)):
+                if manifest is not None and (gone or manifest.policies):
                     self._forget_endpoints(manifest, gone)
             self._tidy()
         return removed
