@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from typing import Any
 
-from vgw.controller.clock import SECOND_NS, coarse_now_ns
+from vgw.controller.clock import SECOND_NS
 from vgw.controller.events import LogWriter, control_record
 
 _logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _Key = tuple[str, str, str]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alarm:
-    """What is wrong, with whom, in words; `since_ns` is of the clock of the packet programs."""
+    """What is wrong, with whom, in words; `since_ns` is of the monotonic clock."""
 
     alarm: str
     vm: str | None
@@ -35,7 +36,7 @@ class Alarm:
 
     def report(self) -> dict[str, Any]:
         """Return what `status` says of it, as JSON; `seconds` is how long it stands."""
-        seconds = (coarse_now_ns() - self.since_ns) / SECOND_NS
+        seconds = (time.monotonic_ns() - self.since_ns) / SECOND_NS
         return {
             "alarm": self.alarm,
             "vm": self.vm,
@@ -66,7 +67,7 @@ class Alarms:
             before = self._standing.get(key)
             if before is not None and before.text == text:
                 return
-            since = coarse_now_ns() if before is None else before.since_ns
+            since = time.monotonic_ns() if before is None else before.since_ns
             self._standing[key] = Alarm(alarm, vm, interface, text, since)
         _logger.error("alarm %s: %s", _shown(key), text)
         self._note("alarm", alarm, vm, interface, text=text)

@@ -94,7 +94,7 @@ class Operations:
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
             "conntrack_import": self._put_flows,
-            "sample": lambda _: sample(self._host),
+            "sample": lambda _: {**sample(self._host), "alarms": self._alarm_reports(None)},
             "talkers": lambda parameters: talkers(self._host, parameters.text("vm")),
             "flush": self._flush,
             "mode": self._set_mode,
@@ -315,13 +315,17 @@ class Operations:
 
     def _status(self, parameters: Parameters) -> dict[str, object]:
         vm = parameters.optional_text("vm")
-        alarms = [alarm for alarm in self._alarms.current() if vm in (None, alarm.vm)]
         return {
             **self._host.status(vm),
             "host_policy": self._keeper.report(),
-            "alarms": [alarm.report() for alarm in alarms],
+            "alarms": self._alarm_reports(vm),
             "health": self._health.report(),
         }
+
+    def _alarm_reports(self, vm: str | None) -> list[dict[str, object]]:
+        """Return the alarms that stand, None: of all VMs and of the host."""
+        alarms = self._alarms.current()
+        return [alarm.report() for alarm in alarms if vm in (None, alarm.vm)]
 
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources, force = parameters.sources(), parameters.flag("force")
