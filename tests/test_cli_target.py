@@ -129,6 +129,7 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.paths = Paths.from_environment({"VGW_INVENTORY": "/nonexistent"})
 
     def attach(self, document: Any, vm: str, **options: Any) -> AttachResult:
         self.asked.append((vm, sorted(document.vms), options))

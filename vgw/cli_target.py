@@ -119,10 +119,11 @@ class LocalTarget:
 
     def attach(self, order: AttachOrder) -> Answer:
         """Protect VMs, many of them side by side."""
-        from vgw.policy.model import Hook, PolicyDocument
-        from vgw.policy.parse import parse_sources
+        from vgw.controller.inventory import read_bare_document, read_document
+        from vgw.policy.model import Hook
 
-        document = PolicyDocument() if order.sources is None else parse_sources(order.sources)
+        paths, sources = self._host.paths, order.sources
+        document = read_bare_document(paths) if sources is None else read_document(paths, sources)
         if order.is_for_many:
             return asdict(self._host.attach_many(document, order.vms, force=order.force))
         attach = functools.partial(
@@ -145,9 +146,9 @@ class LocalTarget:
 
     def apply(self, sources: Sources) -> Answer:
         """Bring the attached VMs up to date."""
-        from vgw.policy.parse import parse_sources
+        from vgw.controller.inventory import read_document
 
-        return asdict(self._host.apply(parse_sources(sources)))
+        return asdict(self._host.apply(read_document(self._host.paths, sources)))
 
     def status(self, vm: str | None) -> Answer:
         """Return what is attached."""

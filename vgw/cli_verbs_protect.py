@@ -94,7 +94,7 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         raise click.UsageError("--interface goes with a single --vm")
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
-        names = _all_vms(sources) if every else list(vms)
+        names = _all_vms(session, sources) if every else list(vms)
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
         order = AttachOrder(names, sources, interfaces, hook, force)
@@ -117,10 +117,10 @@ def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sou
     return read_sources(path)
 
 
-def _all_vms(sources: Sources | None) -> list[str]:
-    from vgw.policy.parse import parse_sources
+def _all_vms(session: Session, sources: Sources | None) -> list[str]:
+    from vgw.controller.inventory import read_document
 
-    return list(parse_sources(sources or ()).vms)
+    return list(read_document(session.paths(), sources).vms)
 
 
 def _attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:
@@ -219,10 +219,11 @@ def apply(session: Session, path: Path | None, dry_run: bool, output: Output) ->
 
 def _dry_run(session: Session, sources: Sources, progress: Progress) -> Row:
     from vgw.cli_plan import plan
+    from vgw.controller.inventory import read_document
     from vgw.controller.reconcile import Host
-    from vgw.policy.parse import parse_sources
 
-    return plan(Host(session.paths(), progress=progress.say), parse_sources(sources))
+    paths = session.paths()
+    return plan(Host(paths, progress=progress.say), read_document(paths, sources))
 
 
 def _print_plan(answer: Row, output: Output) -> None:

@@ -95,7 +95,7 @@ def desired_interfaces(
 ) -> tuple[dict[str, Interface], tuple[str, ...]]:
     """Return a VM's interfaces, existing or not, and names of those not in the document."""
     known = document.vms.get(vm)
-    listed = {} if known is None else {each.name: each for each in known.interfaces}
+    listed = {} if known is None else {each.name: each for each in known.interfaces if each.name}
     old = load_manifest(paths.manifest(vm))
     attached = set(pinned.interfaces_of(paths, vm))
     extra = set(order.interfaces)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy on disk: a file, or a directory of files that are read as one."""
+"""What a host reads from disk: the policy, a file or a directory, and its own inventory.
+
+Whoever needs the document that they make together gets it here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from vgw.controller.paths import Paths
 from vgw.errors import VgwError
 from vgw.policy.model import PolicyDocument
 from vgw.policy.parse import parse_sources
@@ -33,11 +38,43 @@ def read_sources(path: Path) -> list[tuple[str, str]]:
 
 
 def read_policy(path: Path) -> PolicyDocument:
-    """Return the policy of a file or directory.
+    """Return the policy of a file or directory, without the host's inventory.
 
     Raises VgwError when it cannot be read and PolicyError when it is invalid.
     """
     return parse_sources(read_sources(path))
+
+
+def read_document(paths: Paths, sources: Sequence[tuple[str, str]] | None = None) -> PolicyDocument:
+    """Return what this host is to enforce: a policy together with the host's inventory.
+
+    `sources` are the (name, text) of the policy, None: read it where `paths` say. Raises VgwError
+    when a file cannot be read and PolicyError with all mistakes of all files.
+    """
+    policy = read_sources(paths.policy) if sources is None else sources
+    return parse_sources(policy, read_inventory(paths))
+
+
+def read_bare_document(paths: Paths) -> PolicyDocument:
+    """Return what a host without a policy enforces: the defaults, for the VMs of its inventory.
+
+    Raises what read_document() raises.
+    """
+    inventory = read_inventory(paths)
+    return PolicyDocument() if inventory is None else parse_sources((), inventory)
+
+
+def read_inventory(paths: Paths) -> tuple[str, str] | None:
+    """Return name and text of the host's inventory, None when it has none. Raises VgwError."""
+    try:
+        return str(paths.inventory), _read_text(paths.inventory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise VgwError(
+            f"inventory {paths.inventory} cannot be read: {error.strerror}; make it readable, or "
+            "name another file by VGW_INVENTORY"
+        ) from error
 
 
 def _yaml_files(directory: Path) -> list[Path]:
@@ -49,9 +86,9 @@ def _read_text(file: Path) -> str:
     with file.open("rb") as stream:
         data = stream.read(MAX_POLICY_BYTES + 1)
     if len(data) > MAX_POLICY_BYTES:
-        raise VgwError(f"policy {file} is larger than {MAX_POLICY_BYTES >> 20} MiB; split it")
+        raise VgwError(f"{file} is larger than {MAX_POLICY_BYTES >> 20} MiB; split it")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise VgwError(f"policy {file} line {line} is not UTF-8 text; save it as UTF-8") from None
+        raise VgwError(f"{file} line {line} is not UTF-8 text; save it as UTF-8") from None

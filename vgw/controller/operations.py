@@ -20,13 +20,12 @@ from vgw import __version__, abi
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
-from vgw.controller.inventory import read_policy
+from vgw.controller.inventory import read_document
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
 from vgw.controller.reconcile import AttachResult, Host
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
-from vgw.policy.parse import parse_sources
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class Operations:
         with self._changing():
             self._sweep()
             try:
-                document = read_policy(self._host.paths.policy)
+                document = read_document(self._host.paths)
             except VgwError as error:
                 self._applies.record(0.0, failures=1)
                 self._complain(f"{error}; what is in force stays in force")
@@ -114,7 +113,7 @@ class Operations:
     def _owners(self) -> dict[str, str]:
         """Return which VM each interface belongs to, by the current policy or by an order."""
         vms = self._document.vms.values() if self._document is not None else ()
-        listed = {interface.name: vm.name for vm in vms for interface in vm.interfaces}
+        listed = {each.name: vm.name for vm in vms for each in vm.interfaces if each.name}
         return self._host.ordered_interfaces() | listed
 
     def _present_vms(self) -> set[str]:
@@ -180,7 +179,7 @@ class Operations:
 
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources = parameters.sources()
-        document = None if sources is None else parse_sources(sources)
+        document = None if sources is None else read_document(self._host.paths, sources)
         vms = parameters.texts("vms")
         with self._changing(), self._timed():
             document = document or self._document
@@ -207,7 +206,7 @@ class Operations:
             raise VgwError("the request has no sources: the policy as [[name, text], ...]")
         dry_run = parameters.flag("dry_run")
         with self._changing(), self._timed():
-            document = parse_sources(sources)
+            document = read_document(self._host.paths, sources)
             names = parameters.texts("vms")
             if dry_run:
                 return dataclasses.asdict(self._host.apply(document, names, dry_run=True))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vgw.policy.fields import read_scalar
-from vgw.policy.model import Defaults, Group, Interface, Policy, Rule, Service, Vm
+from vgw.policy.model import Defaults, Group, Interface, Inventory, Policy, Rule, Service, Vm
 from vgw.policy.report import Report
 from vgw.policy.yaml_nodes import Node, Scalar, show
 
@@ -34,12 +34,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class InterfacePlace:
-    """An interface of a VM and where its parts stand; `mac` is None without a MAC."""
+    """An interface of a VM and where its parts stand; None where it has no name or MAC."""
 
     vm: str
     interface: Interface
     node: Node
-    name: Node
+    name: Node | None
     mac: Node | None
 
 
@@ -54,6 +54,7 @@ class Draft:
     policies: list[Policy] = field(default_factory=list)
     defaults: Defaults | None = None
     defaults_node: Node | None = None
+    inventory: Inventory = field(default_factory=Inventory)
     #: Where each name is defined, also of what turned out to be wrong.
     places: dict[Kind, dict[str, Node]] = field(default_factory=lambda: {kind: {} for kind in Kind})
     references: list[Reference] = field(default_factory=list)

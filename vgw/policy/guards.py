@@ -103,7 +103,7 @@ def missing_guards(interface: Interface) -> dict[str, str]:
     lacking: dict[str, str] = {}
     if interface.mac is None:
         lacking["mac"] = "the interface has no `mac`"
-    if not interface.addresses and not interface.allowed_pairs:
+    if not (interface.addresses or interface.allowed_pairs or interface.learns):
         lacking |= dict.fromkeys(("address", "arp", "nd"), "the interface has no `addresses`")
     return {name: why for name, why in lacking.items() if getattr(interface.guards, name)}
 
@@ -162,7 +162,7 @@ def _owned(interface: Interface) -> Iterator[tuple[Network, bytes | None]]:
         yield ip_network(address), None
     if interface.mac is not None:
         yield ip_network(link_local_address(pack_mac(interface.mac))), None
-    elif interface.addresses:
+    elif interface.addresses or interface.learns:
         # Without the MAC nobody knows which link-local address the VM has; refusing them all
         # would leave it without IPv6, so any of them passes while global addresses stay guarded.
         yield LINK_LOCAL, None
