@@ -51,6 +51,9 @@ static __always_inline void fill_event(struct event *event, const struct endpoin
 	__builtin_memcpy(event->source_mac, packet->source_mac, sizeof(event->source_mac));
 	__builtin_memcpy(event->destination_mac, packet->destination_mac,
 			 sizeof(event->destination_mac));
+	event->kind = VGW_EVENT_PACKET;
+	event->end = VGW_END_NONE;
+	event->state = VGW_FLOW_DEAD;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 

@@ -354,6 +354,17 @@ def test_status_says_what_is_not_as_it_should_be(
     ]
 
 
+def test_status_ends_with_the_alarms(target: FakeTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = {"alarm": "renamed", "vm": "web01", "interface": "tap0", "text": "why", "seconds": 61.5}
+    alone = alarm | {"vm": None, "interface": None}
+    monkeypatch.setattr(target, "status", lambda _: STATUS | {"alarms": [alarm, alone]})
+    assert vgw("status").stdout.splitlines()[-2:] == [
+        "ALARM renamed web01 tap0: why (for 1 min)",
+        "ALARM renamed: why (for 1 min)",
+    ]
+    assert document(vgw("status -o json"))["alarms"] == [alarm, alone]
+
+
 def test_rules_with_their_counters(target: FakeTarget) -> None:
     lines = vgw("rules --vm web01").stdout.splitlines()
     assert lines[1].split("  ")[-3:] == [" 12", "2.0 KiB", "1 min ago"]

@@ -61,7 +61,10 @@ class Target(Protocol):
         """Bring the attached VMs up to date: the same as `attach`."""
 
     def status(self, vm: str | None) -> Answer:
-        """Return what is attached: {"vms": [...]}."""
+        """Return what is attached and what alarms stand: {"vms": [...], "alarms": [...]}.
+
+        The alarms are None when no controller runs that could raise any.
+        """
 
     def rules(self, vm: str) -> Answer:
         """Return the rules of a VM with their counters: {"vm", "rules": [...]}."""
@@ -152,7 +155,7 @@ class LocalTarget:
 
     def status(self, vm: str | None) -> Answer:
         """Return what is attached."""
-        return self._host.status(vm)
+        return {**self._host.status(vm), "alarms": None}
 
     def rules(self, vm: str) -> Answer:
         """Return the rules of a VM with their counters."""

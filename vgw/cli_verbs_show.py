@@ -43,6 +43,15 @@ def status(session: Session, vm: str | None, output: Output) -> None:
             for interface in row["interfaces"]:
                 for text in _shortcomings(interface):
                     warn(f"{row['vm']} {interface['name']}: {text}")
+        for alarm in document.get("alarms") or ():
+            click.echo(_alarm_text(alarm))
+
+
+def _alarm_text(alarm: Row) -> str:
+    """Return a line about an alarm: its name, whom it concerns, what is wrong, since when."""
+    concerned = " ".join(alarm[key] for key in ("vm", "interface") if alarm[key])
+    whom = f" {concerned}" if concerned else ""
+    return f"ALARM {alarm['alarm']}{whom}: {alarm['text']} (for {span(alarm['seconds'])})"
 
 
 def _shortcomings(interface: Row) -> Iterator[str]:

@@ -136,6 +136,7 @@ def test_catalogue_L9_each_packet_of_a_log_flood_is_accounted_for(
         "buffer": after.lost,
         "reader": 0,
         "malformed": 0,
+        "lease": 0,
     }
     assert len(running.logged()) == after.sent
     lost = running.reported()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vgw.controller.alarms import Alarms
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
@@ -71,6 +72,12 @@ class FakeHost(Host):
     ) -> ApplyResult:
         return self._change(self.attached() if vms is None else vms)
 
+    def status(self, vm: str | None = None) -> dict[str, Any]:
+        return {"vms": [{"vm": name} for name in self.protected if vm in (None, name)]}
+
+    def detach(self, vm: str) -> None:
+        del self.protected[vm]
+
     def expire(self, vm: str | None = None) -> int:  # noqa: ARG002
         self.expired += 1
         if self.expiry_error is not None:
@@ -106,7 +113,8 @@ class Bench:
         self.paths = paths
         self.host = FakeHost(paths)
         self.log = LogWriter(paths.log_file)
-        self.operations = Operations(self.host, self.log, ApplyTimes())
+        self.alarms = Alarms(self.log)
+        self.operations = Operations(self.host, self.log, ApplyTimes(), self.alarms)
 
     def reload(self, text: str) -> None:
         self.paths.policy.write_text(text)
@@ -315,3 +323,18 @@ def test_idle_frees_dead_flows_and_a_failure_of_that_stops_nothing(bench: Bench)
 
     assert bench.host.expired == 1
     assert bench.host.asked[-1] == ["web01"]
+
+
+def test_status_has_the_alarms_until_the_vm_is_detached(bench: Bench) -> None:
+    bench.reload(policy("web01"))
+    bench.alarms.set("renamed", "why", vm="web01", interface=PRESENT)
+    bench.alarms.set("slow", "why")
+
+    def shown(**parameters: object) -> list[tuple[str, str | None]]:
+        answer = bench.ask("status", **parameters)
+        return [(alarm["alarm"], alarm["vm"]) for alarm in answer["alarms"]]
+
+    assert shown() == [("renamed", "web01"), ("slow", None)]
+    assert shown(vm="web01") == [("renamed", "web01")]
+    bench.ask("detach", vm="web01")
+    assert shown() == [("slow", None)]

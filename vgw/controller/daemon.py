@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from vgw.controller import api, fitness, links
+from vgw.controller.alarms import Alarms
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
@@ -76,7 +77,8 @@ def run(
         log = LogWriter(paths.log_file)
         stack.callback(log.close)
         host, applies = Host(paths), ApplyTimes()
-        operations = Operations(host, log, applies)
+        alarms = Alarms(log)
+        operations = Operations(host, log, applies, alarms)
         losses = EventLosses(lambda: read_meters(host))
         # Whatever can fail comes before the reader, which takes the events from any other.
         server = api.Server(paths.socket, operations.verbs())
@@ -87,6 +89,7 @@ def run(
                 lambda: read_endpoints(host, rules=rule_metrics),
                 losses.totals,
                 applies,
+                alarms=alarms.current,
                 rules=rule_metrics,
             ),
         )

@@ -3,7 +3,9 @@
 
 A record is a JSON object on a line of its own with the keys `ts, event, vm, interface, direction,
 verdict, reason, policy, tier, rule, generation, proto, src, sport, dst, dport, icmp_type,
-icmp_code, tcp_flags, length`; what does not apply or was not read is left out.
+icmp_code, tcp_flags, length`; what does not apply or was not read is left out. Those of flows have
+`icmp_id, packets, packets_ingress, packets_egress`, the same of `bytes`, `duration_ms, state` and
+`ended` in place of the last four.
 """
 
 from __future__ import annotations
@@ -74,29 +76,36 @@ def control_record(event: str, **fields: object) -> Record:
     return {"ts": timestamp(time.time_ns()), "event": event, **known}
 
 
-def event_record(event: abi.Event, names: Names, clock_offset_ns: int) -> Record:
-    """Return the record of a kernel event.
+def event_record(event: abi.Event | abi.FlowEvent, names: Names, clock_offset_ns: int) -> Record:
+    """Return the record of a kernel event that event_decoder.decode() let pass.
 
-    `clock_offset_ns` is what must be added to CLOCK_MONOTONIC to get the time of day. Raises
-    ValueError when a field holds a number that the ABI does not know.
+    `clock_offset_ns` is what must be added to CLOCK_MONOTONIC to get the time of day.
     """
-    verdict, reason = abi.Verdict(event.verdict), abi.Reason(event.reason)
-    record: Record = {
-        "ts": timestamp(event.time_ns + clock_offset_ns),
-        "event": "accept" if verdict is abi.Verdict.ACCEPT else "drop",
-    }
+    if isinstance(event, abi.FlowEvent):
+        kind = abi.EventKind(event.event.kind)
+        record = _judged(event.event, kind.name.lower(), names, clock_offset_ns)
+        record.update(_flow_fields(event))
+        return record
+    name = "accept" if event.verdict == abi.Verdict.ACCEPT else "drop"
+    record = _judged(event, name, names, clock_offset_ns)
+    record.update(_packet_fields(event, abi.Reason(event.reason)))
+    record["length"] = event.length
+    return record
+
+
+def _judged(event: abi.Event, name: str, names: Names, clock_offset_ns: int) -> Record:
+    """Return what all kernel events tell: when, where, and by what it was judged."""
+    record: Record = {"ts": timestamp(event.time_ns + clock_offset_ns), "event": name}
     where = names.endpoint(event.endpoint)
     if where is not None:
         record["vm"], record["interface"] = where
     record["direction"] = DIRECTION_OF_PATH[abi.Path(event.path)].value
-    record["verdict"] = verdict.name.lower()
-    record["reason"] = reason.name
+    record["verdict"] = abi.Verdict(event.verdict).name.lower()
+    record["reason"] = abi.Reason(event.reason).name
     rule = _rule(event, names)
     if rule is not None:
         record["policy"], record["tier"], record["rule"] = rule
     record["generation"] = event.generation
-    record.update(_packet_fields(event, reason))
-    record["length"] = event.length
     return record
 
 
@@ -109,6 +118,32 @@ def _rule(event: abi.Event, names: Names) -> RuleName | None:
         return None
     path = abi.Path(event.rule_path)
     return names.rule(event.endpoint, event.generation, path, event.rule)
+
+
+def _flow_fields(flow: abi.FlowEvent) -> Record:
+    """Return who a flow is between, and of one that ended how much of it there was, and why."""
+    event = flow.event
+    fields: Record = {
+        "proto": _PROTOCOLS.get(event.protocol, event.protocol),
+        "src": _address(bytes(event.source.bytes)),
+        "dst": _address(bytes(event.destination.bytes)),
+    }
+    if event.protocol in PORT_PROTOCOLS:
+        fields["sport"] = abi.be16(event.source_port)
+        fields["dport"] = abi.be16(event.destination_port)
+    elif event.protocol in ICMP_PROTOCOLS:
+        fields["icmp_id"] = abi.be16(event.source_port)
+    if event.kind == abi.EventKind.FLOW_START:
+        return fields
+    for name, counts in (("packets", flow.packets), ("bytes", flow.bytes)):
+        fields[name] = sum(counts)
+        for path, direction in DIRECTION_OF_PATH.items():
+            fields[f"{name}_{direction}"] = counts[path]
+    fields["duration_ms"] = max(flow.last_seen_ns - flow.created_ns, 0) // 1_000_000
+    if event.state != abi.FlowState.DEAD:
+        fields["state"] = abi.FlowState(event.state).name.lower()
+    fields["ended"] = abi.FlowEnd(event.end).name.lower()
+    return fields
 
 
 def _packet_fields(event: abi.Event, reason: abi.Reason) -> Record:

@@ -24,6 +24,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vgw import __version__, abi
+from vgw.controller.alarms import Alarm
 from vgw.errors import VgwError
 from vgw.maps import Counter
 from vgw.policy.model import DIRECTION_OF_PATH, Direction
@@ -114,9 +115,11 @@ class HostCollector(Collector):
         losses: Callable[[], Mapping[str, int]],
         applies: ApplyTimes,
         *,
+        alarms: Callable[[], Iterable[Alarm]] = tuple,
         rules: bool = False,
     ) -> None:
         """Remember where values come from; `rules` adds a series for every rule."""
+        self._alarms = alarms
         self._read = read
         self._losses = losses
         self._applies = applies
@@ -144,6 +147,7 @@ class HostCollector(Collector):
         for cause, count in self._losses().items():
             lost.add_metric((cause,), count)
         yield lost
+        yield _alarm_family(self._alarms())
         yield from self._applies.collect()
         yield InfoMetricFamily(
             "vgw_build",
@@ -276,6 +280,17 @@ def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     yield answers
     yield attached
     yield generation
+
+
+def _alarm_family(alarms: Iterable[Alarm]) -> Metric:
+    family = GaugeMetricFamily(
+        "vgw_alarm",
+        "1 for each alarm that stands; `vgw status` says what it is about.",
+        labels=("alarm", *_ENDPOINT),
+    )
+    for alarm in alarms:
+        family.add_metric((alarm.alarm, alarm.vm or "", alarm.interface or ""), 1)
+    return family
 
 
 class MetricsServer:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vgw import __version__, abi
+from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
@@ -33,10 +34,13 @@ _logger = logging.getLogger(__name__)
 class Operations:
     """Everything by which this process changes the host; may be used from several threads."""
 
-    def __init__(self, host: Host, log: LogWriter, applies: ApplyTimes) -> None:
+    def __init__(
+        self, host: Host, log: LogWriter, applies: ApplyTimes, alarms: Alarms | None = None
+    ) -> None:
         """Work on a host; `log` gets a record of each change, `applies` its duration."""
         self._host = host
         self._log = log
+        self._alarms = Alarms(log) if alarms is None else alarms
         self._applies = applies
         self._lock = threading.RLock()
         self._finished = False
@@ -55,7 +59,7 @@ class Operations:
             "attach": self._attach,
             "detach": self._detach,
             "apply": self._apply,
-            "status": lambda parameters: self._host.status(parameters.optional_text("vm")),
+            "status": self._status,
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
             "flush": self._flush,
@@ -177,6 +181,11 @@ class Operations:
     def _ping(self, _: Parameters) -> dict[str, object]:
         return {"pid": os.getpid(), "version": __version__, "abi": abi.ABI_VERSION}
 
+    def _status(self, parameters: Parameters) -> dict[str, object]:
+        vm = parameters.optional_text("vm")
+        alarms = [alarm for alarm in self._alarms.current() if vm in (None, alarm.vm)]
+        return {**self._host.status(vm), "alarms": [alarm.report() for alarm in alarms]}
+
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources = parameters.sources()
         document = None if sources is None else read_document(self._host.paths, sources)
@@ -229,6 +238,7 @@ class Operations:
                 self._host.detach(detached[0])
             for vm in detached:
                 self._failures.pop(vm, None)
+                self._alarms.forget(vm)
                 self._log.add(control_record("detach", vm=vm))
         return {"detached": detached}
 
