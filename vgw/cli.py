@@ -19,7 +19,9 @@ from click.core import ParameterSource
 from vgw import __version__
 from vgw.cli_options import Session, example
 from vgw.cli_text import counted
+from vgw.cli_verbs_find import vms
 from vgw.cli_verbs_host import controller, doctor
+from vgw.cli_verbs_libvirt import libvirt_hook
 from vgw.cli_verbs_policy import check, compile_rules
 from vgw.cli_verbs_protect import apply, attach, detach, mode
 from vgw.cli_verbs_show import conntrack, logs, rules, status
@@ -124,6 +126,9 @@ def _path_option(
 )
 @click.version_option(__version__, prog_name="vgw", message="%(prog)s %(version)s")
 @_path_option("--policy", "VGW_POLICY", "/etc/vgw/policy.d", "Policy file or directory.")
+@_path_option(
+    "--inventory", "VGW_INVENTORY", "/etc/vgw/inventory.yaml", "What this host says of its VMs."
+)
 @_path_option("--run-dir", "VGW_RUN_DIR", "/run/vgw", "Lock and socket of the controller.")
 @_path_option("--state-dir", "VGW_STATE_DIR", "/var/lib/vgw", "What vgw remembers of each VM.")
 @_path_option("--bpffs", "VGW_BPFFS", "/sys/fs/bpf/vgw", "Where programs and maps are pinned.")
@@ -144,6 +149,7 @@ for _verb in (
     attach,
     detach,
     status,
+    vms,
     check,
     compile_rules,
     apply,
@@ -154,6 +160,7 @@ for _verb in (
     mode,
     controller,
     doctor,
+    libvirt_hook,
 ):
     cli.add_command(_verb)
 

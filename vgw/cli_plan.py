@@ -24,6 +24,7 @@ def plan(host: Host, document: PolicyDocument) -> Row:
     `pending` are those of AttachResult. The rule lists are null when the policy in force is not
     remembered. Raises what Host.apply raises.
     """
+    document = host.overlay.laid(document)
     outcome = host.apply(document, dry_run=True)
     rows = []
     for result in outcome.vms:

@@ -16,12 +16,15 @@ from vgw.errors import ControllerUnreachableError, PartlyAppliedError, VgwError
 
 if TYPE_CHECKING:
     from vgw.controller.api import Client
+    from vgw.controller.finding.search import Look
     from vgw.controller.paths import Paths
     from vgw.controller.reconcile import Host
 
 Answer = dict[str, Any]
 #: Texts of a policy: (file name, YAML).
 Sources = Sequence[tuple[str, str]]
+#: Interfaces of a VM: (name, MAC or None).
+Told = Sequence[tuple[str, str | None]]
 #: Is told what takes long.
 Progress = Callable[[str], None]
 
@@ -31,18 +34,22 @@ PING_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class AttachOrder:
-    """VMs to protect, by which policy and how; without `sources` they get the defaults."""
+    """VMs to protect, by which policy and how; without `sources` they get the defaults.
+
+    `told` are interfaces with their MACs that the one VM is known to have, by whoever starts it.
+    """
 
     vms: Sequence[str]
     sources: Sources | None = None
     interfaces: Sequence[str] = ()
     hook: str | None = None
     force: bool = False
+    told: Told | None = None
 
     @property
     def is_for_many(self) -> bool:
         """Whether the VMs can be protected side by side: nothing is ordered for single ones."""
-        return len(self.vms) > 1 and self.hook is None and not self.interfaces
+        return len(self.vms) > 1 and self.hook is None and not self.interfaces and not self.told
 
 
 class Target(Protocol):
@@ -78,6 +85,15 @@ class Target(Protocol):
     def set_mode(self, vm: str, mode: str) -> None:
         """Set enforce, monitor or quarantine."""
 
+    def vms(self) -> Answer:
+        """Return the VMs that are written or found: {"vms": [...]}."""
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether this host is to protect a VM."""
+
+    def forget_gone(self) -> None:
+        """Forget endpoints whose interface is gone."""
+
 
 def connect(paths: Paths, progress: Progress | None) -> Target:
     """Return the controller that runs under `paths`, or this process when none does.
@@ -110,23 +126,30 @@ def connect(paths: Paths, progress: Progress | None) -> Target:
 class LocalTarget:
     """Does the work in this process."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, look: Look | None = None) -> None:
         self._host = host
+        self._look = look
 
     @classmethod
     def under(cls, paths: Paths, progress: Progress | None) -> LocalTarget:
         """Return a target that works under `paths`."""
+        from vgw.controller.finding.search import Look
+        from vgw.controller.overlay import Overlay
         from vgw.controller.reconcile import Host
 
-        return cls(Host(paths, progress=progress))
+        look = Look()
+        return cls(Host(paths, progress=progress, overlay=Overlay(paths, look.found)), look)
 
     def attach(self, order: AttachOrder) -> Answer:
         """Protect VMs, many of them side by side."""
-        from vgw.controller.inventory import read_bare_document, read_document
+        from vgw.controller.finding.told import told
+        from vgw.controller.inventory import read_document, read_host_document
         from vgw.policy.model import Hook
 
         paths, sources = self._host.paths, order.sources
-        document = read_bare_document(paths) if sources is None else read_document(paths, sources)
+        document = read_host_document(paths) if sources is None else read_document(paths, sources)
+        if order.told is not None and self._look is not None:
+            self._look.tell(told(order.vms[0], order.told))
         if order.is_for_many:
             return asdict(self._host.attach_many(document, order.vms, force=order.force))
         attach = functools.partial(
@@ -177,6 +200,27 @@ class LocalTarget:
 
         self._host.set_mode(vm, Mode[mode.upper()])
 
+    def vms(self) -> Answer:
+        """Return the VMs that are written, or found by a look now."""
+        from vgw.controller.finding.search import Look
+        from vgw.controller.inventory import read_host_document
+        from vgw.controller.vms_report import vms_report
+
+        paths, look = self._host.paths, self._look or Look()
+        document = read_host_document(paths)
+        laid, found = self._host.overlay.laid(document), look.found(document.inventory.find)
+        return vms_report(paths, laid, found, look.problems)
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether this host is to protect a VM."""
+        from vgw.controller.inventory import read_host_document, wants
+
+        return wants(read_host_document(self._host.paths), vm)
+
+    def forget_gone(self) -> None:
+        """Forget endpoints whose interface is gone."""
+        self._host.sweep()
+
 
 class ControllerTarget:
     """Has the controller do the work."""
@@ -196,6 +240,7 @@ class ControllerTarget:
                 interfaces=order.interfaces,
                 hook=order.hook,
                 force=order.force,
+                told=order.told,
             ),
         )
 
@@ -230,6 +275,17 @@ class ControllerTarget:
     def set_mode(self, vm: str, mode: str) -> None:
         """Set enforce, monitor or quarantine."""
         self._client.set_mode(vm, mode)
+
+    def vms(self) -> Answer:
+        """Return the VMs that are written or found."""
+        return self._client.vms()
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether this host is to protect a VM."""
+        return self._client.wants(vm)
+
+    def forget_gone(self) -> None:
+        """Do nothing: the controller sees by itself what goes."""
 
 
 def each_vm(vms: Sequence[str], protect: Callable[[str], Answer]) -> Answer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vgw.controller.inventory import read_bare_document, read_document, read_inventory
+from vgw.controller.inventory import read_document, read_host_document, read_inventory
 from vgw.controller.paths import Paths
 from vgw.errors import PolicyError, VgwError
 
@@ -36,9 +36,11 @@ def test_policy_and_inventory_are_one_document(places: Paths) -> None:
 
 
 def test_without_a_policy_there_are_the_vms_of_the_inventory(places: Paths) -> None:
-    assert list(read_bare_document(places).vms) == ["db01"]
+    assert list(read_host_document(places).vms) == ["web01", "db01"]
+    places.policy.unlink()
+    assert list(read_host_document(places).vms) == ["db01"]
     places.inventory.unlink()
-    assert list(read_bare_document(places).vms) == []
+    assert list(read_host_document(places).vms) == []
 
 
 def test_a_host_needs_no_inventory(places: Paths) -> None:

@@ -258,7 +258,7 @@ class Client:
         """Return {"pid", "version", "abi"} of the controller."""
         return self._dict("ping")
 
-    def attach(
+    def attach(  # noqa: PLR0913 - one parameter for each part of the order
         self,
         vm: str,
         *,
@@ -266,11 +266,14 @@ class Client:
         interfaces: Sequence[str] = (),
         hook: str | None = None,
         force: bool = False,
+        told: Sequence[tuple[str, str | None]] | None = None,
     ) -> dict[str, Any]:
-        """Protect a VM by the given policy, or by the controller's own: an AttachResult."""
-        return self._dict(
-            "attach", vm=vm, sources=sources, interfaces=interfaces, hook=hook, force=force
-        )
+        """Protect a VM by the given policy, or by the controller's own: an AttachResult.
+
+        `told` are interfaces that it has for sure, each with its MAC.
+        """
+        order = {"interfaces": interfaces, "hook": hook, "force": force, "told": told}
+        return self._dict("attach", vm=vm, sources=sources, **order)
 
     def attach_many(
         self, vms: Sequence[str], *, sources: Sources | None = None, force: bool = False
@@ -311,6 +314,14 @@ class Client:
     def set_mode(self, vm: str, mode: str) -> dict[str, Any]:
         """Set enforce, monitor or quarantine: {"vm", "mode"}."""
         return self._dict("mode", vm=vm, mode=mode)
+
+    def vms(self) -> dict[str, Any]:
+        """Return the VMs that are written or found: {"protect", "find", "problems", "vms"}."""
+        return self._dict("vms")
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether the controller is to protect a VM."""
+        return bool(self._dict("wants", vm=vm)["wanted"])
 
     def call(self, verb: str, **parameters: object) -> object:
         """Ask for any verb and return the "result" of the answer."""

@@ -15,7 +15,7 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.facts import Facts
 from vgw.controller.lock import controller_lock
 from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
 from vgw.controller.operations import Operations
@@ -47,8 +48,9 @@ class LinkEvent:
     ifindex: int
 
 
-#: What the main thread is told about: signals and interfaces.
-Messages = queue.SimpleQueue[signal.Signals | LinkEvent]
+#: What the main thread is told about: signals, interfaces, and work that others have for it.
+Message = signal.Signals | LinkEvent | Callable[[], None]
+Messages = queue.SimpleQueue[Message]
 
 
 def run(
@@ -76,9 +78,10 @@ def run(
         stack.enter_context(controller_lock(paths))
         log = LogWriter(paths.log_file)
         stack.callback(log.close)
-        host, applies = Host(paths), ApplyTimes()
-        alarms = Alarms(log)
-        operations = Operations(host, log, applies, alarms)
+        alarms, applies = Alarms(log), ApplyTimes()
+        facts = Facts(paths, log, alarms)
+        host = Host(paths, overlay=facts.overlay)
+        operations = Operations(host, log, applies, alarms, facts)
         losses = EventLosses(lambda: read_meters(host))
         # Whatever can fail comes before the reader, which takes the events from any other.
         server = api.Server(paths.socket, operations.verbs())
@@ -94,11 +97,14 @@ def run(
             ),
         )
         stack.callback(metrics.close)
-        reader = EventReader(paths.events, EventNames(paths), log, losses)
+        reader = EventReader(
+            paths.events, EventNames(paths), log, losses, on_lease=facts.learner.heard
+        )
         reader.start()
         stack.callback(reader.stop)
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
+        stack.enter_context(facts.followed(lambda: messages.put(operations.facts_changed)))
         operations.reload()
         reader.catch_up()
         stack.enter_context(_link_watcher(messages))
@@ -124,6 +130,9 @@ def _work(messages: Messages, operations: Operations, log: LogWriter) -> None:
             )
             if came or gone:
                 operations.links_changed(came, gone)
+            # Asked for by many, the same work is done once.
+            for work in dict.fromkeys(each for each in batch if callable(each)):
+                work()
             if not batch:
                 operations.idle()
         except Exception:
@@ -131,12 +140,12 @@ def _work(messages: Messages, operations: Operations, log: LogWriter) -> None:
             _logger.exception("the controller goes on after an internal error")
 
 
-def _next_batch(messages: Messages) -> list[signal.Signals | LinkEvent]:
+def _next_batch(messages: Messages) -> list[Message]:
     """Wait for a message, IDLE_SECONDS at most, and return it with those that came meanwhile.
 
     Interfaces come in bursts, and protecting many at once is much quicker than one by one.
     """
-    batch: list[signal.Signals | LinkEvent] = []
+    batch: list[Message] = []
     with contextlib.suppress(queue.Empty):
         batch.append(messages.get(timeout=IDLE_SECONDS))
         while True:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vgw import abi
 from vgw.controller import pinned
+from vgw.controller.learning.book import LeaseBook
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.errors import VgwError
@@ -79,7 +81,7 @@ def desired_state(
         effective=effective_policy(document, vm),
         mode=abi.Mode.ENFORCE if known is None else known.mode,
         policy=document.digest,
-        named=known is not None,
+        named=known is not None and not known.found,
         interfaces=present,
         sources=sources_of(wanted.values()),
         missing=missing,
@@ -110,10 +112,20 @@ def desired_interfaces(
     extra -= set(listed)
     remembered = {} if old is None else old.endpoints
     added = {
-        name: remembered[name].interface if name in remembered else Interface(name)
+        name: _remembered(paths, vm, remembered[name].interface)
+        if name in remembered
+        else Interface(name)
         for name in sorted(extra)
     }
     return listed | added, tuple(added)
+
+
+def _remembered(paths: Paths, vm: str, interface: Interface) -> Interface:
+    """Return an interface as it is remembered, but with the addresses that it is leased now."""
+    if not interface.learns:
+        return interface
+    addresses = LeaseBook(paths).addresses(vm, interface.mac or "")
+    return dataclasses.replace(interface, addresses=addresses)
 
 
 def sources_of(interfaces: Iterable[Interface]) -> tuple[Network, ...] | None:

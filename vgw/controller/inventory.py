@@ -55,13 +55,20 @@ def read_document(paths: Paths, sources: Sequence[tuple[str, str]] | None = None
     return parse_sources(policy, read_inventory(paths))
 
 
-def read_bare_document(paths: Paths) -> PolicyDocument:
-    """Return what a host without a policy enforces: the defaults, for the VMs of its inventory.
+def read_host_document(paths: Paths) -> PolicyDocument:
+    """Return what this host is to enforce, which may have no policy: the defaults then.
 
     Raises what read_document() raises.
     """
+    if paths.policy.exists():
+        return read_document(paths)
     inventory = read_inventory(paths)
     return PolicyDocument() if inventory is None else parse_sources((), inventory)
+
+
+def wants(document: PolicyDocument, vm: str) -> bool:
+    """Tell whether a host is to protect a VM that runs on it."""
+    return vm in document.vms or document.inventory.protect_all
 
 
 def read_inventory(paths: Paths) -> tuple[str, str] | None:

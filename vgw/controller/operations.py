@@ -21,10 +21,13 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
-from vgw.controller.inventory import read_document
+from vgw.controller.facts import Facts
+from vgw.controller.finding.told import told_vm
+from vgw.controller.inventory import read_document, wants
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
 from vgw.controller.reconcile import AttachResult, Host
+from vgw.controller.vms_report import Memory, vms_report
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
 
@@ -35,12 +38,21 @@ class Operations:
     """Everything by which this process changes the host; may be used from several threads."""
 
     def __init__(
-        self, host: Host, log: LogWriter, applies: ApplyTimes, alarms: Alarms | None = None
+        self,
+        host: Host,
+        log: LogWriter,
+        applies: ApplyTimes,
+        alarms: Alarms | None = None,
+        facts: Facts | None = None,
     ) -> None:
-        """Work on a host; `log` gets a record of each change, `applies` its duration."""
+        """Work on a host; `log` gets a record of each change, `applies` its duration.
+
+        `facts` are what is known of VMs beyond the files.
+        """
         self._host = host
         self._log = log
         self._alarms = Alarms(log) if alarms is None else alarms
+        self._facts = facts or Facts(host.paths, log, self._alarms)
         self._applies = applies
         self._lock = threading.RLock()
         self._finished = False
@@ -64,6 +76,8 @@ class Operations:
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
             "flush": self._flush,
             "mode": self._set_mode,
+            "vms": self._vms,
+            "wants": self._wants,
         }
 
     # --- what happens by itself -----------------------------------------------------------
@@ -83,8 +97,23 @@ class Operations:
                 self._complain(f"{error}; what is in force stays in force")
                 return
             self._document = document
+            self._facts.follow(document)
+            self._settle_facts()
             self._protected.clear()
             self._protect(self._present_vms().union(self._host.attached()))
+
+    def facts_changed(self) -> None:
+        """Bring those VMs up to date that something found or leased since concerns."""
+        with self._changing():
+            there = self._present_vms().union(self._host.attached())
+            self._protect(self._settle_facts().intersection(there))
+
+    def _settle_facts(self) -> set[str]:
+        try:
+            return self._facts.settle(self._document or PolicyDocument(), self._host.attached())
+        except VgwError as error:  # of the state directory: the next lease tries it again
+            self._complain(str(error))
+            return set()
 
     def links_changed(self, came: Mapping[str, int], gone: Iterable[str]) -> None:
         """Protect VMs whose interfaces came (name: index), forget those whose went."""
@@ -94,6 +123,9 @@ class Operations:
                 self._protected.pop(name, None)
             if lost:
                 self._sweep()
+                self._facts.search.forget(lost)
+            if came:
+                self._facts.search.look()
             owners = self._owners()
             fresh = (name for name, index in came.items() if self._protected.get(name) != index)
             self._protect({owners[name] for name in fresh if name in owners})
@@ -116,7 +148,8 @@ class Operations:
 
     def _owners(self) -> dict[str, str]:
         """Return which VM each interface belongs to, by the current policy or by an order."""
-        vms = self._document.vms.values() if self._document is not None else ()
+        document = self._facts.overlay.laid(self._document or PolicyDocument())
+        vms = document.vms.values()
         listed = {each.name: vm.name for vm in vms for each in vm.interfaces if each.name}
         return self._host.ordered_interfaces() | listed
 
@@ -186,11 +219,26 @@ class Operations:
         alarms = [alarm for alarm in self._alarms.current() if vm in (None, alarm.vm)]
         return {**self._host.status(vm), "alarms": [alarm.report() for alarm in alarms]}
 
+    def _vms(self, _: Parameters) -> dict[str, object]:
+        with self._lock:
+            written = self._document or PolicyDocument()
+            document = self._facts.overlay.laid(written)
+            found = self._facts.search.found(written.inventory.find)
+            memory = Memory(dict(self._failures), dict(self._facts.learner.refused))
+        return vms_report(self._host.paths, document, found, self._facts.search.problems, memory)
+
+    def _wants(self, parameters: Parameters) -> dict[str, object]:
+        document = self._document or PolicyDocument()
+        return {"wanted": wants(document, parameters.text("vm"))}
+
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources = parameters.sources()
         document = None if sources is None else read_document(self._host.paths, sources)
         vms = parameters.texts("vms")
+        told = told_vm(parameters)
         with self._changing(), self._timed():
+            if told is not None:
+                self._facts.search.tell(told)
             document = document or self._document
             if vms is not None:
                 with self._taking_part("attach"):

@@ -25,6 +25,7 @@ from vgw.controller.expiry import expire_idle
 from vgw.controller.images import Images, remove_unused_images
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
+from vgw.controller.overlay import Overlay
 from vgw.controller.paths import Paths
 from vgw.controller.pins import remove_tree, settle
 from vgw.controller.policy_store import PolicyStore, RuleNames
@@ -48,9 +49,14 @@ class Host:
         *,
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
+        overlay: Overlay | None = None,
     ) -> None:
-        """Work under `paths`; `progress` is told what takes long, such as compiling."""
+        """Work under `paths`; `progress` is told what takes long, such as compiling.
+
+        `overlay` is what is known beyond the documents; by default what is leased.
+        """
         self.paths = paths
+        self.overlay = overlay or Overlay(paths)
         self._progress = progress
         self._lock = WriterLock(paths.bpffs)
         self._artefacts: dict[frozenset[str], Artefact] = {}
@@ -88,7 +94,8 @@ class Host:
         with self._changing() as tools:
             order = Order(interfaces, hook, force)
             owners = pinned.owners(self.paths)
-            desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
+            document = self.overlay.laid(document or PolicyDocument())
+            desired = desired_state(self.paths, document, vm, order, owners)
             # Interfaces of earlier orders may be away, any other has to be there.
             away = set(desired.extra).difference(interfaces)
             if not desired.interfaces or not away.issuperset(desired.missing):
@@ -313,6 +320,7 @@ class Host:
         failures: dict[str, VgwError] = {}
         wanted: list[Desired] = []
         with self._changing() as tools:
+            document = self.overlay.laid(document)
             owners = pinned.owners(self.paths)
             for vm in names:
                 try:
@@ -349,6 +357,7 @@ class Host:
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
         remove_state(self.paths.manifest(vm))
+        self.overlay.book.forget(vm)
 
     def _tidy(self) -> None:
         """Remove what no endpoint uses: policies, and without endpoints all that they shared."""
