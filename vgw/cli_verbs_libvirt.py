@@ -32,7 +32,11 @@ _PROTECTING: Final = ("started", "reconnect", "attach")
 _ENDING: Final = ("release",)
 
 
-@click.command("libvirt-hook", epilog=example("vgw libvirt-hook web01 start begin - < web01.xml"))
+@click.command(
+    "libvirt-hook",
+    epilog=example("vgw libvirt-hook web01 start begin - < web01.xml"),
+    hidden=True,  # contrib/libvirt/qemu runs it, people do not
+)
 @click.argument("domain")
 @click.argument("operation")
 @click.argument("rest", nargs=-1)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.controller import dhcp
 from tests.frames import ICMPV6, UDP, Wire, bootp, ipv4, solicitation, udp
 from tests.lab.topology import Lab, eventually
 from vgw import abi
+from vgw.controller.learning.book import LeaseBook
+from vgw.controller.learning.lease import Offer
+from vgw.controller.paths import Paths
 from vgw.policy.frame import build_frame
 from vgw.policy.guards import link_local_address
 
@@ -210,6 +214,51 @@ def test_a_forged_lease_teaches_nothing(learning: Lab) -> None:
 
         server.send(good)  # what all of them are compared with
         eventually("the real one teaches", lambda: list(learned(lab)) == [LEASED])
+
+
+def test_a_rule_that_lets_answers_in_teaches_nothing(lab: Lab) -> None:
+    """What passes by a rule was not asked for, however right it is."""
+    web, client = lab.nodes["web01"], lab.nodes["client"]
+    lab.write_policy(POLICY.replace("ingress: drop", "ingress: accept"))
+    lab.attach("web01")
+    good = dhcp.frame4(dhcp.message4(LEASED), to=LEASED, mac=wire.mac_bytes(web.mac))
+    with lab.controller():
+        assert arrives(good, client, web)
+        assert arrives(good, client, web), "now it is of an open flow, that somebody else opened"
+        ask(web, client)
+        other = dhcp.frame4(dhcp.message4(LEASED, client=bytes.fromhex("525400000012")))
+        with Tap(client) as server:
+            server.send(other)
+            eventually("what came behind them was judged", lambda: judged(lab) == 1)
+            assert learned(lab) == {}
+            server.send(dhcp.frame4(dhcp.message4(LEASED)))  # by another server: housekeeping
+            eventually("the real one teaches", lambda: list(learned(lab)) == [LEASED])
+
+
+def test_a_renewal_renews_and_teaches_nothing_new(lab: Lab) -> None:
+    web, client = lab.nodes["web01"], lab.nodes["client"]
+    lab.write_policy(POLICY)
+    # A lease of long ago: the VM's last broadcast does not count any more.
+    server_address = ip_address(client.ipv4)
+    held = Offer(ip_address(LEASED), SECONDS, server_address)
+    LeaseBook(Paths.from_environment(lab.environment)).take("web01", web.mac, held)
+    lab.attach("web01")
+
+    def ack(address: str) -> bytes:
+        message = dhcp.message4(address, options=dhcp.lease_options(seconds=2 * SECONDS))
+        to = wire.mac_bytes(web.mac)
+        return dhcp.frame4(message, to=LEASED, mac=to, source=client.ipv4)
+
+    with lab.controller(), Tap(client) as server:
+        assert not arrives(ack(LEASED), client, web), "nobody asked"
+        request = ipv4(udp(68, 67, bootp()), UDP, LEASED, client.ipv4)
+        renewal = wire.ethernet(web.mac, client.mac, wire.ETH_P_IP, request)
+        assert arrives(renewal, web, client)
+        server.send(ack("10.20.0.51"))
+        server.send(ack(LEASED))
+        eventually("it is renewed", lambda: learned(lab).get(LEASED, 0) > SECONDS)
+        assert list(learned(lab)) == [LEASED]
+        assert judged(lab) == 1
 
 
 def test_what_is_too_much_or_another_vms_is_refused(learning: Lab, records: Records) -> None:
