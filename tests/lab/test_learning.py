@@ -17,7 +17,7 @@ import pytest
 from scripts.lab import wire
 from scripts.lab.wire import Node, Tap
 from tests.controller import dhcp
-from tests.frames import ICMPV6, UDP, Wire, bootp, ipv4, solicitation, udp
+from tests.frames import ICMPV6, OUT, TCP, UDP, Wire, bootp, ipv4, solicitation, tcp, udp
 from tests.lab.topology import Lab, eventually
 from vgw import abi
 from vgw.controller.learning.book import LeaseBook
@@ -214,6 +214,21 @@ def test_a_forged_lease_teaches_nothing(learning: Lab) -> None:
 
         server.send(good)  # what all of them are compared with
         eventually("the real one teaches", lambda: list(learned(lab)) == [LEASED])
+
+
+def test_an_address_by_dhcpv6(learning: Lab) -> None:
+    lab, web, client = learning, learning.nodes["web01"], learning.nodes["client"]
+    mac, leased = wire.mac_bytes(web.mac), "2001:db8:20::50"
+    ask6 = OUT.wrap6(udp(546, 547), UDP, local=link_local(web), remote="ff02::1:2")
+    call = OUT.wrap6(tcp(), TCP, local=leased, remote=client.ipv6)
+    assert arrives(ask6, web, client)
+    assert not arrives(call, web, client)
+    with Tap(client) as server:
+        server.send(dhcp.frame6(to="fe80::1234", mac=mac))
+        eventually("what goes to another is refused", lambda: judged(lab) == 1)
+        server.send(dhcp.frame6(to=link_local(web), mac=mac))
+        eventually("its own teaches", lambda: list(learned(lab)) == [leased])
+    assert arrives(call, web, client)
 
 
 def test_a_rule_that_lets_answers_in_teaches_nothing(lab: Lab) -> None:

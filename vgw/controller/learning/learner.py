@@ -8,7 +8,7 @@ MAC, of an address that no other VM has, and there may be only a few for each in
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -20,14 +20,13 @@ from vgw.controller.learning.book import LeaseBook
 from vgw.controller.learning.lease import NotALeaseError, Offer
 from vgw.controller.learning.read import read_lease
 from vgw.controller.paths import Paths
-from vgw.errors import VgwError
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Address, Interface, PolicyDocument
 
 #: Addresses that an interface may have learned at a time.
 MAX_LEARNED: Final = 8
-#: Messages that may wait to be judged.
-_MAX_WAITING: Final = 4096
+#: Messages of one endpoint that may wait to be judged: a flood of one takes no room of others.
+_MAX_WAITING: Final = 64
 FULL, TAKEN = "leases_full", "lease_conflict"
 
 
@@ -49,16 +48,20 @@ class Learner:
         self._alarms = alarms
         self._wake = wake
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[abi.Event, bytes]] = deque()
+        #: Endpoint -> its messages, and how many more there were than may wait.
+        self._waiting: dict[int, list[tuple[abi.Event, bytes]]] = {}
+        self._overrun: Counter[int] = Counter()
         #: (VM, interface) -> how many messages taught nothing.
         self.refused: Counter[tuple[str, str]] = Counter()
 
     def heard(self, event: abi.Event, frame: bytes) -> None:
-        """Take an event of the kind LEASE; raises VgwError when too many wait already."""
+        """Take an event of the kind LEASE; of one endpoint only so many wait."""
         with self._lock:
-            if len(self._waiting) >= _MAX_WAITING:
-                raise VgwError(f"{_MAX_WAITING} leases wait to be judged")
-            self._waiting.append((event, frame))
+            waiting = self._waiting.setdefault(event.endpoint, [])
+            if len(waiting) < _MAX_WAITING:
+                waiting.append((event, frame))
+            else:
+                self._overrun[event.endpoint] += 1
         self._wake()
 
     def judge(self, laid: Callable[[], PolicyDocument]) -> None:
@@ -66,15 +69,19 @@ class Learner:
 
         What is learned is in the book then, and has a record. Raises VgwError.
         """
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+            overrun, self._overrun = self._overrun, Counter()
         document = laid()
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    return
-                event, frame = self._waiting.popleft()
-            names = self._names.endpoint(event.endpoint)
-            if names is not None and self._judge(document, names, event, frame):
-                document = laid()
+        for endpoint, messages in waiting.items():
+            names = self._names.endpoint(endpoint)
+            if names is None:
+                continue
+            if overrun[endpoint]:
+                self.refused[names] += overrun[endpoint]
+            for event, frame in messages:
+                if self._judge(document, names, event, frame):
+                    document = laid()
 
     def expire(self) -> set[str]:
         """Forget what is over, and return the VMs that it was of. Raises VgwError."""
