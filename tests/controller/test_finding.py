@@ -118,7 +118,7 @@ def test_an_interface_stays_with_the_vm_that_it_is_written_for() -> None:
     assert filled.document.vms["db01"].interfaces == ()
     assert interfaces(filled.document, "app") == [("vnet5", None)]
     assert len(filled.differences) == 2
-    assert "says that it is of VM db01, and of web01 is written" in texts(filled)[0]
+    assert "says that it is of 'db01', not of web01 as written" in texts(filled)[0]
 
 
 def test_a_mac_of_another_vm_is_reported() -> None:
@@ -152,11 +152,15 @@ def test_more_interfaces_of_a_written_vm_are_protected_when_all_are() -> None:
     assert interfaces(fill(document(text, protect="all"), found).document) == both
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a b", "", "x" * 64, "-a", "ü"])
+@pytest.mark.parametrize("name", ["../../etc", "a b", "", "x" * 65536, "-a", "ü", "a\n\x1b[31m"])
 def test_catalogue_N6_a_found_name_that_is_none_is_reported_and_not_used(name: str) -> None:
     filled = fill(document(protect="all"), (vm(name, ("vnet0", MAC)),))
     assert list(filled.document.vms) == []
-    assert "none that vgw can use" in texts(filled)[0]
+    (difference,) = filled.differences
+    assert difference.vm is None, "it is no label of a metric"
+    assert "is no name that vgw can use" in difference.text
+    assert difference.text.isprintable()
+    assert len(difference.text) < 200
 
 
 # --- told -----------------------------------------------------------------------------------------

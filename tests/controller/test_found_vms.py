@@ -395,3 +395,19 @@ def test_a_qemu_that_starts_under_a_controller_is_protected(paths: Paths) -> Non
         controller.end(signal.SIGTERM)
         with contextlib.suppress(VgwError):
             Host(paths).detach_all()
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize("name", ["x" * 65536, "a\n\x1b[31m", "../../etc"])
+def test_catalogue_N6_a_hostile_name_spoils_no_report(start: Start, name: str) -> None:
+    make_taps(["tap7"])
+    node = start(
+        lambda _: Canned(vm(name, ("tap7", MAC))), PROTECT_ALL.replace("proxmox", "libvirt")
+    )
+    node.take_change()
+    assert node.host.attached() == []
+    (row,) = (each for each in node.vms().values() if each["source"])
+    assert row["vm"].isprintable()
+    assert len(row["vm"]) <= 66
+    assert row["reason"] == "its name is none that vgw can use"
+    assert [each.vm for each in node.alarms.current()] == [None]

@@ -13,6 +13,7 @@ from vgw.controller.learning.book import LeaseBook
 from vgw.controller.paths import Paths
 from vgw.policy.model import Finder, Interface, PolicyDocument, Vm
 from vgw.policy.resolve import applies
+from vgw.policy.yaml_nodes import show
 
 SCHEMA: Final = "vgw/v1"
 Row = dict[str, Any]
@@ -75,8 +76,11 @@ class _Report:
         if known is None and found is None:  # attached by an order
             others = pinned.interfaces_of(self._paths, name)
         unlisted = "nothing asks for it" if known is None else "other interfaces of it are listed"
+        shown = name
+        if found is not None and not found.is_nameable:
+            name, shown = "", show(name)
         return {
-            "vm": name,
+            "vm": shown,
             "source": None if found is None else found.source,
             "running": None if found is None else found.running,
             "matches": _matches(known),
@@ -120,8 +124,11 @@ class _Report:
         return row
 
     def _row(self, vm: str, name: str, mac: str | None, otherwise: str) -> Row:
-        """Return an interface; `otherwise` is why it is not protected, if it could be."""
-        protected = bool(name) and pinned.is_attached(self._paths, vm, name)
+        """Return an interface; `otherwise` is why it is not protected, if it could be.
+
+        A VM without a name that vgw can use is none that it protects.
+        """
+        protected = bool(vm and name) and pinned.is_attached(self._paths, vm, name)
         if not name:
             otherwise = "no source finds an interface with this MAC"
         elif pinned.present_ifindex(name) is None:

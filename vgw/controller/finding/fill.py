@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 
 from vgw.controller.finding.found import Found, FoundInterface, FoundVm
 from vgw.policy.model import Interface, PolicyDocument, Vm
+from vgw.policy.yaml_nodes import show
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that was found to be other than it is written; `interface` None: the VM."""
+    """Something that was found to be other than it is written; `interface` None: the VM.
 
-    vm: str
+    `vm` None: one whose name is no name.
+    """
+
+    vm: str | None
     interface: str | None
     text: str
 
@@ -40,7 +44,7 @@ class _Filling:
     mac_owners: Mapping[str, str]
     differences: list[Difference] = field(default_factory=list)
 
-    def differ(self, vm: str, interface: str | None, text: str) -> None:
+    def differ(self, vm: str | None, interface: str | None, text: str) -> None:
         self.differences.append(Difference(vm, interface, text))
 
 
@@ -120,8 +124,10 @@ def _fill_interfaces(filling: _Filling, vm: Vm, found: Sequence[FoundInterface])
 def _new_vm(filling: _Filling, found: FoundVm) -> Vm | None:
     """Return a VM that no file names: of its interfaces those that no file gives to another."""
     if not found.is_nameable:
-        text = "its name is none that vgw can use, so it is not protected; rename it"
-        filling.differ(found.name, None, text)
+        text = (
+            f"{show(found.name)} is no name that vgw can use, so the VM is not protected; rename it"
+        )
+        filling.differ(None, None, text)
         return None
     own = _not_of_others(filling, found)
     if not own:
@@ -137,7 +143,9 @@ def _not_of_others(filling: _Filling, found: FoundVm) -> list[FoundInterface]:
         owner = filling.owners.get(each.name, found.name)
         mac_owner = filling.mac_owners.get(each.mac or "", found.name)
         if owner != found.name:
-            text = f"{found.source} says that it is of VM {found.name}, and of {owner} is written"
+            text = (
+                f"{found.source} says that it is of {show(found.name)}, not of {owner} as written"
+            )
             filling.differ(owner, each.name, text)
         else:
             own.append(each)
