@@ -49,7 +49,7 @@ def _checked_names(
     callback=_checked_names,
     help="The VM; may be repeated.",
 )
-@click.option("--all", "every", is_flag=True, help="Every VM that the policy names.")
+@click.option("--all", "every", is_flag=True, help="Every VM of the policy and the inventory.")
 @click.option(
     "--policy",
     type=click.Path(readable=False, path_type=Path),
@@ -118,9 +118,12 @@ def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sou
 
 
 def _all_vms(session: Session, sources: Sources | None) -> list[str]:
+    from vgw.controller.finding.search import Look
     from vgw.controller.inventory import read_document
+    from vgw.controller.overlay import Overlay
 
-    return list(read_document(session.paths(), sources).vms)
+    paths = session.paths()
+    return list(Overlay(paths, Look().found).laid(read_document(paths, sources)).vms)
 
 
 def _attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:

@@ -201,3 +201,17 @@ def test_a_controller_that_runs_does_the_work(
         eventually("it is gone", lambda: not controller.attached())
     finally:
         controller.end(signal.SIGTERM)
+
+
+def test_a_controller_without_a_policy_does_not_let_vms_start(hook: Hook, places: Paths) -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    places.policy.write_text(POLICY + "nonsense: 1\n")
+    controller = Controller(places, 9477)
+    try:
+        assert hook("other", "prepare", xml("other")).returncode != 0
+        places.policy.unlink()
+        assert passes(hook("other", "prepare", xml("other"))), (
+            "where nothing is asked for, all start"
+        )
+    finally:
+        controller.end(signal.SIGTERM)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +17,7 @@ from scripts.lab import wire
 from scripts.lab.wire import Node, Tap
 from tests.controller import dhcp
 from tests.frames import ICMPV6, OUT, TCP, UDP, Wire, bootp, ipv4, solicitation, tcp, udp
+from tests.lab.dhcp_server import dhcp_server
 from tests.lab.topology import Lab, eventually
 from vgw import abi
 from vgw.controller.learning.book import LeaseBook
@@ -49,23 +49,9 @@ defaults: {ingress: drop, egress: accept}
 """
 
 
-@contextmanager
-def dhcp_server(node: Node, directory: Path, seconds: int = SECONDS) -> Iterator[None]:
-    """Run a DHCP server that leases web01 one address."""
-    directory.joinpath("leases").touch()
-    config = directory / "udhcpd.conf"
-    config.write_text(
-        f"start {LEASED}\nend {LEASED}\ninterface eth0\nmin_lease 1\n"
-        f"option lease {seconds}\noption subnet 255.255.255.0\n"
-        f"lease_file {directory}/leases\npidfile {directory}/pid\n"
-    )
-    command = node.command("busybox", "udhcpd", "-f", str(config))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=wire.PATIENCE)
+def leasing(seconds: int = SECONDS) -> str:
+    """Return the settings of a DHCP server that leases web01 one address."""
+    return f"start {LEASED}\nend {LEASED}\nmin_lease 1\noption lease {seconds}\n"
 
 
 def take_lease(node: Node, directory: Path) -> None:
@@ -151,7 +137,7 @@ def test_a_vm_has_the_address_that_it_is_leased_and_no_other(
     assert lab.json("status", "--vm", "web01")["vms"][0]["interfaces"][0]["guards_off"] == {}
     assert not arrives(syn(LEASED, client, web), web, client), "it has no address yet"
 
-    with dhcp_server(client, tmp_path):
+    with dhcp_server(client, tmp_path, leasing()):
         take_lease(web, tmp_path)
     eventually("the lease is known", lambda: LEASED in learned(lab))
     assert SECONDS - 60 < learned(lab)[LEASED] <= SECONDS
@@ -171,7 +157,7 @@ def test_a_vm_has_the_address_that_it_is_leased_and_no_other(
 
 def test_a_lease_ends_by_its_time(learning: Lab, records: Records, tmp_path: Path) -> None:
     lab, web, client = learning, learning.nodes["web01"], learning.nodes["client"]
-    with dhcp_server(client, tmp_path, seconds=3):
+    with dhcp_server(client, tmp_path, leasing(3)):
         take_lease(web, tmp_path)
     frame = syn(LEASED, client, web)
     eventually("the lease is over", lambda: bool(records.of("lease_end")))
@@ -301,7 +287,7 @@ def test_leases_outlive_the_controller(lab: Lab, tmp_path: Path) -> None:
     lab.write_policy(POLICY)
     lab.attach("web01", "db01")
     with lab.controller():
-        with dhcp_server(client, tmp_path):
+        with dhcp_server(client, tmp_path, leasing()):
             take_lease(web, tmp_path)
         eventually("the lease is known", lambda: LEASED in learned(lab))
         programs = lab.programs()

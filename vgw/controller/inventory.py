@@ -37,14 +37,6 @@ def read_sources(path: Path) -> list[tuple[str, str]]:
         ) from error
 
 
-def read_policy(path: Path) -> PolicyDocument:
-    """Return the policy of a file or directory, without the host's inventory.
-
-    Raises VgwError when it cannot be read and PolicyError when it is invalid.
-    """
-    return parse_sources(read_sources(path))
-
-
 def read_document(paths: Paths, sources: Sequence[tuple[str, str]] | None = None) -> PolicyDocument:
     """Return what this host is to enforce: a policy together with the host's inventory.
 

@@ -23,7 +23,7 @@ from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
 from vgw.controller.facts import Facts
 from vgw.controller.finding.told import told_vm
-from vgw.controller.inventory import read_document, wants
+from vgw.controller.inventory import read_document, read_host_document, wants
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
 from vgw.controller.reconcile import AttachResult, Host
@@ -228,7 +228,8 @@ class Operations:
         return vms_report(self._host.paths, document, found, self._facts.search.problems, memory)
 
     def _wants(self, parameters: Parameters) -> dict[str, object]:
-        document = self._document or PolicyDocument()
+        # Without a policy in force the files say it, or that nobody can say it.
+        document = self._document or read_host_document(self._host.paths)
         return {"wanted": wants(document, parameters.text("vm"))}
 
     def _attach(self, parameters: Parameters) -> dict[str, object]:
@@ -274,6 +275,7 @@ class Operations:
                     self._document = document  # some VMs have it now, so it is this host's
                     raise
             self._document = document
+            self._facts.follow(document)
             self._take("apply", result.vms)
         return dataclasses.asdict(result)
 

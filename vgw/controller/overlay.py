@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from vgw.controller.finding.fill import Difference, Filled, fill
 from vgw.controller.finding.found import FindVms, Found, nothing_found
@@ -79,17 +79,20 @@ def _learned(vm: Vm, leased: _Leased) -> tuple[Interface, ...]:
     )
 
 
-def concerned(before: PolicyDocument, after: PolicyDocument, attached: Iterable[str]) -> set[str]:
-    """Return the VMs for which another document means something else: theirs, or their peers'."""
-    names = {*before.vms, *after.vms, *attached}
+def concerned(before: PolicyDocument, after: PolicyDocument, attached: Collection[str]) -> set[str]:
+    """Return the VMs for which another document means something else.
+
+    Those are the VMs of which it says something else, and of the attached ones those that it
+    judges by other rules: a group means other addresses.
+    """
     # One document after the other: policies that mean the same are then the same lists, and
     # nothing has to be compared rule by rule.
-    old = {name: effective_policy(before, name) for name in names}
-    new = {name: effective_policy(after, name) for name in names}
-    return {
+    old = {name: effective_policy(before, name) for name in attached}
+    new = {name: effective_policy(after, name) for name in attached}
+    judged_anew = {
         name
-        for name in names
-        if before.vms.get(name) != after.vms.get(name)
-        or old[name].ingress is not new[name].ingress
-        or old[name].egress is not new[name].egress
+        for name in attached
+        if old[name].ingress is not new[name].ingress or old[name].egress is not new[name].egress
     }
+    names = {*before.vms, *after.vms}
+    return judged_anew | {name for name in names if before.vms.get(name) != after.vms.get(name)}
