@@ -54,7 +54,7 @@ static __always_inline void fill_event(struct event *event, const struct endpoin
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 
-/* Takes one of the budget. Returns where the event is to be counted; NULL: none is left. */
+/* Takes one of the endpoint's budget. Returns where the event is to be counted; NULL: there is none left. */
 static __always_inline struct event_meter *admit_event(const struct endpoint_config *config)
 {
 	struct event_meter *meter;
