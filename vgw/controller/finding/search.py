@@ -20,7 +20,7 @@ from vgw.policy.model import Finder
 
 #: Seconds between two scans of a source: at least, at most, and after one that failed.
 LEAST_SECONDS: Final = 0.2
-MOST_SECONDS: Final = 30.0
+MOST_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 5.0
 #: Seconds that an end waits for a scan under way.
 _END_SECONDS: Final = 1.0
