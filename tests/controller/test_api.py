@@ -65,7 +65,18 @@ def host() -> FakeHost:
 @pytest.fixture
 def socket_path(tmp_path: Path, host: FakeHost) -> Iterator[Path]:
     verbs = dict.fromkeys(
-        ("attach", "detach", "apply", "status", "rules", "conntrack", "flush", "mode", "ping"),
+        (
+            "attach",
+            "detach",
+            "apply",
+            "status",
+            "rules",
+            "conntrack",
+            "flush",
+            "mode",
+            "ping",
+            "vms",
+        ),
         host.take,
     )
     server = api.Server(tmp_path / "vgw.sock", verbs | {"text": lambda _: "text"})
@@ -104,6 +115,8 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
     client.conntrack("web01")
     client.flush("web01")
     client.set_mode("web01", "monitor")
+    client.vms()
+    client.attach("web01", told=[("tap0", None)])
 
     wire_sources = [["policy.yaml", "schema: vgw/v1\n"]]
     attach: dict[str, object] = {
@@ -112,6 +125,7 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
         "interfaces": [],
         "hook": None,
         "force": False,
+        "told": None,
     }
     assert host.asked == [
         {},
@@ -126,6 +140,8 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
         {"vm": "web01"},
         {"vm": "web01"},
         {"vm": "web01", "mode": "monitor"},
+        {},
+        attach | {"told": [["tap0", None]]},
     ]
 
 
