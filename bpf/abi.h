@@ -159,7 +159,7 @@ struct endpoint_config {
 	__u64 endpoint;                 /* identity of this attachment, in every event */
 	__u64 flow_epoch;               /* flows of another epoch are dead: flushed */
 	__u64 timeout_ns[16];           /* ns, by enum vgw_flow_state */
-	__u64 grace_until_ns;           /* CLOCK_MONOTONIC_COARSE up to which open TCP connections
+	__u64 grace_until_ns;           /* clock.h; until then open TCP connections
 					 * that nobody knows of are taken over; 0: they are not */
 	__u32 generation;               /* number of the policy in force; 0: none */
 	__u32 first_counter[VGW_PATH_COUNT]; /* of the policy of each path, in rule_counters */
@@ -216,8 +216,8 @@ struct flow_key {
 };
 
 struct flow {
-	__u64 last_seen_ns;             /* CLOCK_MONOTONIC_COARSE */
-	__u64 created_ns;               /* CLOCK_MONOTONIC_COARSE */
+	__u64 last_seen_ns;             /* clock.h */
+	__u64 created_ns;               /* clock.h */
 	__u64 epoch;                    /* endpoint_config.flow_epoch at creation */
 	__u64 claim;                    /* 1 while one CPU resets or deletes a dead flow */
 	__u64 packets[2];               /* by enum vgw_path; not atomic */
@@ -244,7 +244,7 @@ struct conntrack_meta {
 	__u64 window[2];                /* by enum vgw_path: the second that `opened` counts for */
 	__u64 opened[2];                /* by enum vgw_path: new connections asked for in it */
 	__u64 pressed;                  /* 1: the last new flow found no room */
-	__u64 dhcp_asked_ns[2];         /* CLOCK_MONOTONIC_COARSE of the VM's last broadcast or
+	__u64 dhcp_asked_ns[2];         /* clock.h; of the VM's last broadcast or
 					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
 	__u64 dhcp_renewed_ns;          /* CLOCK_MONOTONIC_COARSE of its last DHCPv4 request to
 					 * one server, whether that passed or not; 0: never */
@@ -274,7 +274,7 @@ struct fragment_key {
 /* What is remembered of the first fragment of a datagram, after it was accepted. */
 struct fragment {
 	struct flow_key flow;           /* the flow it belongs to */
-	__u64 seen_ns;                  /* CLOCK_MONOTONIC_COARSE of the first fragment */
+	__u64 seen_ns;                  /* clock.h; of the first fragment */
 	__u32 end;                      /* bytes of the datagram's payload in the first fragment */
 	__u32 pad;
 };
@@ -287,7 +287,7 @@ struct packet_counter {
 struct rule_counter {
 	__u64 packets;                  /* packets this rule decided, not those of its open flows */
 	__u64 bytes;                    /* as on the wire */
-	__u64 last_hit_ns;              /* CLOCK_MONOTONIC_COARSE */
+	__u64 last_hit_ns;              /* clock.h */
 };
 
 /* Events of one endpoint: due = sent + suppressed + lost. */

@@ -19,10 +19,11 @@ static __always_inline bool is_offence(u32 path, const struct decision *decision
 	       decision->reason <= VGW_REASON_MEMBERSHIP_QUERY;
 }
 
+/* In monitor mode each drop is an event that was not one: that is what the mode is for. */
 static __always_inline bool event_due(u32 path, const struct decision *decision)
 {
 	return decision->flags & VGW_RULE_LOG || decision->reason == VGW_REASON_CT_FULL ||
-	       is_offence(path, decision);
+	       decision->verdict == VGW_VERDICT_WOULD_DROP || is_offence(path, decision);
 }
 
 static __always_inline void fill_event(struct event *event, const struct endpoint_config *config,
@@ -54,7 +55,7 @@ static __always_inline void fill_event(struct event *event, const struct endpoin
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 
-/* Takes one of the endpoint's budget. Returns where the event is to be counted; NULL: there is none left. */
+/* Takes one event of the budget. Returns where it is to be counted; NULL: there is none left. */
 static __always_inline struct event_meter *admit_event(const struct endpoint_config *config)
 {
 	struct event_meter *meter;

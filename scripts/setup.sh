@@ -26,6 +26,10 @@ dev_packages=(
   nftables                # what vgw is measured against
   gcc libc6-dev           # the programs that measurements send traffic with
   python3-libvirt         # libvirt's own test driver; hosts with libvirt need it to find its VMs
+  openssl                 # certificates
+  logrotate               # reads the configuration in contrib/
+  systemd                 # looks the unit in contrib/ over
+  libseccomp2             # its filter of system calls
 )
 
 usage() {

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from vgw import libbpf
 from vgw.errors import KernelError, VgwError
-from vgw.libbpf import Member, kernel_types
+from vgw.libbpf import Member, TypeKind, kernel_types
 from vgw.loader import cache, socket_buffer
-from vgw.loader.socket_buffer import socket_buffer_options
+from vgw.loader.compiler import KERNEL_FUNCTION
+from vgw.loader.socket_buffer import reads_directly, socket_buffer_options
 
 #: Bits of the places on some kernel, in no order.
 PLACES = {
@@ -27,17 +29,25 @@ PLACES = {
 
 @pytest.fixture(autouse=True)
 def _not_remembered() -> Iterator[None]:
-    socket_buffer_options.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
     socket_buffer_options.cache_clear()
+    socket_buffer._cast.cache_clear()
 
 
-def describe(monkeypatch: pytest.MonkeyPatch, members: dict[str, Member]) -> None:
+def describe(
+    monkeypatch: pytest.MonkeyPatch, members: dict[str, Member], numbers: Mapping[str, int] = {}
+) -> None:
     def struct_members(structure: str, names: Collection[str]) -> dict[str, Member]:
         assert structure == "sk_buff"
         return {name: members[name] for name in names if name in members}
 
     monkeypatch.setattr(socket_buffer, "struct_members", struct_members)
+    monkeypatch.setattr(socket_buffer, "type_numbers", lambda _: dict(numbers))
 
 
 @pytest.mark.bpf
@@ -105,6 +115,37 @@ def test_nothing_is_compiled_without_a_description(
 def test_another_layout_has_another_name_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     describe(monkeypatch, PLACES)
     here = socket_buffer_options()
-    socket_buffer_options.cache_clear()
+    forget()
     describe(monkeypatch, PLACES | {"mac_header": Member(190 * 8, 0)})
     assert socket_buffer_options() != here
+
+
+@pytest.mark.bpf
+def test_this_kernel_lets_programs_read_directly() -> None:
+    numbers = libbpf.type_numbers(
+        {"sk_buff": TypeKind.STRUCT, "bpf_rdonly_cast": TypeKind.FUNCTION, "no": TypeKind.STRUCT}
+    )
+    assert set(numbers) == {"sk_buff", "bpf_rdonly_cast"}
+    assert reads_directly()
+    options = socket_buffer_options()
+    assert f"-DSKB_TYPE={numbers['sk_buff']}" in options
+    assert f"-DSKB_CAST={KERNEL_FUNCTION + numbers['bpf_rdonly_cast']}" in options
+
+
+@pytest.mark.bpf
+def test_what_the_kernel_refuses_to_load_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(monkeypatch, PLACES, {"sk_buff": 1, "bpf_rdonly_cast": (1 << 29) + 1})
+    assert not reads_directly()
+    assert not any("SKB_CAST" in option for option in socket_buffer_options())
+
+
+def test_without_the_right_to_load_programs_nothing_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise KernelError("cannot load a program", errno.EPERM)
+
+    describe(monkeypatch, PLACES, {"sk_buff": 1, "bpf_rdonly_cast": 2})
+    monkeypatch.setattr(socket_buffer, "prog_load", refuse)
+    with pytest.raises(KernelError, match="cannot load"):
+        socket_buffer_options()

@@ -82,7 +82,8 @@ def simulate(
     A line of --packets is {"src": "10.0.0.1", "dst": "10.20.0.11", "proto": "tcp",
     "sport": 40000, "dport": 443, "flags": "S"}, or has icmp_type and icmp_code.
     """
-    from vgw.controller.inventory import read_document, read_sources
+    from vgw.controller.inventory import read_document
+    from vgw.controller.policy_files import read_sources
     from vgw.controller.reconcile import Host
     from vgw.controller.simulate import PacketError
     from vgw.controller.simulate import simulate as run

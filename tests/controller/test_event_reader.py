@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from vgw.controller import event_reader
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader, Meter
 from vgw.controller.events import LogWriter, RuleName, read_log
+from vgw.controller.log_journal import JournalSink
 from vgw.controller.manifest import EndpointEntry, Manifest, PolicyEntry, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore
@@ -74,6 +76,33 @@ def test_losses_never_go_backwards_when_an_endpoint_goes() -> None:
         totals.append(losses.totals()["suppressed"])
 
     assert totals == [11, 11, 11, 13]
+
+
+def test_what_a_sink_loses_is_counted_by_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = EventLosses(list)
+    log = LogWriter(tmp_path / "events.jsonl", JournalSink(str(tmp_path / "nobody")))
+    names = EventNames(Paths.from_environment({}, state_dir=tmp_path))
+    reader = EventReader(tmp_path / "events", names, log, losses)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vgw.controller.log_file.os.write", full)
+    log.add({"n": 1})
+    log.add({"n": 2})
+    log.flush()
+    reader._report()
+    reader._report()
+    monkeypatch.undo()
+    log.close()
+    reader._report()
+
+    # The journal's were waiting for it until the end: these two, and that two were lost.
+    assert counted(losses) == {"log_file": 2, "log_journal": 3}
+    (lost,) = read_log(tmp_path / "events.jsonl")
+    assert (lost["event"], lost["cause"], lost["count"]) == ("lost", "log_file", 2)
 
 
 def drops(paths: Paths) -> list[dict[str, Any]]:

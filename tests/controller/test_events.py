@@ -346,13 +346,13 @@ def test_full_disk_is_counted_and_a_line_cut_short_is_closed(
         room -= taken
         return taken
 
-    monkeypatch.setattr("vgw.controller.events.os.write", write)
+    monkeypatch.setattr("vgw.controller.log_file.os.write", write)
     for n in (1, 2, 3):
         log.add({"n": n})
     log.flush()
     log.add({"n": 4})
     log.flush()
-    assert log.failed == 3
+    assert log.losses() == {"file": 3}
 
     room = 1000
     log.add({"n": 5})

@@ -176,7 +176,9 @@ class Node:
         self.alarms = Alarms(self.log)
         self.facts = Facts(paths, self.log, self.alarms, make)
         self.host = Host(paths, overlay=self.facts.overlay)
-        self.operations = Operations(self.host, self.log, ApplyTimes(), self.alarms, self.facts)
+        self.operations = Operations(
+            self.host, self.log, ApplyTimes(), self.alarms, facts=self.facts
+        )
         self.changes: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def take_change(self) -> None:

@@ -15,7 +15,7 @@ from tests.controller.policies import document
 from vgw.abi import Action, Mode
 from vgw.abi import Path as PacketPath
 from vgw.controller.event_names import EventNames
-from vgw.controller.inventory import read_document, read_sources
+from vgw.controller.inventory import read_document
 from vgw.controller.manifest import (
     EndpointEntry,
     Manifest,
@@ -24,6 +24,7 @@ from vgw.controller.manifest import (
     save_manifest,
 )
 from vgw.controller.paths import Paths
+from vgw.controller.policy_files import read_sources
 from vgw.controller.policy_store import PolicyStore, labels_of_rules
 from vgw.controller.rule_counts import RuleCounts, load_counts, save_counts
 from vgw.errors import PolicyError, VgwError

@@ -20,9 +20,9 @@ from vgw.controller.metrics import (
     ApplyTimes,
     EndpointReading,
     HostCollector,
-    MetricsServer,
     RuleReading,
 )
+from vgw.controller.metrics_server import MetricsServer
 from vgw.errors import VgwError
 from vgw.maps import Counter
 from vgw.policy.model import Direction
@@ -155,6 +155,7 @@ def test_samples_of_the_host(server: MetricsServer, controller: FakeController) 
         "vgw_policy_apply_seconds_count 3.0",
         "vgw_policy_apply_seconds_sum 99.32",
         "vgw_policy_apply_errors_total 2.0",
+        "vgw_omitted_samples 0.0",
         f'vgw_build_info{{abi="{ABI_VERSION}",version="{__version__}"}} 1.0',
     }
     assert {

@@ -15,6 +15,8 @@ from tests.lab.devices import Devices, Guarded, document
 from tests.lab.taps import IFF_VNET_HDR, NEEDS_CSUM, VnetHeader
 from tests.lab.test_devices_offloads import partial_sum
 from vgw.abi import Path, Reason, Verdict
+from vgw.loader import socket_buffer
+from vgw.loader.socket_buffer import socket_buffer_options
 from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.lab
@@ -60,6 +62,19 @@ def play(guarded: Guarded, path: Path, send: Callable[[bytes, VnetHeader], None]
 def test_catalogue_K5_requests_of_the_vm(devices: Devices) -> None:
     vm = devices.queue("tap0", IFF_VNET_HDR)
     play(devices.protect(document()), Path.FROM_VM, vm.send)
+
+
+def test_catalogue_K5_requests_where_programs_cannot_read_directly(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older kernel, or one without JIT."""
+    monkeypatch.setattr(socket_buffer, "_cast", dict)
+    socket_buffer_options.cache_clear()
+    try:
+        vm = devices.queue("tap0", IFF_VNET_HDR)
+        play(devices.protect(document()), Path.FROM_VM, vm.send)
+    finally:
+        socket_buffer_options.cache_clear()
 
 
 def test_catalogue_K5_requests_of_a_neighbour(devices: Devices) -> None:

@@ -9,7 +9,7 @@ from vgw.abi import Guard, Mode
 from vgw.errors import PolicyError, Problem
 from vgw.policy.guards import endpoint_facts, missing_guards
 from vgw.policy.model import Finder, Interface, Inventory, PolicyDocument
-from vgw.policy.parse import parse_sources
+from vgw.policy.parse import digest_of, parse_sources
 from vgw.policy.resolve import group_networks
 
 POLICY = """\
@@ -49,7 +49,8 @@ def test_vms_of_the_inventory_are_those_of_the_document() -> None:
     document = together()
 
     assert list(document.vms) == ["web01", "db01"]
-    assert document.inventory == Inventory(True, (Finder.LIBVIRT, Finder.QEMU))
+    assert document.inventory.protect_all
+    assert document.inventory.find == (Finder.LIBVIRT, Finder.QEMU)
     assert [str(each) for each in group_networks(document, "databases")] == ["10.20.0.12/32"]
 
 
@@ -63,11 +64,12 @@ def test_a_reference_to_a_vm_that_only_the_inventory_has_needs_the_inventory() -
         parse_sources([("policy.yaml", POLICY)])
 
 
-def test_the_digest_is_that_of_both() -> None:
+def test_policy_and_inventory_have_a_digest_each() -> None:
     other = INVENTORY.replace("protect: all", "protect: listed")
-    assert len({together().digest, together(inventory=other).digest}) == 2
-    alone = parse_sources([("a", INVENTORY.replace("protect: all\nfind: [libvirt, qemu]\n", ""))])
-    assert alone.digest != together().digest
+    before, after = together(), together(inventory=other)
+    assert before.digest == after.digest == digest_of([("", POLICY)])
+    assert len({before.inventory.digest, after.inventory.digest, ""}) == 3
+    assert parse_sources([("a", "schema: vgw/v1\n")]).inventory.digest == ""
 
 
 def test_a_vm_in_both_is_a_mistake_that_names_both_places() -> None:

@@ -4,9 +4,9 @@
 Programs never wait for this thread: what it is too slow for is lost, and each loss is counted by
 its cause. `suppressed` (over a VM's budget) and `buffer` (no reader, or its buffer was full) are
 counted by the programs in each endpoint's event_meter. `reader` is what the perf buffer told this
-thread about gaps, which are in `buffer` too, and what could not be written to the log. `malformed`
-are records that are none of this ABI (event_decoder.py). `lease` are leases that nobody takes, or
-that whoever takes them failed at.
+thread about gaps, which are in `buffer` too. `malformed` are records that are none of this ABI
+(event_decoder.py), `lease` leases that nobody takes, or that whoever takes them failed at.
+`log_file`, `log_journal` and `log_syslog` are what each sink of the log lost; others may have it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ TICK_MS: Final = 100
 CATCH_UP_SECONDS: Final = 2.0
 WAKEUP_EVENTS: Final = 64
 REPORT_SECONDS: Final = 5.0
-CAUSES: Final = ("suppressed", "buffer", "reader", "malformed", "lease")
+CAUSES: Final = (
+    *("suppressed", "buffer", "reader", "malformed", "lease"),
+    *("log_file", "log_journal", "log_syslog"),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -122,13 +125,15 @@ class EventReader:
         self._reader: libbpf.PerfReader | None = None
         self._pin_inode: int | None = None
         self._events: list[tuple[int, abi.Event | abi.FlowEvent]] = []
-        self._failed_writes = 0
+        self._lost_by_sinks: dict[str, int] = {}
         #: Whether a record came since the last report, and what the programs had lost by then.
         self._heard = False
         self._buffer_losses: int | None = None
         self._stop = threading.Event()
         self._looks = 0
         self._looked = threading.Condition()
+        #: Called at every turn of the thread.
+        self.alive: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -155,13 +160,14 @@ class EventReader:
         stopping = False
         while not stopping:
             stopping = self._stop.is_set()
+            self.alive()
             try:
                 self._read()
                 self._write()
                 if stopping or time.monotonic() >= report_at:
                     report_at = time.monotonic() + REPORT_SECONDS
                     self._report()
-                self._log.flush()
+                self._log.kick()
             except Exception:
                 # A bug that one event meets must not end the log of all.
                 _logger.exception("reading events goes on after an internal error")
@@ -249,9 +255,9 @@ class EventReader:
             self._log.add(event_record(event, self._names, clock_offset_ns))
 
     def _report(self) -> None:
-        failed = self._log.failed
-        self._losses.add("reader", failed - self._failed_writes)
-        self._failed_writes = failed
+        before, self._lost_by_sinks = self._lost_by_sinks, self._log.losses()
+        for kind, lost in self._lost_by_sinks.items():
+            self._losses.add(f"log_{kind}", lost - before.get(kind, 0))
         for record in self._losses.records():
             self._log.add(record)
         self._keep_slots()

@@ -20,8 +20,8 @@ from vgw.policy.resolve import effective_policy
 
 #: (VM, MAC) -> the addresses that it is leased.
 _Leased = dict[tuple[str, str], tuple[Address, ...]]
-#: Documents that are remembered: the one in force and the one that is being looked at.
-_REMEMBERED = 2
+#: Documents that are remembered: the one in force and those that are being looked at.
+_REMEMBERED = 4
 
 
 class Overlay:

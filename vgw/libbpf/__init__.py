@@ -5,7 +5,7 @@ Every function raises KernelError when the kernel refuses; fds are closed with o
 values are bytes in the host's byte order unless vgw/abi.py says otherwise.
 """
 
-from vgw.libbpf.kernel_types import Member, struct_members
+from vgw.libbpf.kernel_types import Member, TypeKind, struct_members, type_numbers
 from vgw.libbpf.library import library
 from vgw.libbpf.links import (
     XDP_GENERIC,
@@ -13,6 +13,7 @@ from vgw.libbpf.links import (
     AttachType,
     LinkInfo,
     LinkType,
+    TcxLists,
     get_pinned,
     link_create,
     link_detach,
@@ -54,8 +55,8 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
-from vgw.libbpf.side_by_side import side_by_side
-from vgw.libbpf.xdp_query import xdp_program
+from vgw.libbpf.side_by_side import outcomes, side_by_side
+from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [
     "LICENSE",
@@ -73,7 +74,9 @@ __all__ = [
     "PerfReader",
     "ProgInfo",
     "ProgType",
+    "TcxLists",
     "TestRun",
+    "TypeKind",
     "array_values",
     "get_pinned",
     "library",
@@ -92,6 +95,7 @@ __all__ = [
     "map_memory",
     "map_update",
     "map_update_many",
+    "outcomes",
     "pin",
     "possible_cpus",
     "prog_fd_by_id",
@@ -101,7 +105,9 @@ __all__ = [
     "side_by_side",
     "struct_members",
     "tcx_programs",
+    "type_numbers",
     "wait_for_programs",
     "xdp_link",
     "xdp_program",
+    "xdp_programs",
 ]

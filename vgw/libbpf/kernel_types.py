@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running kernel's own description of its structures (BTF): where members are in them."""
+"""The running kernel's own description (BTF) of its types: their numbers, where members are."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Collection, Iterator
+import enum
+from collections.abc import Collection, Iterator, Mapping
 from ctypes import c_char_p, c_uint32, c_void_p
 from typing import Any, Final, NamedTuple
 
 from vgw.errors import KernelError
 from vgw.libbpf.library import failure, library
 
-_STRUCT: Final = 4
 _UNION: Final = 5
 _ADVICE: Final = (
     "it has no description of its types in /sys/kernel/btf/vmlinux; "
     "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build theirs"
 )
+
+
+class TypeKind(enum.IntEnum):
+    """Kinds of what the kernel describes (BTF_KIND_*)."""
+
+    STRUCT = 4
+    FUNCTION = 12
 
 
 class Member(NamedTuple):
@@ -42,15 +50,38 @@ def struct_members(structure: str, names: Collection[str]) -> dict[str, Member]:
     Those that it does not have are left out. Raises KernelError when the kernel does not describe
     its types.
     """
+    with _description() as description:
+        number = _find(description, structure, TypeKind.STRUCT)
+        return {name: member for name, member in _members(description, number, 0) if name in names}
+
+
+def type_numbers(kinds: Mapping[str, TypeKind]) -> dict[str, int]:
+    """Return by which number the kernel knows each structure or function, by name.
+
+    Those that it does not have are left out. Raises KernelError as struct_members() does.
+    """
+    with _description() as description:
+        found = {name: _find(description, name, kind) for name, kind in kinds.items()}
+    return {name: number for name, number in found.items() if number > 0}
+
+
+@contextlib.contextmanager
+def _description() -> Iterator[int]:
+    """Load the kernel's description for a block."""
     calls = _calls()
     description = calls.btf__load_vmlinux_btf()
     if not description:
         raise failure("learn the layout of the kernel", ctypes.get_errno(), _ADVICE)
     try:
-        number = calls.btf__find_by_name_kind(description, structure.encode(), _STRUCT)
-        return {name: member for name, member in _members(description, number, 0) if name in names}
+        yield description
     finally:
         calls.btf__free(description)
+
+
+def _find(description: int, name: str, kind: TypeKind) -> int:
+    """Return the number of a type, negative where there is none."""
+    number: int = _calls().btf__find_by_name_kind(description, name.encode(), kind)
+    return number
 
 
 def _members(description: int, number: int, first_bit: int) -> Iterator[tuple[str, Member]]:
@@ -60,7 +91,7 @@ def _members(description: int, number: int, first_bit: int) -> Iterator[tuple[st
     if not address:
         return
     info = _Type.from_address(address).info
-    if info >> 24 & 0x1F not in (_STRUCT, _UNION):
+    if info >> 24 & 0x1F not in (TypeKind.STRUCT, _UNION):
         return
     count, has_bit_fields = info & 0xFFFF, info >> 31
     for member in (_Member * count).from_address(address + ctypes.sizeof(_Type)):

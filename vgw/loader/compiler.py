@@ -20,9 +20,15 @@ from vgw.loader.artefact import Artefact, MapSpec, ProgramSpec
 EXIT_REJECTED: Final = 1
 EXIT_NO_BCC: Final = 3
 
+#: Sources call a function of the kernel as a helper whose number is this and the function's: BCC
+#: cannot compile such calls, and no kernel has so many helpers.
+KERNEL_FUNCTION: Final = 1 << 30
+
 _INSN: Final = struct.Struct("=BBhi")
 _LOAD_IMMEDIATE: Final = 0x18
 _CALL: Final = 0x85
+_CALL_HELPER: Final = 0
+_CALL_KERNEL: Final = 2
 _SOURCE_NUMBER: Final = 0
 _SOURCE_MAP_FD: Final = 1
 
@@ -56,7 +62,7 @@ def compile_program(
     if not bcc.lib.bpf_function_start(module.module, name.encode()):
         raise RejectedError(f"bpf/{name}.c: defines no function {name}")
     tables = table_names(bcc.lib, module.module)
-    insns = module.dump_func(name.encode())
+    insns = link_kernel_functions(module.dump_func(name.encode()))
     relocations = find_relocations(name, insns, tables)
     fds = {table: fd for fd, table in tables.items()}
     maps: dict[str, MapSpec] = {}
@@ -82,14 +88,31 @@ def table_names(library: Any, module: int) -> dict[int, str]:
     }
 
 
+def link_kernel_functions(insns: bytes) -> bytes:
+    """Return the program with the calls of helpers from KERNEL_FUNCTION on made what they mean."""
+    linked = bytearray()
+    for code, registers, offset, immediate in _INSN.iter_unpack(insns):
+        kind, number = registers, immediate
+        if code == _CALL and _source(registers) == _CALL_HELPER and immediate >= KERNEL_FUNCTION:
+            kind = _CALL_KERNEL << 4 if sys.byteorder == "little" else _CALL_KERNEL
+            number = immediate - KERNEL_FUNCTION
+        linked += _INSN.pack(code, kind, offset, number)
+    return bytes(linked)
+
+
+def _source(registers: int) -> int:
+    """Return the source register of an instruction."""
+    return registers >> 4 if sys.byteorder == "little" else registers & 0xF
+
+
 def find_relocations(
     name: str, insns: bytes, tables: dict[int, str]
 ) -> tuple[tuple[int, str], ...]:
     """Return (instruction index, map name) of each reference to a map; raises RejectedError."""
     found: list[tuple[int, str]] = []
     for index, (code, registers, _offset, immediate) in enumerate(_INSN.iter_unpack(insns)):
-        source = registers >> 4 if sys.byteorder == "little" else registers & 0xF
-        if code == _CALL and source:
+        source = _source(registers)
+        if code == _CALL and source not in (_CALL_HELPER, _CALL_KERNEL):
             raise RejectedError(f"bpf/{name}.c: calls a function that is not inlined")
         if code != _LOAD_IMMEDIATE or source == _SOURCE_NUMBER:
             continue

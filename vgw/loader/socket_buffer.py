@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this kernel keeps what tc programs read of a socket buffer: constants for the compiler.
+"""How tc programs read this kernel's socket buffers: constants for the compiler.
 
 As constants they cost a packet nothing, and the name that a compiled program has in the cache
 covers them: under another kernel with another layout it is compiled again.
@@ -7,13 +7,21 @@ covers them: under another kernel with another layout it is compiled again.
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import struct
 import sys
+from collections.abc import Mapping
 from typing import Final
 
-from vgw.errors import VgwError
-from vgw.libbpf import struct_members
+from vgw.errors import KernelError, VgwError
+from vgw.libbpf import ProgType, TypeKind, prog_load, struct_members, type_numbers
+from vgw.loader.compiler import KERNEL_FUNCTION, link_kernel_functions
 
+_STRUCTURE: Final = "sk_buff"
+#: From Linux 6.2 on; with it the fields need no helper to be read.
+_CAST: Final = "bpf_rdonly_cast"
 _MEMBERS: Final = ("ip_summed", "csum_start", "csum_offset", "mac_header")
 #: Members are read as a row of words of this size, and are at their alignment in it.
 _WORD: Final = 8
@@ -26,7 +34,7 @@ def socket_buffer_options() -> tuple[str, ...]:
     Raises VgwError when the kernel does not say what is needed: without it nobody could tell which
     bytes of a frame change after they were judged.
     """
-    members = struct_members("sk_buff", _MEMBERS)
+    members = struct_members(_STRUCTURE, _MEMBERS)
     missing = [name for name in _MEMBERS if name not in members]
     if missing:
         raise VgwError(
@@ -46,4 +54,39 @@ def socket_buffer_options() -> tuple[str, ...]:
         "SKB_IP_SUMMED_SHIFT": shift,
         **{f"SKB_{name.upper()}": place - first for name, place in places.items()},
     }
-    return tuple(f"-D{name}={value}" for name, value in constants.items())
+    return tuple(f"-D{name}={value}" for name, value in (constants | _cast()).items())
+
+
+@functools.cache
+def _cast() -> dict[str, int]:
+    """Return what a program needs to read a socket buffer directly, nothing where it cannot.
+
+    Whether it can depends on more than that the function is there: on the JIT, for one. So the
+    kernel is asked to load a program. Raises KernelError when this process may not load any.
+    """
+    numbers = type_numbers({_STRUCTURE: TypeKind.STRUCT, _CAST: TypeKind.FUNCTION})
+    if _CAST not in numbers:
+        return {}
+    try:
+        os.close(prog_load(ProgType.SCHED_CLS, "vgw_probe", _casting_program(numbers)))
+    except KernelError as error:
+        if error.errno == errno.EPERM:
+            raise
+        return {}
+    return {"SKB_TYPE": numbers[_STRUCTURE], "SKB_CAST": KERNEL_FUNCTION + numbers[_CAST]}
+
+
+def reads_directly() -> bool:
+    """Tell whether programs read socket buffers without a helper. Raises KernelError."""
+    return bool(_cast())
+
+
+def _casting_program(numbers: Mapping[str, int]) -> bytes:
+    """Return a program that casts its context and does nothing else."""
+    words = (
+        (0xB7, 0x02, 0, numbers[_STRUCTURE]),  # mov r2, type; the context is in r1
+        (0x85, 0x00, 0, KERNEL_FUNCTION + numbers[_CAST]),
+        (0xB7, 0x00, 0, 0),  # mov r0, 0
+        (0x95, 0x00, 0, 0),  # exit
+    )
+    return link_kernel_functions(b"".join(struct.pack("=BBhi", *word) for word in words))

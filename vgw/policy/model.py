@@ -32,6 +32,17 @@ ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}
 ECHO_REPLY = {ICMP: 0, ICMPV6: 129}
 
 
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What a VM leaves in the log besides what its rules ask for, and how much on each interface.
+
+    `flows`: records of connections that begin and end. `per_second`: records of all kinds.
+    """
+
+    flows: bool = False
+    per_second: int = 1000
+
+
 class Direction(enum.StrEnum):
     """Direction of traffic from the VM's point of view."""
 
@@ -138,6 +149,7 @@ class Vm:
     reject_per_second: int = REJECT_PER_SECOND
     tracking: Tracking = Tracking()
     found: str = ""
+    log: Logging = Logging()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,17 +250,20 @@ class Inventory:
     """What a host says of itself, apart from its VMs, which are among those of the document.
 
     `find` is where it looks for VMs, `protect_all` whether those that no file names are protected.
+    `digest` identifies its text ("": there is none).
     """
 
     protect_all: bool = False
     find: tuple[Finder, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
     """A whole valid policy, merged from its files and the host's inventory.
 
-    `digest` identifies its text.
+    `digest` identifies the text of its files, `inventory.digest` that of the inventory. `revision`
+    counts up where its authors number it; `hosts` are those that it is for (empty: any).
     """
 
     vms: Mapping[str, Vm] = field(default_factory=dict)
@@ -259,6 +274,8 @@ class PolicyDocument:
     inventory: Inventory = Inventory()
     warnings: tuple[Problem, ...] = ()
     digest: str = ""
+    revision: int | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from vgw.policy.checks import check_draft, warn
 from vgw.policy.draft import Draft
 from vgw.policy.fields import Fields, Keys, read_entries
 from vgw.policy.model import Defaults, PolicyDocument
+from vgw.policy.quotas import check_quotas, check_sources
+from vgw.policy.read_identity import read_host, read_revision
 from vgw.policy.read_inventory import read_inventory
 from vgw.policy.read_policies import read_defaults, read_policies, read_services
 from vgw.policy.read_vms import read_groups, read_vms
@@ -24,8 +26,12 @@ from vgw.policy.yaml_nodes import MapNode, Scalar, Source, show
 
 SCHEMA: Final = "vgw/v1"
 _KEYS: Final = Keys(
-    "a policy file", ("schema", "vms", "groups", "services", "policies", "defaults"), ("schema",)
+    "a policy file",
+    ("schema", "revision", "host", "vms", "groups", "services", "policies", "defaults"),
+    ("schema",),
 )
+#: Sections that can be given once in all files.
+_SINGLE: Final = {"revision": read_revision, "host": read_host, "defaults": read_defaults}
 _READERS: Final = {
     "vms": read_vms,
     "groups": read_groups,
@@ -46,6 +52,8 @@ def parse_sources(
     if not sources and inventory is None:
         message = "no policy file was found; a policy is a file or a directory of *.yaml"
         raise PolicyError([Problem("policy", 0, 0, "document", message)])
+    check_sources(sources)
+    check_sources([] if inventory is None else [inventory])
     with _collector_paused():
         return _parse(sources, inventory)
 
@@ -73,6 +81,7 @@ def _parse(sources: Sequence[tuple[str, str]], inventory: tuple[str, str] | None
         name, text = inventory
         _read_inventory(draft, Source(name, len(sources)), text)
     check_draft(draft)
+    check_quotas(draft)
     if draft.report:
         raise PolicyError(draft.report.problems())
     document = PolicyDocument(
@@ -82,7 +91,9 @@ def _parse(sources: Sequence[tuple[str, str]], inventory: tuple[str, str] | None
         policies=tuple(draft.policies),
         defaults=draft.defaults or Defaults(),
         inventory=draft.inventory,
-        digest=_digest(sources if inventory is None else (*sources, inventory)),
+        digest=digest_of(sources),
+        revision=draft.revision,
+        hosts=draft.hosts,
     )
     return replace(document, warnings=tuple(warn(draft, document).problems()))
 
@@ -96,15 +107,17 @@ def _read_policy(draft: Draft, source: Source, text: str) -> None:
         node = found.value(section)
         if node is not None:
             read(draft, node)
-    defaults = found.value("defaults")
-    if defaults is not None:
-        read_defaults(draft, found.key("defaults"), defaults)
+    for section, read_single in _SINGLE.items():
+        node = found.value(section)
+        if node is not None:
+            read_single(draft, found.key(section), node)
 
 
 def _read_inventory(draft: Draft, source: Source, text: str) -> None:
     root = _read_root(draft, source, text)
     if root is not None:
         read_inventory(draft, root)
+        draft.inventory = replace(draft.inventory, digest=digest_of([(source.name, text)]))
 
 
 def _read_root(draft: Draft, source: Source, text: str) -> MapNode | None:
@@ -126,7 +139,7 @@ def _read_root(draft: Draft, source: Source, text: str) -> MapNode | None:
     return root
 
 
-def _digest(sources: Sequence[tuple[str, str]]) -> str:
+def digest_of(sources: Sequence[tuple[str, str]]) -> str:
     """Return the SHA-256 of the texts; names do not count, but where each text ends does."""
     digest = hashlib.sha256()
     for _, text in sources:

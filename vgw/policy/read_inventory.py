@@ -12,7 +12,7 @@ from vgw.policy.model import Finder, Inventory
 from vgw.policy.read_vms import read_vms
 from vgw.policy.yaml_nodes import MapNode
 
-_POLICY_KEYS: Final = ("groups", "services", "policies", "defaults")
+_POLICY_KEYS: Final = ("revision", "host", "groups", "services", "policies", "defaults")
 _KEYS: Final = Keys(
     "an inventory",
     ("schema", "protect", "find", "vms"),
