@@ -308,6 +308,27 @@ def test_a_written_vm_is_protected_where_it_is_found(start: Start) -> None:
 
 
 @pytest.mark.bpf
+@pytest.mark.parametrize("interfaces", [f"[{{mac: '{MAC}', vlans: [7]}}]", "[]"])
+def test_what_was_found_stays_protected_before_it_is_found_again(
+    start: Start, interfaces: str
+) -> None:
+    policy = f"schema: vgw/v1\nvms: {{web01: {{interfaces: {interfaces}}}}}\n"
+    inventory = "schema: vgw/v1\nfind: [libvirt]\n"
+    source = Canned(vm("web01", ("vnet3", MAC)))
+    make_taps(["vnet3"])
+    start(lambda _: source, inventory, policy).take_change()
+
+    away = Canned()
+    away.hold.clear()
+    node = start(lambda _: away, inventory, policy + "defaults: {ingress: accept}\n")
+    assert node.host.attached() == ["web01"]
+    assert node.mac_guard("web01") == (MAC, True)
+    rows = node.vms()["web01"]["interfaces"]
+    assert [row["name"] for row in rows if row["protected"]] == ["vnet3"]
+    away.hold.set()
+
+
+@pytest.mark.bpf
 def test_what_is_found_otherwise_raises_an_alarm_and_changes_nothing(start: Start) -> None:
     source = Canned(vm("web01", ("tap0", OTHER_MAC)))
     policy = POLICY.replace("name: tap0", f"name: tap0, mac: '{MAC}'")

@@ -72,9 +72,11 @@ class _Report:
         listed = () if known is None else known.interfaces
         seen = () if found is None else found.interfaces
         macs = {each.name: each.mac for each in seen}
-        others = [name for name in macs if name not in {each.name for each in listed}]
-        if known is None and found is None:  # attached by an order
-            others = pinned.interfaces_of(self._paths, name)
+        # Attached by an order, or found before.
+        nameable = found is None or found.is_nameable
+        attached = pinned.interfaces_of(self._paths, name) if nameable else ()
+        names = {each.name for each in listed}
+        others = [each for each in dict.fromkeys([*macs, *attached]) if each not in names]
         unlisted = "nothing asks for it" if known is None else "other interfaces of it are listed"
         shown = name
         if found is not None and not found.is_nameable:
