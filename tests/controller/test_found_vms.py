@@ -329,6 +329,24 @@ def test_what_was_found_stays_protected_before_it_is_found_again(
 
 
 @pytest.mark.bpf
+def test_a_vm_that_is_only_found_any_more_keeps_its_last_policy(start: Start) -> None:
+    inventory = PROTECT_ALL.replace("proxmox", "libvirt")
+    source = Canned(vm("web01", ("tap0", MAC)))
+    make_taps(["tap0"])
+    node = start(lambda _: source, inventory)
+    node.take_change()
+    node.paths.policy.write_text("schema: vgw/v1\ndefaults: {ingress: accept}\n")
+    node.operations.reload()
+
+    assert [each.alarm for each in node.alarms.current()] == ["vm_not_in_policy"]
+    assert node.mac_guard("web01") == (MAC, True)
+    node.host.detach("web01")
+    node.operations.reload()
+    assert [each["named"] for each in node.host.status()["vms"]] == [False], "by the defaults"
+    assert node.alarms.current() == []
+
+
+@pytest.mark.bpf
 def test_what_is_found_otherwise_raises_an_alarm_and_changes_nothing(start: Start) -> None:
     source = Canned(vm("web01", ("tap0", OTHER_MAC)))
     policy = POLICY.replace("name: tap0", f"name: tap0, mac: '{MAC}'")
