@@ -175,7 +175,8 @@ struct endpoint_config {
 	__u8 mode;                      /* enum vgw_mode */
 	__u8 guards;                    /* VGW_GUARD_* */
 	__u8 log_flows;                 /* 1: the beginning and the end of flows are events */
-	__u8 pad[5];
+	__u8 learns;                    /* 1: the VM's addresses are those that it is leased */
+	__u8 pad[4];
 	struct owned_address addresses[VGW_MAX_ADDRESSES];
 };
 
@@ -245,6 +246,8 @@ struct conntrack_meta {
 	__u64 pressed;                  /* 1: the last new flow found no room */
 	__u64 dhcp_asked_ns[2];         /* clock.h; of the VM's last broadcast or
 					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
+	__u64 dhcp_renewed_ns;          /* CLOCK_MONOTONIC_COARSE of its last DHCPv4 request to
+					 * one server, whether that passed or not; 0: never */
 };
 
 /* Keys of flows in order of creation, a batch an element. */

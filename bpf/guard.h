@@ -155,11 +155,40 @@ static __always_inline bool is_dhcp_answer(const struct packet *packet)
 	       is_udp(packet, ETH_P_IPV6, DHCPV6_SERVER_PORT, DHCPV6_CLIENT_PORT);
 }
 
+/* Index of conntrack_meta.dhcp_asked_ns for a DHCP packet. */
+static __always_inline u32 dhcp_family(const struct packet *packet)
+{
+	return packet->ethertype == ETH_P_IPV6;
+}
+
+static __always_inline bool dhcp_was_asked(u32 family)
+{
+	struct conntrack_meta *meta;
+	u32 zero = 0;
+	u64 asked;
+
+	meta = conntrack_meta.lookup(&zero);
+	if (!meta)
+		return false;
+	asked = meta->dhcp_asked_ns[family & 1];
+	return asked && clock_now() - asked <= DHCP_ANSWER_NS;
+}
+
+/*
+ * Whether the VM may ask if anybody has the address: its own, or one that it was just
+ * offered, which it has to ask about before anybody knows that it took it (RFC 5227, 2.1).
+ */
+static __always_inline bool may_probe(const struct endpoint_config *config,
+				      const struct scratch *work)
+{
+	return work->owns.target || (config->learns && dhcp_was_asked(0));
+}
+
 static __always_inline bool guard_arp(const struct endpoint_config *config, struct scratch *work)
 {
 	const struct packet *packet = &work->packet;
 	bool probe = packet->arp_operation == ARP_REQUEST &&
-		     is_unspecified_ipv4(&packet->source) && work->owns.target;
+		     is_unspecified_ipv4(&packet->source) && may_probe(config, work);
 
 	if (!guard_on(config, VGW_GUARD_ARP))
 		return pass_as(work, VGW_REASON_ARP);
@@ -226,12 +255,6 @@ static __always_inline bool may_lack_address(const struct packet *packet)
 	       is_limited_broadcast(&packet->destination);
 }
 
-/* Index of conntrack_meta.dhcp_asked_ns for a DHCP packet. */
-static __always_inline u32 dhcp_family(const struct packet *packet)
-{
-	return packet->ethertype == ETH_P_IPV6;
-}
-
 /*
  * A request to all servers needs no rule, and its answer none either. One to a single
  * host, such as a renewal, is ordinary traffic once it is well formed: as housekeeping it
@@ -245,14 +268,16 @@ static __always_inline bool guard_dhcp_request(struct scratch *work)
 
 	if (packet->first_fragment)
 		return refuse(work, VGW_REASON_DHCP_INVALID);
-	if (is_dhcp_request(packet)) {
-		if (!packet->dhcp_well_formed ||
-		    !same_mac(packet->dhcp_client_mac, packet->source_mac))
-			return refuse(work, VGW_REASON_DHCP_INVALID);
-		if (!is_limited_broadcast(&packet->destination))
-			return false;
-	}
+	if (is_dhcp_request(packet) &&
+	    (!packet->dhcp_well_formed ||
+	     !same_mac(packet->dhcp_client_mac, packet->source_mac)))
+		return refuse(work, VGW_REASON_DHCP_INVALID);
 	meta = conntrack_meta.lookup(&zero);
+	if (is_dhcp_request(packet) && !is_limited_broadcast(&packet->destination)) {
+		if (meta)
+			meta->dhcp_renewed_ns = clock_now();
+		return false;
+	}
 	if (meta)
 		meta->dhcp_asked_ns[dhcp_family(packet)] = clock_now();
 	return pass_as(work, VGW_REASON_DHCP);
@@ -305,19 +330,6 @@ static __always_inline bool guard_from_vm(const struct endpoint_config *config,
 	}
 }
 
-static __always_inline bool dhcp_was_asked(const struct packet *packet)
-{
-	struct conntrack_meta *meta;
-	u32 zero = 0;
-	u64 asked;
-
-	meta = conntrack_meta.lookup(&zero);
-	if (!meta)
-		return false;
-	asked = meta->dhcp_asked_ns[dhcp_family(packet)];
-	return asked && clock_now() - asked <= DHCP_ANSWER_NS;
-}
-
 /* Unicast frames that a bridge floods must not show one VM the traffic of another. */
 static __always_inline bool is_for_vm(const struct endpoint_config *config, struct scratch *work)
 {
@@ -345,7 +357,8 @@ static __always_inline bool guard_to_vm(const struct endpoint_config *config, st
 	case KIND_MEMBERSHIP:
 		return pass_as(work, VGW_REASON_MEMBERSHIP);
 	}
-	if (is_dhcp_answer(packet) && !packet->first_fragment && dhcp_was_asked(packet))
+	if (is_dhcp_answer(packet) && !packet->first_fragment &&
+	    dhcp_was_asked(dhcp_family(packet)))
 		return pass_as(work, VGW_REASON_DHCP);
 	return false;
 }

@@ -8,6 +8,7 @@
 
 #include <linux/pkt_cls.h>
 
+#include "lease.h"
 #include "pipeline.h"
 #include "reject.h"
 #include "socket_buffer.h"
@@ -53,7 +54,11 @@ static __always_inline int tc_reject(struct __sk_buff *skb, const struct judged 
 /* UNSPEC hands an accepted packet on to whatever else is attached. */
 static __always_inline int tc_finish(struct __sk_buff *skb, struct judged *judged, u32 path)
 {
-	return finish(skb, judged, path) ? TC_ACT_UNSPEC : tc_reject(skb, judged, path);
+	if (!finish(skb, judged, path))
+		return tc_reject(skb, judged, path);
+	if (path == VGW_PATH_TO_VM)
+		report_lease(skb, judged);
+	return TC_ACT_UNSPEC;
 }
 
 /* Whether the other program of this endpoint sent the frame, as an answer. No guest can mark. */

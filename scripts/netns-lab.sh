@@ -101,6 +101,7 @@ write_environment() {
   mkdir -p "$dir/policy.d" "$dir/run" "$dir/state" "$dir/cache" "$dir/log"
   cat >"$dir/env" <<ENV
 export VGW_POLICY=$dir/policy.d
+export VGW_INVENTORY=$dir/inventory.yaml
 export VGW_RUN_DIR=$dir/run
 export VGW_STATE_DIR=$dir/state
 export VGW_BPFFS=$dir/bpf

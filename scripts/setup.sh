@@ -25,6 +25,7 @@ dev_packages=(
   prometheus              # scrapes the exporter; promtool checks its output
   nftables                # what vgw is measured against
   gcc libc6-dev           # the programs that measurements send traffic with
+  python3-libvirt         # libvirt's own test driver; hosts with libvirt need it to find its VMs
   openssl                 # certificates
   logrotate               # reads the configuration in contrib/
   systemd                 # looks the unit in contrib/ over

@@ -93,6 +93,23 @@ FLOWS: dict[str, Any] = json.loads("""
 """)
 
 
+VMS: dict[str, Any] = json.loads("""
+{"protect": "listed", "find": ["libvirt"], "problems": {"libvirt": "libvirt is away"}, "vms": [
+ {"vm": "app", "source": "qemu", "running": true, "matches": null, "policies": [],
+  "reason": "no file names it", "interfaces": [
+   {"name": "vnet1", "mac": null, "protected": false, "reason": "nothing asks for it",
+    "learned": null, "refused": null}]},
+ {"vm": "db01", "source": null, "running": null, "matches": "written", "policies": [],
+  "reason": "no interface of it is known", "interfaces": []},
+ {"vm": "web01", "source": "libvirt", "running": true, "matches": "written", "policies": ["tier"],
+  "reason": null, "interfaces": [
+   {"name": "vnet0", "mac": "52:54:00:00:00:11", "protected": true, "reason": null,
+    "learned": [{"address": "10.20.0.50", "server": "10.20.0.1", "seconds": 7200},
+                {"address": "2001:db8::5", "server": "fe80::1", "seconds": null}], "refused": 1}]}
+]}
+""")
+
+
 class FakeTarget:
     """Remembers what it was asked for and answers as a host with two VMs would."""
 
@@ -122,6 +139,16 @@ class FakeTarget:
     def status(self, vm: str | None) -> dict[str, Any]:
         self.asked.append(("status", vm))
         return STATUS
+
+    def vms(self) -> dict[str, Any]:
+        self.asked.append(("vms", None))
+        return VMS
+
+    def wants(self, vm: str) -> bool:
+        return vm == "web01"
+
+    def forget_gone(self) -> None:
+        self.asked.append(("forget_gone", None))
 
     def rules(self, vm: str) -> dict[str, Any]:
         self.asked.append(("rules", vm))

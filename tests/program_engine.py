@@ -296,6 +296,7 @@ def _config(facts: EndpointFacts, generation: int) -> abi.EndpointConfig:
         vlan_count=len(facts.vlans),
         mode=facts.mode,
         guards=facts.guards,
+        learns=facts.learns,
     )
     for index, vlan in enumerate(facts.vlans):
         config.vlans[index] = vlan

@@ -29,7 +29,8 @@ from vgw.errors import (
 )
 
 VERBS = (
-    *("attach", "detach", "status", "check", "compile", "apply", "confirm", "rollback", "history"),
+    *("attach", "detach", "status", "vms", "check", "compile", "apply"),
+    *("confirm", "rollback", "history"),
     *(
         "simulate",
         "rules",

@@ -151,6 +151,7 @@ class FakeHost:
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
         self.asked: list[Any] = []
+        self.paths = Paths.from_environment({"VGW_INVENTORY": "/nonexistent"})
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, FakeTarget, result
+from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, VMS, FakeTarget, result
 from vgw import abi, cli_options
 from vgw.cli import cli
 from vgw.cli_target import AttachOrder
@@ -372,6 +372,20 @@ def test_status_ends_with_the_alarms(target: FakeTarget, monkeypatch: pytest.Mon
         "ALARM renamed: why (for 1 min)",
     ]
     assert document(vgw("status -o json"))["alarms"] == [alarm, alone]
+
+
+def test_vms_says_what_protects_them_or_why_not(target: FakeTarget) -> None:
+    outcome = vgw("vms")
+    header, app, db01, web01 = outcome.stdout.splitlines()
+    assert header.split("  ")[0] == "VM"
+    assert app.split()[:3] == ["app", "qemu", "yes"]
+    assert app.endswith("NO: no file names it")
+    assert db01.endswith("NO: no interface of it is known")
+    assert "10.20.0.50 (2 h),2001:db8::5 (no end)" in web01
+    assert web01.endswith("yes")
+    assert outcome.stderr == "warning: libvirt is away\n"
+    assert document(vgw("vms -o json"))["vms"] == VMS["vms"] == rows(vgw("vms -o jsonl"))
+    assert target.asked == [("vms", None)] * 3
 
 
 def test_rules_with_their_counters(target: FakeTarget) -> None:

@@ -36,6 +36,7 @@ COMMON = {"errors", "steps", "files", "words", "__version__"}
 #: Outside library -> the only modules that may import it.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "bcc": ("vgw.loader",),
+    "libvirt": ("vgw.controller.finding.libvirt_domains",),
     "pyroute2": ("vgw.controller.links",),
     "click": ("vgw.cli",),
     "prometheus_client": ("vgw.controller.metrics",),
@@ -49,7 +50,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "yaml": ("vgw.policy",),
 }
 #: Libraries too slow to load at the top of a module: only inside the functions that need them.
-LAZY_LIBRARIES = {"bcc", "pyroute2"}
+LAZY_LIBRARIES = {"bcc", "libvirt", "pyroute2"}
 #: Modules that are all about such a library, and are themselves loaded only when needed.
 LAZY_MODULES = {
     "vgw.policy.wide",

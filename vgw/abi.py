@@ -207,7 +207,8 @@ class EndpointConfig(ctypes.Structure):
         ("mode", c_uint8),
         ("guards", c_uint8),
         ("log_flows", c_uint8),
-        ("pad", c_uint8 * 5),
+        ("learns", c_uint8),
+        ("pad", c_uint8 * 4),
         ("addresses", OwnedAddress * MAX_ADDRESSES),
     ]
 
@@ -280,6 +281,7 @@ class ConntrackMeta(ctypes.Structure):
         ("opened", c_uint64 * 2),
         ("pressed", c_uint64),
         ("dhcp_asked_ns", c_uint64 * 2),
+        ("dhcp_renewed_ns", c_uint64),
     ]
 
 

@@ -21,8 +21,10 @@ from vgw.cli_environment import require_own_code
 from vgw.cli_options import Session, example
 from vgw.cli_text import counted
 from vgw.cli_verbs_conntrack import conntrack
+from vgw.cli_verbs_find import vms
 from vgw.cli_verbs_history import confirm, history, rollback
 from vgw.cli_verbs_host import controller, doctor
+from vgw.cli_verbs_libvirt import libvirt_hook
 from vgw.cli_verbs_mode import mode, quarantine, release
 from vgw.cli_verbs_policy import check, compile_rules
 from vgw.cli_verbs_protect import apply, attach, detach
@@ -129,6 +131,9 @@ def _path_option(
 )
 @click.version_option(__version__, prog_name="vgw", message="%(prog)s %(version)s")
 @_path_option("--policy", "VGW_POLICY", "/etc/vgw/policy.d", "Policy file or directory.")
+@_path_option(
+    "--inventory", "VGW_INVENTORY", "/etc/vgw/inventory.yaml", "What this host says of its VMs."
+)
 @_path_option("--run-dir", "VGW_RUN_DIR", "/run/vgw", "Lock and socket of the controller.")
 @_path_option("--state-dir", "VGW_STATE_DIR", "/var/lib/vgw", "What vgw remembers of each VM.")
 @_path_option("--bpffs", "VGW_BPFFS", "/sys/fs/bpf/vgw", "Where programs and maps are pinned.")
@@ -151,6 +156,7 @@ for _verb in (
     attach,
     detach,
     status,
+    vms,
     check,
     compile_rules,
     apply,
@@ -167,6 +173,7 @@ for _verb in (
     release,
     controller,
     doctor,
+    libvirt_hook,
 ):
     cli.add_command(_verb)
 

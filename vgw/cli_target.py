@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vgw.controller.actor import Actor
     from vgw.controller.api import Client
     from vgw.controller.batch import ApplyResult
+    from vgw.controller.finding.search import Look
     from vgw.controller.flow_import import Piece
     from vgw.controller.paths import Paths
     from vgw.controller.reconcile import Host
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 #: Texts of a policy: (file name, YAML).
 Sources = Sequence[tuple[str, str]]
+#: Interfaces of a VM: (name, MAC or None).
+Told = Sequence[tuple[str, str | None]]
 #: Is told what takes long.
 Progress = Callable[[str], None]
 
@@ -39,6 +42,7 @@ class AttachOrder:
     """VMs to protect, by which policy and how; without `sources` they get the defaults.
 
     `own`: the policy is this host's, not one that the user named; one that is held takes its place.
+    `told` are interfaces with their MACs that the one VM is known to have, by whoever starts it.
     """
 
     vms: Sequence[str]
@@ -47,11 +51,12 @@ class AttachOrder:
     hook: str | None = None
     force: bool = False
     own: bool = False
+    told: Told | None = None
 
     @property
     def is_for_many(self) -> bool:
         """Whether the VMs can be protected side by side: nothing is ordered for single ones."""
-        return len(self.vms) > 1 and self.hook is None and not self.interfaces
+        return len(self.vms) > 1 and self.hook is None and not self.interfaces and not self.told
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,15 @@ class Target(Protocol):
     def set_mode(self, vm: str, mode: str | None, reason: str) -> str:
         """Order a mode, None: that of the policy; return the one that the VM has now."""
 
+    def vms(self) -> Answer:
+        """Return the VMs that are written or found: {"vms": [...]}."""
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether this host is to protect a VM."""
+
+    def forget_gone(self) -> None:
+        """Forget endpoints whose interface is gone."""
+
 
 def connect(paths: Paths, progress: Progress | None) -> Target:
     """Return the controller that runs under `paths`, or this process when none does.
@@ -143,31 +157,38 @@ def connect(paths: Paths, progress: Progress | None) -> Target:
 class LocalTarget:
     """Does the work in this process."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, look: Look | None = None) -> None:
         from vgw.controller.policy_keeper import PolicyKeeper, logging_to
 
         self._host = host
+        self._look = look
         self._keeper = PolicyKeeper(host, logging_to(host.paths.log_file))
 
     @classmethod
     def under(cls, paths: Paths, progress: Progress | None) -> LocalTarget:
         """Return a target that works under `paths`."""
-        from vgw.controller.reconcile import Host
+        from vgw.controller.looking import looking_host
 
-        return cls(Host(paths, progress=progress))
+        return cls(*looking_host(paths, progress))
 
     def attach(self, order: AttachOrder) -> Answer:
         """Protect VMs, many of them side by side."""
-        from vgw.policy.model import PolicyDocument
-        from vgw.policy.parse import parse_sources
+        from vgw.controller.finding.told import told
+        from vgw.controller.inventory import read_document, read_host_document
+        from vgw.controller.policy_source import read_steadily
 
         self._go_back_if_due()
-        if order.sources is None:
-            return asdict(self._attach(order, PolicyDocument()))
-        sources, document = order.sources, parse_sources(order.sources)
-        held = self._keeper.held(document) if order.own else None
+        paths, sources, own = self._host.paths, order.sources, order.own
+        if order.told is not None and self._look is not None:
+            self._look.tell(told(order.vms[0], order.told))
+        if sources is None:
+            if not paths.policy.exists():
+                return asdict(self._attach(order, read_host_document(paths)))
+            sources, own = read_steadily(paths.policy), True
+        document = read_document(paths, sources)
+        held = self._keeper.held(document) if own else None
         if held is not None:
-            document = parse_sources(self._keeper.history.sources(held))
+            document = read_document(paths, self._keeper.history.sources(held))
             return asdict(self._attach(order, document))
         self._keeper.admit(document, force=order.force)
         work = functools.partial(self._attach, order, document)
@@ -203,11 +224,12 @@ class LocalTarget:
 
     def apply(self, sources: Sources, options: ApplyOptions) -> Answer:
         """Bring the attached VMs up to date."""
+        from vgw.controller.inventory import read_document
         from vgw.controller.policy_keeper import ApplyOrder
-        from vgw.policy.parse import parse_sources
 
         self._go_back_if_due()
-        document, order = parse_sources(sources), ApplyOrder(**asdict(options))
+        document = read_document(self._host.paths, sources)
+        order = ApplyOrder(**asdict(options))
         return asdict(self._keeper.apply(sources, document, _this_user(), order))
 
     def rollback(self, number: int | None) -> Answer:
@@ -267,6 +289,36 @@ class LocalTarget:
         self._host.set_mode(vm, wanted, reason, _this_user().text())
         return mode or self._host.manifest(vm).mode.name.lower()
 
+    def vms(self) -> Answer:
+        """Return the VMs that are written, or found by a look now."""
+        from vgw.controller.finding.search import Look
+        from vgw.controller.vms_report import vms_report
+
+        paths, look = self._host.paths, self._look or Look()
+        document = self._own_document()
+        laid, found = self._host.overlay.laid(document), look.found(document.inventory.find)
+        return vms_report(paths, laid, found, look.problems)
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether this host is to protect a VM."""
+        from vgw.controller.inventory import wants
+
+        return wants(self._own_document(), vm)
+
+    def forget_gone(self) -> None:
+        """Forget endpoints whose interface is gone."""
+        self._host.sweep()
+
+    def _own_document(self) -> PolicyDocument:
+        """Return what this host is to enforce: its files, or what is held before its policy."""
+        from vgw.controller.inventory import read_document, read_host_document
+
+        document = read_host_document(self._host.paths)
+        held = self._keeper.held(document)
+        if held is None:
+            return document
+        return read_document(self._host.paths, self._keeper.history.sources(held))
+
     def _go_back_if_due(self) -> None:
         """Go back from a policy that was not confirmed in time, whatever else is to be done."""
         try:
@@ -303,6 +355,7 @@ class ControllerTarget:
                 hook=order.hook,
                 force=order.force,
                 own=order.own,
+                told=order.told,
             ),
         )
 
@@ -372,6 +425,17 @@ class ControllerTarget:
     def set_mode(self, vm: str, mode: str | None, reason: str) -> str:
         """Order a mode, None: that of the policy; return the one that the VM has now."""
         return str(self._client.set_mode(vm, mode, reason)["mode"])
+
+    def vms(self) -> Answer:
+        """Return the VMs that are written or found."""
+        return self._client.vms()
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether this host is to protect a VM."""
+        return self._client.wants(vm)
+
+    def forget_gone(self) -> None:
+        """Do nothing: the controller sees by itself what goes."""
 
 
 def each_vm(vms: Sequence[str], protect: Callable[[str], Answer]) -> Answer:

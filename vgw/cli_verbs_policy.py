@@ -45,17 +45,19 @@ SHOWN = 3
 def check(session: Session, path: Path | None, output: Output) -> int:
     """Validate a policy and list all its mistakes at once.
 
-    PATH is a file or a directory of *.yaml, by default the policy of this host. Nothing is
-    changed. Exit code 3 when there is a mistake; warnings alone leave it 0.
+    PATH is a file or a directory of *.yaml, by default the policy of this host. It is read
+    together with this host's inventory. Nothing is changed. Exit code 3 when there is a mistake;
+    warnings alone leave it 0.
     """
-    from vgw.controller.inventory import read_policy
+    from vgw.controller.inventory import read_document
+    from vgw.controller.policy_files import read_sources
     from vgw.policy.shadow import shadowed_rules
 
     source = path or session.paths().policy
     problems: Sequence[Problem] = ()
     warnings: Sequence[Problem] = ()
     try:
-        document = read_policy(source)
+        document = read_document(session.paths(), read_sources(source))
         _compile_all(document, source)
     except PolicyError as error:
         if output is Output.TABLE:
@@ -139,11 +141,12 @@ def compile_rules(session: Session, path: Path | None, vm: str, output: Output) 
     Groups and services are resolved to addresses and ports, and each rule is shown with the file
     and line that it comes from. Nothing is changed.
     """
-    from vgw.controller.inventory import read_policy
+    from vgw.controller.inventory import read_document
+    from vgw.controller.policy_files import read_sources
     from vgw.policy.model import Direction
 
     source = path or session.paths().policy
-    document = read_policy(source)
+    document = read_document(session.paths(), read_sources(source))
     if vm not in document.vms:
         raise VgwError(
             f"policy {source} does not name VM {vm}; "

@@ -49,7 +49,7 @@ def _checked_names(
     callback=_checked_names,
     help="The VM; may be repeated.",
 )
-@click.option("--all", "every", is_flag=True, help="Every VM that the policy names.")
+@click.option("--all", "every", is_flag=True, help="Every VM of the policy and the inventory.")
 @click.option(
     "--policy",
     type=click.Path(readable=False, path_type=Path),
@@ -107,8 +107,9 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         raise click.UsageError("--interface goes with a single --vm")
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
-        names = _all_vms(sources) if every else list(vms)
-        missing = _awaited(sources, names, interfaces, wait, progress) if wait else []
+        names = _all_vms(session, sources) if every else list(vms)
+        awaited = [*_listed(session, sources, names), *interfaces] if wait else []
+        missing = _awaited(awaited, wait, progress) if wait else []
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
         own = policy is None and not session.policy_named
@@ -122,21 +123,21 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         )
 
 
-def _awaited(
-    sources: Sources | None,
-    vms: list[str],
-    interfaces: tuple[str, ...],
-    seconds: float,
-    progress: Progress,
-) -> list[str]:
-    """Wait for the interfaces of VMs; return those that are missing when the time is over."""
-    from vgw.controller.interfaces import wait_for
-    from vgw.policy.parse import parse_sources
+def _listed(session: Session, sources: Sources | None, vms: list[str]) -> list[str]:
+    """Return the interfaces that files list of VMs."""
+    from vgw.controller.inventory import read_document
 
-    known = parse_sources(sources).vms if sources is not None else {}
-    listed = [each.name for vm in vms if vm in known for each in known[vm].interfaces]
-    progress.say(f"waiting for interfaces of {counted(len(vms), 'VM')}")
-    return wait_for([*listed, *interfaces], seconds)
+    known = read_document(session.paths(), sources).vms if sources is not None else {}
+    written = [each for vm in vms if vm in known for each in known[vm].interfaces]
+    return [each.name for each in written if each.name]
+
+
+def _awaited(interfaces: list[str], seconds: float, progress: Progress) -> list[str]:
+    """Wait for interfaces; return those that are missing when the time is over."""
+    from vgw.controller.interfaces import wait_for
+
+    progress.say(f"waiting for {counted(len(interfaces), 'interface')}")
+    return wait_for(interfaces, seconds)
 
 
 def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sources | None:
@@ -154,10 +155,12 @@ def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sou
     return read_steadily(path)
 
 
-def _all_vms(sources: Sources | None) -> list[str]:
-    from vgw.policy.parse import parse_sources
+def _all_vms(session: Session, sources: Sources | None) -> list[str]:
+    from vgw.controller.inventory import read_document
+    from vgw.controller.looking import looking_host
 
-    return list(parse_sources(sources or ()).vms)
+    host, _ = looking_host(session.paths())
+    return list(host.overlay.laid(read_document(host.paths, sources)).vms)
 
 
 def attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:
@@ -300,11 +303,12 @@ def _dry_run(
 ) -> Row:
     """Return what would change; nobody is asked to change anything, so it is found out here."""
     from vgw.controller.diff import plan
+    from vgw.controller.inventory import read_document
+    from vgw.controller.looking import looking_host
     from vgw.controller.policy_keeper import PolicyKeeper, logging_to
-    from vgw.controller.reconcile import Host
-    from vgw.policy.parse import parse_sources
 
-    host, document = Host(session.paths(), progress=progress.say), parse_sources(sources)
+    host, _ = looking_host(session.paths(), progress.say)
+    document = read_document(host.paths, sources)
     PolicyKeeper(host, logging_to(host.paths.log_file)).admit(document, force=force)
     return plan(host, document, limit or None)
 

@@ -82,7 +82,8 @@ def simulate(
     A line of --packets is {"src": "10.0.0.1", "dst": "10.20.0.11", "proto": "tcp",
     "sport": 40000, "dport": 443, "flags": "S"}, or has icmp_type and icmp_code.
     """
-    from vgw.controller.inventory import read_policy
+    from vgw.controller.inventory import read_document
+    from vgw.controller.policy_files import read_sources
     from vgw.controller.reconcile import Host
     from vgw.controller.simulate import PacketError
     from vgw.controller.simulate import simulate as run
@@ -90,15 +91,16 @@ def simulate(
 
     description = {name: value for name, value in fields.items() if value is not None}
     inputs = _inputs(description, packets, pcap)
+    paths = session.paths()
     results = run(
-        Host(session.paths()),
+        Host(paths),
         vm,
         Direction(direction),
         inputs,
         hook=None if hook is None else Hook(hook),
         stateful=stateful,
         interface=interface,
-        document=None if policy is None else read_policy(policy),
+        document=None if policy is None else read_document(paths, read_sources(policy)),
     )
     try:
         agreed = _print_results(results, output, vm, direction, description)

@@ -12,6 +12,7 @@ from tests.cases import (
     ipv4,
     ipv6,
     layer2,
+    learning,
     limits,
     odd_fragments,
     policy,
@@ -42,4 +43,5 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "icmp_errors": icmp_errors.CASES,
     "host_services": host_services.CASES,
     "checksum": checksum.CASES,
+    "learning": learning.CASES,
 }

@@ -165,6 +165,13 @@ PACKET_MUTANTS: Final = (
     ),
     Mutant(
         "F",
+        "a VM that learns probes any address at any time",
+        "guard.h",
+        "(config->learns && dhcp_was_asked(0))",
+        "config->learns",
+    ),
+    Mutant(
+        "F",
         "any target of an advertisement",
         "guard.h",
         "return work->owns.source && work->owns.target;",

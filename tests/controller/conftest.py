@@ -56,6 +56,7 @@ def paths(tmp_path: Path, netns: None, program_cache: Path) -> Iterator[Paths]: 
     try:
         yield Paths(
             policy=tmp_path / "policy.yaml",
+            inventory=tmp_path / "inventory.yaml",
             run_dir=tmp_path / "run",
             state_dir=tmp_path / "state",
             bpffs=bpffs / "vgw",

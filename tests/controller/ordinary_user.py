@@ -27,6 +27,7 @@ _PREFIX = "vgw-user-"
 _MAIN = "from vgw.cli import main; main()"
 VARIABLES = {
     "policy": "VGW_POLICY",
+    "inventory": "VGW_INVENTORY",
     "run_dir": "VGW_RUN_DIR",
     "state_dir": "VGW_STATE_DIR",
     "bpffs": "VGW_BPFFS",

@@ -67,7 +67,7 @@ def socket_path(tmp_path: Path, host: FakeHost) -> Iterator[Path]:
     verbs = dict.fromkeys(
         (
             *("attach", "detach", "apply", "rollback", "status", "rules", "conntrack", "flush"),
-            *("mode", "ping"),
+            *("mode", "ping", "vms"),
         ),
         host.take,
     )
@@ -108,6 +108,8 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
     client.conntrack("web01")
     client.flush("web01")
     client.set_mode("web01", "monitor")
+    client.vms()
+    client.attach("web01", told=[("tap0", None)])
 
     wire_sources = [["policy.yaml", "schema: vgw/v1\n"]]
     attach: dict[str, object] = {
@@ -116,6 +118,7 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
         "interfaces": [],
         "hook": None,
         "force": False,
+        "told": None,
         "own": False,
     }
     apply = {"dry_run": False, "force": False, "confirm_seconds": None, "supersede": False}
@@ -133,6 +136,8 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
         {"vm": "web01"},
         {"vm": "web01"},
         {"vm": "web01", "mode": "monitor", "reason": "", "release": False},
+        {},
+        attach | {"told": [["tap0", None]]},
     ]
 
 

@@ -85,6 +85,7 @@ class Bench:
     def environment(self) -> dict[str, str]:
         return {
             "VGW_POLICY": str(self.paths.policy),
+            "VGW_INVENTORY": str(self.paths.inventory),
             "VGW_RUN_DIR": str(self.paths.run_dir),
             "VGW_STATE_DIR": str(self.paths.state_dir),
             "VGW_BPFFS": str(self.paths.bpffs),

@@ -24,7 +24,7 @@ from vgw import libbpf
 from vgw.abi import Reason, Verdict
 from vgw.controller.event_reader import CAUSES
 from vgw.controller.events import read_log
-from vgw.controller.inventory import read_policy
+from vgw.controller.inventory import read_document
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
@@ -163,7 +163,7 @@ def test_catalogue_L10_both_signals_of_a_full_buffer_agree(
     """Nobody empties a buffer of one page: the program's count and the reader's are the same."""
     vm = tap("tap0")
     paths.policy.write_text(POLICY)
-    host.attach(read_policy(paths.policy), "web01")
+    host.attach(read_document(paths), "web01")
     taken, gaps = [], []
     fd = libbpf.get_pinned(paths.events)
     with PerfReader(fd, lambda _, data: taken.append(data), lambda _, n: gaps.append(n), 1) as each:

@@ -15,7 +15,7 @@ from tests.controller.policies import document
 from vgw.abi import Action, Mode
 from vgw.abi import Path as PacketPath
 from vgw.controller.event_names import EventNames
-from vgw.controller.inventory import read_policy, read_sources
+from vgw.controller.inventory import read_document
 from vgw.controller.manifest import (
     EndpointEntry,
     Manifest,
@@ -24,6 +24,7 @@ from vgw.controller.manifest import (
     save_manifest,
 )
 from vgw.controller.paths import Paths
+from vgw.controller.policy_files import read_sources
 from vgw.controller.policy_store import PolicyStore, labels_of_rules
 from vgw.controller.rule_counts import RuleCounts, load_counts, save_counts
 from vgw.errors import PolicyError, VgwError
@@ -257,17 +258,17 @@ def test_a_policy_directory_is_read_in_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a policy")
 
     assert [Path(name).name for name, _ in read_sources(tmp_path)] == ["a.yaml", "b.yaml"]
-    assert set(read_policy(tmp_path).vms) == {"one", "two"}
 
 
 def test_a_policy_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(VgwError, match=r"policy .*nope.yaml cannot be read: No such file"):
-        read_policy(tmp_path / "nope.yaml")
+        read_sources(tmp_path / "nope.yaml")
     with pytest.raises(VgwError, match=r"has no \*.yaml files"):
-        read_policy(tmp_path)
+        read_sources(tmp_path)
     (tmp_path / "x.yaml").write_bytes(b"schema: vgw/v1\n# \xff\n")
     with pytest.raises(VgwError, match="line 2 is not UTF-8"):
-        read_policy(tmp_path)
+        read_sources(tmp_path)
     (tmp_path / "x.yaml").write_text("schema: vgw/v1\nnonsense: 1\n")
+    places = Paths.from_environment({}, policy=tmp_path, inventory=tmp_path / "none")
     with pytest.raises(PolicyError, match=r"x\.yaml:2:1"):
-        read_policy(tmp_path)
+        read_document(places)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vgw.controller import policy_source
-from vgw.controller.inventory import read_sources
+from vgw.controller.policy_files import read_sources
 from vgw.controller.policy_source import SourceHangsError, SourceReader, read_steadily
 from vgw.errors import VgwError
 

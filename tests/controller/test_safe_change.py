@@ -196,7 +196,7 @@ def test_catalogue_M11_what_is_kept_is_repaired_and_comes_back(bench: Bench, tap
     bench.apply(text(443, ""))
     bench.apply(text(22, ""))
     pins = bench.paths.endpoint_dir("web01", "tap0")
-    next(file for file in pins.iterdir() if "to_vm" in file.name).unlink()
+    (pins / "prog_to_vm").unlink()
     assert not row(bench.host)["attached"]
     bench.apply(text(23, ""))
     assert row(bench.host)["attached"]

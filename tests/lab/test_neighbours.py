@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from scripts.lab import wire
 from scripts.lab.wire import Node, Tap
+from tests.lab.dhcp_server import dhcp_server
 from tests.lab.topology import Lab, policy, send_first
 
 pytestmark = pytest.mark.lab
 
+#: What a DHCP server leases: web01 its own address.
+WEB01 = "start 10.20.0.50\nend 10.20.0.60\nstatic_lease 52:54:00:00:00:11 10.20.0.11\n"
 EVERY_VM = pytest.mark.parametrize("vm", ["web01", "db01"])
 
 
@@ -79,28 +80,6 @@ def test_a_forged_arp_answer_is_stopped(lab: Lab) -> None:
         assert wire.arrivals(near, far, lambda frame: frame == forged) == []
 
 
-@contextmanager
-def dhcp_server(node: Node, directory: Path) -> Iterator[None]:
-    """Run a DHCP server that gives web01 its own address."""
-    directory.joinpath("leases").touch()
-    config = directory / "udhcpd.conf"
-    config.write_text(
-        f"start 10.20.0.50\nend 10.20.0.60\ninterface eth0\n"
-        f"static_lease 52:54:00:00:00:11 10.20.0.11\noption subnet 255.255.255.0\n"
-        f"lease_file {directory}/leases\npidfile {directory}/pid\n"
-    )
-    process = subprocess.Popen(
-        node.command("busybox", "udhcpd", "-f", str(config)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=wire.PATIENCE)
-
-
 def lease(node: Node, directory: Path, attempts: int) -> str | None:
     """Ask for an address by DHCP; returns it, None when nobody offers one."""
     script, result = directory / "bound.sh", directory / "bound"
@@ -116,12 +95,12 @@ def lease(node: Node, directory: Path, attempts: int) -> str | None:
 def test_a_dhcp_client_gets_its_lease(lab: Lab, tmp_path: Path) -> None:
     lab.write_policy(policy())
     lab.attach("web01")
-    with dhcp_server(lab.nodes["client"], tmp_path):
+    with dhcp_server(lab.nodes["client"], tmp_path, WEB01):
         assert lease(lab.nodes["web01"], tmp_path, attempts=10) == "10.20.0.11"
 
 
 def test_a_vm_is_no_dhcp_server(lab: Lab, tmp_path: Path) -> None:
-    with dhcp_server(lab.nodes["db01"], tmp_path):
+    with dhcp_server(lab.nodes["db01"], tmp_path, WEB01):
         assert lease(lab.nodes["web01"], tmp_path, attempts=10) == "10.20.0.11"
         lab.write_policy(policy(default="accept"))
         lab.attach("db01")

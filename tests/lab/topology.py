@@ -84,6 +84,7 @@ class Lab:
             "VGW_BPFFS": str(self.directory / "bpf"),
             "VGW_CACHE_DIR": str(self.directory / "cache"),
             "VGW_LOG": str(self.directory / "log/events.jsonl"),
+            "VGW_INVENTORY": str(self.directory / "inventory.yaml"),
         }
 
     # --- vgw ------------------------------------------------------------------------------------

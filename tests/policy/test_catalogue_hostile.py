@@ -38,12 +38,13 @@ _BOUNDED = """
 import json, resource, sys, time
 from pathlib import Path
 from vgw.errors import VgwError
-from vgw.controller.inventory import read_policy
+from vgw.controller.policy_files import read_sources
+from vgw.policy.parse import parse_sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     started = time.process_time()
     try:
-        read_policy(Path(name))
+        parse_sources(read_sources(Path(name)))
         answer = "accepted"
     except VgwError as error:
         answer = str(error)

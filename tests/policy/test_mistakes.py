@@ -129,7 +129,7 @@ def test_from_in_an_egress_rule() -> None:
         ("mac: §00:00:00:00:00:00", "mac", "zero"),
         ("mac: §null", "mac", "'null' is a null value"),
         ("mac: §", "mac", "the value is missing"),
-        ("addresses: §learn", "addresses", "not available yet"),
+        ("addresses: §learned", "addresses", "a list is expected"),
         ("addresses: §10.0.0.1", "addresses", "a list is expected"),
         ("addresses: [§10.0.0.1/32]", "addresses[0]", "one address"),
         ("addresses: [§224.0.0.1]", "addresses[0]", "is multicast"),

@@ -302,7 +302,7 @@ class Client:
         """Return {"pid", "version", "abi"} of the controller."""
         return self._dict("ping")
 
-    def attach(  # noqa: PLR0913 - one parameter for each option
+    def attach(  # noqa: PLR0913 - one parameter for each part of the order
         self,
         vm: str,
         *,
@@ -311,14 +311,15 @@ class Client:
         hook: str | None = None,
         force: bool = False,
         own: bool = False,
+        told: Sequence[tuple[str, str | None]] | None = None,
     ) -> dict[str, Any]:
         """Protect a VM by the given policy, or by the controller's own: an AttachResult.
 
         `own`: the policy given is what this host's file says; another that is held is used instead.
+        `told` are interfaces that it has for sure, each with its MAC.
         """
-        return self._dict(
-            "attach", vm=vm, sources=sources, interfaces=interfaces, hook=hook, force=force, own=own
-        )
+        order = {"interfaces": interfaces, "hook": hook, "force": force, "own": own, "told": told}
+        return self._dict("attach", vm=vm, sources=sources, **order)
 
     def attach_many(
         self,
@@ -407,6 +408,14 @@ class Client:
     def set_mode(self, vm: str, mode: str | None, reason: str = "") -> dict[str, Any]:
         """Order enforce, monitor or quarantine, None: that of the policy: {"vm", "mode"}."""
         return self._dict("mode", vm=vm, mode=mode, reason=reason, release=mode is None)
+
+    def vms(self) -> dict[str, Any]:
+        """Return the VMs that are written or found: {"protect", "find", "problems", "vms"}."""
+        return self._dict("vms")
+
+    def wants(self, vm: str) -> bool:
+        """Tell whether the controller is to protect a VM."""
+        return bool(self._dict("wants", vm=vm)["wanted"])
 
     def call(self, verb: str, **parameters: object) -> object:
         """Ask for any verb and return the "result" of the answer."""

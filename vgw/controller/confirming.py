@@ -17,13 +17,13 @@ from vgw.controller.actor import Actor
 from vgw.controller.batch import ApplyResult, AttachResult
 from vgw.controller.events import Record, control_record
 from vgw.controller.history import ARMED, Entry, History, Sources
+from vgw.controller.last_inventory import last_document
 from vgw.controller.manifest import load_manifest
 from vgw.controller.reconcile import Host
 from vgw.controller.recording import finish, results_of
 from vgw.controller.window import ATTEMPTS, Window, load_window, remove_window, save_window
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import PolicyDocument
-from vgw.policy.parse import parse_sources
 
 LATE = "not confirmed in time"
 
@@ -89,7 +89,7 @@ class Confirming:
         try:
             target = self._history.get(window.back)
             sources = self._history.sources(target)
-            document = parse_sources(sources)
+            document = last_document(self._paths, sources)
         except VgwError as error:
             self._give_up(window, who, error)
         entry = self._history.find(lambda each: _undoes(each, window))
@@ -174,7 +174,7 @@ class Confirming:
         texts = None if digest == otherwise.digest else self._history.documents.texts(digest)
         if texts is not None:
             with contextlib.suppress(VgwError):
-                return parse_sources([("", text) for text in texts])
+                return last_document(self._paths, [("", text) for text in texts])
         return otherwise
 
     def _apply(

@@ -23,6 +23,7 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.facts import Facts
 from vgw.controller.health import MAIN, Health, Watchdog, extending_start, notify
 from vgw.controller.host_policy import START
 from vgw.controller.last_flows import LastFlows
@@ -53,8 +54,9 @@ class LinkEvent:
     ifindex: int
 
 
-#: What the main thread is told about: signals and interfaces.
-Messages = queue.SimpleQueue[signal.Signals | LinkEvent]
+#: What the main thread is told about: signals, interfaces, and work that others have for it.
+Message = signal.Signals | LinkEvent | Callable[[], None]
+Messages = queue.SimpleQueue[Message]
 
 
 def run(  # noqa: PLR0913 (what the verb has options for)
@@ -89,12 +91,14 @@ def run(  # noqa: PLR0913 (what the verb has options for)
         stack.callback(log.close)
         losses = EventLosses(lambda: read_meters(host))
         health, applies, alarms = Health(), ApplyTimes(), Alarms(log)
+        facts = Facts(paths, log, alarms)
         host = Host(
             paths,
+            overlay=facts.overlay,
             last_flows=LastFlows(paths, log, losses),
             alive=extending_start(notify, health.change_goes_on),
         )
-        operations = Operations(host, log, applies, alarms, health)
+        operations = Operations(host, log, applies, alarms, health, facts=facts)
         # Whatever can fail comes before the reader, which takes the events from any other.
         server = api.Server(paths.socket, operations.verbs(), health.part("socket"))
         stack.callback(server.close)
@@ -113,12 +117,13 @@ def run(  # noqa: PLR0913 (what the verb has options for)
         stack.callback(metrics.close)
         names = EventNames(paths)
         operations.on_rename = names.outdated
-        reader = EventReader(paths.events, names, log, losses)
+        reader = EventReader(paths.events, names, log, losses, on_lease=facts.learner.heard)
         reader.alive = health.part("events")
         reader.start()
         stack.callback(reader.stop)
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
+        stack.enter_context(facts.followed(lambda: messages.put(operations.facts_changed)))
         operations.reload(START)
         reader.catch_up()
         stack.enter_context(policy_watch(paths, operations.look_after_policy))
@@ -154,6 +159,9 @@ def _work(
             )
             if came or gone:
                 operations.links_changed(came, gone)
+            # Asked for by many, the same work is done once.
+            for work in dict.fromkeys(each for each in batch if callable(each)):
+                work()
             if not batch:
                 operations.idle()
         except Exception:
@@ -161,12 +169,12 @@ def _work(
             _logger.exception("the controller goes on after an internal error")
 
 
-def _next_batch(messages: Messages) -> list[signal.Signals | LinkEvent]:
+def _next_batch(messages: Messages) -> list[Message]:
     """Wait for a message, IDLE_SECONDS at most, and return it with those that came meanwhile.
 
     Interfaces come in bursts, and protecting many at once is much quicker than one by one.
     """
-    batch: list[signal.Signals | LinkEvent] = []
+    batch: list[Message] = []
     with contextlib.suppress(queue.Empty):
         batch.append(messages.get(timeout=IDLE_SECONDS))
         while True:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vgw import abi
 from vgw.controller import pinned
-from vgw.controller.manifest import load_manifest
+from vgw.controller.learning.book import LeaseBook
+from vgw.controller.manifest import EndpointEntry, load_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.renames import with_renamed
 from vgw.errors import VgwError
@@ -84,7 +85,7 @@ def desired_state(
         effective=effective_policy(document, vm),
         mode=abi.Mode.ENFORCE if known is None else known.mode,
         policy=document.digest,
-        named=known is not None,
+        named=known is not None and not known.found,
         interfaces=present,
         sources=sources_of(wanted.values()),
         missing=missing,
@@ -104,9 +105,11 @@ def desired_interfaces(
     The first are by the names that they have now, the others by those that were ordered.
     """
     known = document.vms.get(vm)
-    listed = {} if known is None else {each.name: each for each in known.interfaces}
+    listed = {} if known is None else {each.name: each for each in known.interfaces if each.name}
     old = load_manifest(paths.manifest(vm))
+    remembered = {} if old is None else old.endpoints
     attached = set(pinned.interfaces_of(paths, vm))
+    listed |= _found_before(paths, document, vm, attached, remembered)
     extra = set(order.interfaces)
     if known is None:
         extra |= attached
@@ -117,14 +120,50 @@ def desired_interfaces(
             if name in attached or not _is_of_another(paths, document, vm, name)
         }
     extra -= set(listed)
-    remembered = {} if old is None else old.endpoints
-    added = {
-        name: replace(remembered[name].interface, name=name)
-        if name in remembered
-        else Interface(name)
-        for name in sorted(extra)
-    }
+    added = {name: _remembered(paths, vm, name, remembered) for name in sorted(extra)}
     return with_renamed(paths, vm, listed | added, old), tuple(added)
+
+
+def _found_before(
+    paths: Paths,
+    document: PolicyDocument,
+    vm: str,
+    attached: Collection[str],
+    remembered: Mapping[str, EndpointEntry],
+) -> dict[str, Interface]:
+    """Return attached interfaces that files do not name and that are not found now.
+
+    A source that was not asked yet, or that is away, ends the protection of none: only the end of
+    the interface does.
+    """
+    known = document.vms.get(vm)
+    if known is None or not document.inventory.find:
+        return {}
+    others = set(attached).difference(each.name for each in known.interfaces)
+    others = {name for name in others if not _is_of_another(paths, document, vm, name)}
+    unnamed = {each.mac: each for each in known.interfaces if not each.name}
+    found: dict[str, Interface] = {}
+    for name in others:
+        entry = remembered.get(name)
+        written = None if entry is None else unnamed.get(entry.interface.mac)
+        if written is not None:
+            found[name] = replace(written, name=name)
+        elif not known.interfaces or document.inventory.protect_all or (unnamed and not entry):
+            found[name] = _remembered(paths, vm, name, remembered)
+    return found
+
+
+def _remembered(
+    paths: Paths, vm: str, name: str, remembered: Mapping[str, EndpointEntry]
+) -> Interface:
+    """Return an interface as it is remembered, but with the addresses that it is leased now."""
+    if name not in remembered:
+        return Interface(name)
+    interface = replace(remembered[name].interface, name=name)
+    if not interface.learns:
+        return interface
+    addresses = LeaseBook(paths).addresses(vm, interface.mac or "")
+    return replace(interface, addresses=addresses)
 
 
 def sources_of(interfaces: Iterable[Interface]) -> tuple[Network, ...] | None:

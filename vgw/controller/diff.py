@@ -26,6 +26,7 @@ from vgw.controller.diff_rules import (
     rule_row,
 )
 from vgw.controller.history import History
+from vgw.controller.last_inventory import last_document
 from vgw.controller.last_known import LastKnown
 from vgw.controller.manifest import Manifest
 from vgw.controller.reconcile import Host
@@ -41,7 +42,6 @@ from vgw.policy.model import (
     PolicyDocument,
     Rule,
 )
-from vgw.policy.parse import parse_sources
 from vgw.policy.resolve import effective_policy, group_networks
 
 #: Kinds of changes of rules, in the order in which they are shown.
@@ -75,7 +75,7 @@ class _Planner:
 
     def __init__(self, host: Host, document: PolicyDocument, limit: int | None) -> None:
         self._host = host
-        self._known = LastKnown(host.paths, document)
+        self._known = LastKnown(host.paths, document, host.overlay)
         self._left = limit
         self._rules: dict[str, _Rules | None] = {}
         self._changes: dict[tuple[str | None, str], RuleChanges | None] = {}
@@ -181,7 +181,8 @@ class _Planner:
             self._documents[digest] = None
             if texts is not None:
                 with contextlib.suppress(VgwError):
-                    self._documents[digest] = parse_sources([("", text) for text in texts])
+                    document = last_document(self._host.paths, [("", text) for text in texts])
+                    self._documents[digest] = self._host.overlay.laid(document)
         return self._documents[digest]
 
 

@@ -114,6 +114,7 @@ def build_config(
         vlan_count=len(facts.vlans),
         mode=mode,
         guards=facts.guards,
+        learns=facts.learns,
     )
     for state, timeout in facts.timeouts_ns.items():
         config.timeout_ns[state] = timeout

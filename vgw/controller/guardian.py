@@ -77,13 +77,13 @@ def _settle(paths: Paths) -> None:
     """Have the controller go back, or do it here when none runs."""
     from vgw.controller.actor import this_process  # noqa: PLC0415 - a small process until now
     from vgw.controller.api import Client  # noqa: PLC0415
+    from vgw.controller.looking import looking_host  # noqa: PLC0415
     from vgw.controller.policy_keeper import PolicyKeeper, logging_to  # noqa: PLC0415
-    from vgw.controller.reconcile import Host  # noqa: PLC0415
 
     try:
         Client(paths.socket, _ANSWER_SECONDS).settle()
     except VgwError:
-        keeper = PolicyKeeper(Host(paths), logging_to(paths.log_file))
+        keeper = PolicyKeeper(looking_host(paths)[0], logging_to(paths.log_file))
         keeper.settle_overdue(this_process("guardian"))
 
 

@@ -10,11 +10,15 @@ nothing: the policy in force, or after a start the last good one, goes on to be 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from vgw.controller.admission import require_admission
 from vgw.controller.history import Entry, Sources
+from vgw.controller.inventory import InventoryUnreadableError, read_inventory
+from vgw.controller.last_inventory import last_document
+from vgw.controller.paths import Paths
 from vgw.controller.policy_keeper import PolicyKeeper, holds
 from vgw.controller.policy_source import Texts
 from vgw.errors import PolicyError, VgwError
@@ -42,14 +46,16 @@ class Loaded:
 class HostPolicy:
     """The policy of this host; not for use from several threads at once."""
 
-    def __init__(self, keeper: PolicyKeeper) -> None:
-        """Use what a keeper remembers, and its source."""
+    def __init__(self, keeper: PolicyKeeper, paths: Paths) -> None:
+        """Use what a keeper remembers, its source, and the inventory under `paths`."""
         self._keeper = keeper
+        self._paths = paths
         self._seen: list[int] = []
         self.document: PolicyDocument | None = None
         #: Why the file cannot be used, None when it can.
         self.problem: str | None = None
-        #: Whether the file could not even be read, so that it is worth to try again by itself.
+        #: Whether the file or the inventory could not even be read, so that it is worth to try
+        #: again by itself.
         self.is_unreadable = False
         #: Whether a load was left for when no policy waits to be confirmed.
         self.is_put_off = False
@@ -77,12 +83,17 @@ class HostPolicy:
                 raise texts
             if current is not None and holds(current, digest_of(texts), at_start=event == START):
                 _logger.info("policy %d is in force until the file changes", current.number)
+                if self.document is not None:
+                    self.document = self._made(
+                        current.digest, lambda: self._keeper.history.sources(current)
+                    )
                 self.problem = None
                 return Loaded(everywhere=self.document is not None)
-            document = self._parsed(texts)
+            document = self._made(digest_of(texts), lambda: texts)
             require_admission(document, None if current is None else current.revision)
         except VgwError as error:
             self.problem = _on_one_line(error)
+            self.is_unreadable |= isinstance(error, InventoryUnreadableError)
             return Loaded()
         self.problem, self.document = None, document
         return Loaded(texts, everywhere=True)
@@ -100,17 +111,21 @@ class HostPolicy:
         """Tell whether the file, which was there once, may be readable again."""
         return self.is_unreadable and self.document is not None and not self._keeper.source.hangs
 
-    def _parsed(self, texts: Texts) -> PolicyDocument:
-        if self.document is not None and self.document.digest == digest_of(texts):
-            return self.document
-        return parse_sources(texts)
+    def _made(self, digest: str, texts: Callable[[], Texts]) -> PolicyDocument:
+        """Return the document that texts of a digest make with the inventory as it is now."""
+        inventory = read_inventory(self._paths)
+        digests = digest, "" if inventory is None else digest_of([inventory])
+        known = self.document
+        if known is not None and (known.digest, known.inventory.digest) == digests:
+            return known
+        return parse_sources(texts(), inventory)
 
     def _use(self, entry: Entry | None) -> None:
         """Make the policy of an entry the host's, unless it is damaged."""
         if entry is None or (self.document is not None and self.document.digest == entry.digest):
             return
         try:
-            self.document = parse_sources(self._keeper.history.sources(entry))
+            self.document = last_document(self._paths, self._keeper.history.sources(entry))
         except VgwError as error:
             _logger.error("%s", error)
 

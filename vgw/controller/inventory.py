@@ -1,73 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy on disk: a file, or a directory of files that are read as one."""
+"""What a host is to enforce: its policy, a file or a directory, together with its own inventory.
+
+Whoever needs the document that they make together gets it here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
+from vgw.controller.paths import Paths
+from vgw.controller.policy_files import read_text
+from vgw.controller.policy_source import Texts, read_steadily
 from vgw.errors import VgwError
 from vgw.policy.model import PolicyDocument
 from vgw.policy.parse import parse_sources
 
-#: Larger files are no policies: what is read into memory has to have a bound.
-MAX_POLICY_BYTES: Final = 64 << 20
+
+class InventoryUnreadableError(VgwError):
+    """The inventory is there and cannot be read."""
 
 
-def read_sources(path: Path) -> list[tuple[str, str]]:
-    """Return (name, text) of a policy file, or of each `*.yaml` of a directory in order of names.
+def read_document(paths: Paths, sources: Sequence[tuple[str, str]] | None = None) -> PolicyDocument:
+    """Return what this host is to enforce: a policy together with the host's inventory.
 
-    Raises VgwError when it cannot be read or is no policy by its size or encoding.
+    `sources` are the (name, text) of the policy, None: read it where `paths` say. Raises VgwError
+    when a file cannot be read and PolicyError with all mistakes of all files.
     """
+    policy = read_steadily(paths.policy) if sources is None else sources
+    return parse_sources(policy, read_inventory(paths))
+
+
+def read_host_document(paths: Paths, read: Callable[[], Texts] | None = None) -> PolicyDocument:
+    """Return what this host is to enforce, which may have no policy: the defaults then.
+
+    `read` returns the (name, text) of the policy's files. Raises what read_document() raises.
+    """
+    if paths.policy.exists():
+        return read_document(paths, None if read is None else read())
+    inventory = read_inventory(paths)
+    return PolicyDocument() if inventory is None else parse_sources((), inventory)
+
+
+def wants(document: PolicyDocument, vm: str) -> bool:
+    """Tell whether a host is to protect a VM that runs on it."""
+    return vm in document.vms or document.inventory.protect_all
+
+
+def read_inventory(paths: Paths) -> tuple[str, str] | None:
+    """Return name and text of the host's inventory, None when it has none. Raises VgwError."""
     try:
-        files = _yaml_files(path) if path.is_dir() else [path]
-        if not files:
-            raise VgwError(f"policy {path} has no *.yaml files; write one or name another path")
-        return _read_texts(files)
+        return str(paths.inventory), _read_file(paths.inventory)
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        advice = "run vgw as root" if isinstance(error, PermissionError) else "write it"
-        raise VgwError(
-            f"policy {error.filename or path} cannot be read: {error.strerror}; {advice}, or name "
-            "another path by --policy or VGW_POLICY"
+        raise InventoryUnreadableError(
+            f"inventory {paths.inventory} cannot be read: {error.strerror}; make it readable, or "
+            "name another file by VGW_INVENTORY"
         ) from error
 
 
-def read_policy(path: Path) -> PolicyDocument:
-    """Return the policy of a file or directory.
-
-    Raises VgwError when it cannot be read and PolicyError when it is invalid.
-    """
-    return parse_sources(read_sources(path))
-
-
-def _yaml_files(directory: Path) -> list[Path]:
-    # glob() takes a directory that it may not read for an empty one.
-    return sorted(file for file in directory.iterdir() if file.suffix == ".yaml")
-
-
-def _read_texts(files: Sequence[Path]) -> list[tuple[str, str]]:
-    """Return name and text of files. Raises VgwError before they take more memory than may be."""
-    found: list[tuple[str, str]] = []
-    room = MAX_POLICY_BYTES
-    for file in files:
-        text = _read_text(file)
-        room -= len(text)
-        if room < 0:
-            raise VgwError(
-                f"policy {file.parent} is larger than {MAX_POLICY_BYTES >> 20} MiB; shorten it"
-            )
-        found.append((str(file), text))
-    return found
-
-
-def _read_text(file: Path) -> str:
-    with file.open("rb") as stream:
-        data = stream.read(MAX_POLICY_BYTES + 1)
-    if len(data) > MAX_POLICY_BYTES:
-        raise VgwError(f"policy {file} is larger than {MAX_POLICY_BYTES >> 20} MiB; split it")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise VgwError(f"policy {file} line {line} is not UTF-8 text; save it as UTF-8") from None
+def _read_file(path: Path) -> str:
+    """Return the text of a file. What is none, as a FIFO, nobody waits for."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(0, "it is no file", str(path))
+    return read_text(path)

@@ -12,26 +12,31 @@ import dataclasses
 from vgw.controller.desired import Desired
 from vgw.controller.documents import Documents
 from vgw.controller.history import History
+from vgw.controller.last_inventory import last_document
 from vgw.controller.manifest import load_manifest
+from vgw.controller.overlay import Overlay
 from vgw.controller.paths import Paths
 from vgw.errors import VgwError
 from vgw.policy.model import PolicyDocument
-from vgw.policy.parse import parse_sources
 
 
 class LastKnown:
     """Finds the policy of each VM for one change of many; reads each policy once."""
 
-    def __init__(self, paths: Paths, document: PolicyDocument) -> None:
-        """`document` is the policy that is asked for."""
+    def __init__(self, paths: Paths, document: PolicyDocument, overlay: Overlay) -> None:
+        """`document` is the policy that is asked for; `overlay` is laid over each that is used."""
         self._paths = paths
-        self.asked = document
+        self._overlay = overlay
+        self.asked = overlay.laid(document)
         self._texts: Documents = History(paths).documents
         self._read: dict[str, PolicyDocument | None] = {}
 
     def document_of(self, vm: str) -> PolicyDocument | None:
-        """Return the policy of a VM; None when the last that had it is lost."""
-        if vm in self.asked.vms:
+        """Return the policy of a VM; None when the last that had it is lost.
+
+        One that is only found is judged as any other that no file names any more.
+        """
+        if _has(self.asked, vm):
             return self.asked
         manifest = load_manifest(self._paths.manifest(vm))
         if manifest is None or not manifest.named:
@@ -39,7 +44,7 @@ class LastKnown:
         if manifest.policy not in self._read:
             self._read[manifest.policy] = self._load(manifest.policy)
         found = self._read[manifest.policy]
-        return found if found is not None and vm in found.vms else None
+        return found if found is not None and _has(found, vm) else None
 
     def keeping(self, desired: Desired, document: PolicyDocument) -> Desired:
         """Return what a VM shall have under what `document_of` returned.
@@ -57,6 +62,13 @@ class LastKnown:
         if texts is None:
             return None
         try:
-            return parse_sources([("", text) for text in texts])
+            document = last_document(self._paths, [("", text) for text in texts])
         except VgwError:  # written by a version that read another language
             return None
+        return self._overlay.laid(document)
+
+
+def _has(document: PolicyDocument, vm: str) -> bool:
+    """Tell whether a file names a VM."""
+    known = document.vms.get(vm)
+    return known is not None and not known.found

@@ -229,6 +229,7 @@ def _interface_to_json(interface: Interface) -> dict[str, Any]:
         "conntrack_max": interface.conntrack_max,
         "hook": str(interface.hook),
         "tracking": _tracking_to_json(interface.tracking),
+        "learns": interface.learns,
     }
 
 
@@ -246,6 +247,7 @@ def _interface_from_json(body: Mapping[str, Any]) -> Interface:
         conntrack_max=body["conntrack_max"],
         hook=Hook(body["hook"]),
         tracking=_tracking_from_json(body["tracking"]),
+        learns=body.get("learns", False),
     )
 
 

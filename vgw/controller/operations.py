@@ -23,9 +23,12 @@ from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.facts import Facts
+from vgw.controller.finding.told import told_vm
 from vgw.controller.health import Health
 from vgw.controller.host_policy import HostPolicy, Loaded
 from vgw.controller.inspection import Inspector, Outcome
+from vgw.controller.inventory import read_document, read_host_document, wants
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
 from vgw.controller.pinned import is_gone
@@ -36,9 +39,9 @@ from vgw.controller.recording import Work, results_of
 from vgw.controller.renames import say_renamed
 from vgw.controller.restore import Suspect
 from vgw.controller.samples import sample, talkers
+from vgw.controller.vms_report import Memory, vms_report
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
-from vgw.policy.parse import parse_sources
 
 _logger = logging.getLogger(__name__)
 
@@ -46,22 +49,26 @@ _logger = logging.getLogger(__name__)
 class Operations:
     """Everything by which this process changes the host; may be used from several threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a controller has one of
         self,
         host: Host,
         log: LogWriter,
         applies: ApplyTimes,
         alarms: Alarms | None = None,
         health: Health | None = None,
+        *,
+        facts: Facts | None = None,
     ) -> None:
         """Work on a host; `log` gets a record of each change, `applies` its duration.
 
-        What stands wrong is in `alarms`, and `health` is told of changes that are under way.
+        What stands wrong is in `alarms`, `health` is told of changes that are under way, and
+        `facts` are what is known of VMs beyond the files.
         """
         self._health = Health() if health is None else health
         self._host = host
         self._log = log
         self._alarms = Alarms(log) if alarms is None else alarms
+        self._facts = facts or Facts(host.paths, log, self._alarms)
         #: Called when interfaces have other names than before.
         self.on_rename: Callable[[], None] = lambda: None
         self._inspector = Inspector(host, self._alarms, log)
@@ -72,7 +79,7 @@ class Operations:
         self._reload_lock = threading.Lock()
         self._finished = False
         self._keeper = PolicyKeeper(host, log.add, SourceReader(host.paths.policy))
-        self._policy = HostPolicy(self._keeper)
+        self._policy = HostPolicy(self._keeper, host.paths)
         #: Interface -> the index it had when it was protected; of these nothing is to be done.
         self._protected: dict[str, int] = {}
         #: VM -> why it could not be protected.
@@ -98,6 +105,8 @@ class Operations:
             "talkers": lambda parameters: talkers(self._host, parameters.text("vm")),
             "flush": self._flush,
             "mode": self._set_mode,
+            "vms": self._vms,
+            "wants": self._wants,
         }
 
     # --- what happens by itself -----------------------------------------------------------
@@ -121,6 +130,7 @@ class Operations:
             self._tell_of_the_file()
             if self._document is None:
                 return
+            self._settle_facts()
             self._protected.clear()
             present, attached = self._present_vms(), self._host.attached()
             if found.everywhere:
@@ -147,6 +157,21 @@ class Operations:
         for vm, text in upgrades.failures.items():
             self._complain(text, vm)
 
+    def facts_changed(self) -> None:
+        """Bring those VMs up to date that something found or leased since concerns."""
+        with self._changing():
+            there = self._present_vms().union(self._host.attached())
+            self._protect(self._settle_facts().intersection(there))
+
+    def _settle_facts(self) -> set[str]:
+        document = self._document or PolicyDocument()
+        self._facts.follow(document)
+        try:
+            return self._facts.settle(document, self._host.attached())
+        except VgwError as error:  # of the state directory: the next lease tries it again
+            self._complain(str(error))
+            return set()
+
     def links_changed(self, came: Mapping[str, int], gone: Iterable[str]) -> None:
         """Protect VMs whose interfaces came (name: index), forget those whose went."""
         with self._changing():
@@ -156,6 +181,9 @@ class Operations:
             if lost:
                 self._follow_renames()
                 self._sweep()
+                self._facts.search.forget(lost)
+            if came:
+                self._facts.search.look()
             owners = self._owners()
             fresh = (name for name, index in came.items() if self._protected.get(name) != index)
             self._protect({owners[name] for name in fresh if name in owners})
@@ -214,8 +242,9 @@ class Operations:
 
     def _owners(self) -> dict[str, str]:
         """Return which VM each interface belongs to, by the current policy or by an order."""
-        vms = self._document.vms.values() if self._document is not None else ()
-        listed = {interface.name: vm.name for vm in vms for interface in vm.interfaces}
+        document = self._facts.overlay.laid(self._document or PolicyDocument())
+        vms = document.vms.values()
+        listed = {each.name: vm.name for vm in vms for each in vm.interfaces if each.name}
         return self._host.ordered_interfaces() | listed
 
     def _present_vms(self) -> set[str]:
@@ -327,11 +356,27 @@ class Operations:
         alarms = self._alarms.current()
         return [alarm.report() for alarm in alarms if vm in (None, alarm.vm)]
 
+    def _vms(self, _: Parameters) -> dict[str, object]:
+        with self._lock:
+            written = self._document or PolicyDocument()
+            document = self._facts.overlay.laid(written)
+            found = self._facts.search.found(written.inventory.find)
+            memory = Memory(dict(self._failures), dict(self._facts.learner.refused))
+        return vms_report(self._host.paths, document, found, self._facts.search.problems, memory)
+
+    def _wants(self, parameters: Parameters) -> dict[str, object]:
+        # Without a policy in force the files say it, or that nobody can say it.
+        document = self._document or read_host_document(self._host.paths, self._keeper.source.read)
+        return {"wanted": wants(document, parameters.text("vm"))}
+
     def _attach(self, parameters: Parameters) -> dict[str, object]:
         sources, force = parameters.sources(), parameters.flag("force")
-        given = None if sources is None else parse_sources(sources)
+        given = None if sources is None else read_document(self._host.paths, sources)
         vms = parameters.texts("vms")
+        told = told_vm(parameters)
         with self._changing(), self._timed():
+            if told is not None:
+                self._facts.search.tell(told)
             document = given or self._document
             if given is not None and sources is not None:
                 held = self._keeper.held(given) if parameters.flag("own") else None
@@ -373,7 +418,7 @@ class Operations:
             supersede=parameters.flag("supersede"),
         )
         with self._changing(), self._timed():
-            document = parse_sources(sources)
+            document = read_document(self._host.paths, sources)
             if parameters.flag("dry_run"):
                 return dataclasses.asdict(self._host.apply(document, order.vms, dry_run=True))
             with self._taking_part("apply"):
@@ -475,6 +520,8 @@ class Operations:
                 self._policy.refresh()
                 yield
             finally:
+                if self._document is not None:
+                    self._facts.follow(self._document)
                 self._log.flush()
 
     def _go_back_if_due(self) -> None:

@@ -20,6 +20,7 @@ from vgw.errors import VgwError
 #: Field of Paths -> (variable that moves it, place where it is otherwise).
 _PLACES: Final[dict[str, tuple[str, str]]] = {
     "policy": ("VGW_POLICY", "/etc/vgw/policy.d"),
+    "inventory": ("VGW_INVENTORY", "/etc/vgw/inventory.yaml"),
     "run_dir": ("VGW_RUN_DIR", "/run/vgw"),
     "state_dir": ("VGW_STATE_DIR", "/var/lib/vgw"),
     "bpffs": ("VGW_BPFFS", "/sys/fs/bpf/vgw"),
@@ -87,6 +88,7 @@ class Paths:
     bpffs: Path
     cache_dir: Path
     log_file: Path
+    inventory: Path = Path(_PLACES["inventory"][1])
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: Path) -> Paths:
@@ -139,6 +141,15 @@ class Paths:
     def manifest(self, vm: str) -> Path:
         """Return the file of what vgw remembers of a VM."""
         return self.manifests / f"{pin_name(vm)}.json"
+
+    @property
+    def leases(self) -> Path:
+        """The directory of the addresses that VMs were leased."""
+        return self.state_dir / "leases"
+
+    def lease_file(self, vm: str) -> Path:
+        """Return the file of the addresses that a VM was leased."""
+        return self.leases / f"{pin_name(vm)}.json"
 
     def counts(self, vm: str) -> Path:
         """Return the file of what a VM's rules had counted before its policy last changed."""

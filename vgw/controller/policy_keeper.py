@@ -24,13 +24,14 @@ from vgw.controller.confirming import LATE, Confirming
 from vgw.controller.events import LogWriter, Record
 from vgw.controller.guardian import start_guardian
 from vgw.controller.history import ARMED, Entry, History, Sources
+from vgw.controller.inventory import read_document
+from vgw.controller.last_inventory import keep_inventory
 from vgw.controller.policy_source import SourceReader
 from vgw.controller.reconcile import Host
 from vgw.controller.recording import Work, completed, recorded, recorded_if_possible
 from vgw.controller.window import Window, save_window
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import PolicyDocument
-from vgw.policy.parse import parse_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class PolicyKeeper:
                 )
             current = self.history.current()
             self._admit(document, current, force=order.force)
+            keep_inventory(self._paths, document)
             draft = self._draft("apply", sources, document, who)
             if order.confirm_seconds is not None:
                 return self._apply_armed(draft, sources, document, order, waiting)
@@ -126,6 +128,7 @@ class PolicyKeeper:
         It becomes the host's when the host has none, and when no other VM is attached.
         """
         with self._host.locked():
+            keep_inventory(self._paths, document)
             current, newest = self.history.current(), self.history.find(lambda _: True)
             if current is not None and current.digest == document.digest:
                 return work()
@@ -152,6 +155,7 @@ class PolicyKeeper:
             event, document.digest, names, who, document.digest, revision=document.revision
         )
         with self._host.locked():
+            keep_inventory(self._paths, document)
             return recorded_if_possible(self.history, draft, sources, work)
 
     def rollback(self, number: int | None, who: Actor) -> tuple[Entry, ApplyResult]:
@@ -166,10 +170,11 @@ class PolicyKeeper:
                 return self._confirming.go_back(waiting, who, "by order")
             target = self.history.before() if number is None else self.history.get(number)
             sources = self.history.sources(target)
-            document = parse_sources(sources)
+            document = read_document(self._paths, sources)
             draft = self._draft("rollback", sources, document, who)
             draft = dataclasses.replace(draft, back=target.number)
             work = functools.partial(self._host.apply, document)
+            keep_inventory(self._paths, document)
             with self._closing(waiting, "rolled_back"):
                 result = recorded(self.history, draft, sources, work)
             entry = self.history.current() or draft

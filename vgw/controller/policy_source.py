@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from vgw.controller.inventory import read_sources
+from vgw.controller.policy_files import read_sources
 from vgw.errors import VgwError
 from vgw.policy.parse import digest_of
 
@@ -38,7 +38,7 @@ def read_steadily(path: Path, *, quiet: float = 0.0) -> Texts:
     """Return (name, text) of the files of a policy, all of the same moment.
 
     With `quiet` a file that was written less than so many seconds ago is looked at again first,
-    for it may be half written. Raises what inventory.read_sources raises, and VgwError when the
+    for it may be half written. Raises what policy_files.read_sources raises, and VgwError when the
     files do not come to rest.
     """
     for _ in range(_TRIES):

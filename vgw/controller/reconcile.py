@@ -32,6 +32,7 @@ from vgw.controller.layouts import layout_file
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
 from vgw.controller.mode_order import with_order
+from vgw.controller.overlay import Overlay
 from vgw.controller.paths import Paths
 from vgw.controller.pins import quietly, remove_empty, remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
@@ -61,22 +62,25 @@ __all__ = ["ApplyResult", "AttachResult", "Host", "Upgrades"]
 class Host:
     """All endpoints of this host; may be used from several threads."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a host may be given
         self,
         paths: Paths,
         *,
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
+        overlay: Overlay | None = None,
         last_flows: LastFlows | None = None,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         """Work under `paths`.
 
-        `progress` is told what takes long, such as compiling; `last_flows` logs the flows of
-        endpoints that go; `alive` is called whenever a part of a change is done.
+        `progress` is told what takes long, such as compiling; `overlay` is what is known beyond the
+        documents, by default what is leased; `last_flows` logs the flows of endpoints that go;
+        `alive` is called whenever a part of a change is done.
         """
         self._alive = alive
         self.paths = paths
+        self.overlay = overlay or Overlay(paths)
         self._progress = progress
         #: For what is looked at often: metrics, lost events, dead flows.
         self.kept = KeptMaps(paths)
@@ -122,7 +126,7 @@ class Host:
         with self._changing() as tools:
             follow_renames(self.paths)
             order = Order(interfaces, hook, force)
-            known = LastKnown(self.paths, document or PolicyDocument())
+            known = LastKnown(self.paths, document or PolicyDocument(), self.overlay)
             desired = self._desired(known, vm, order, pinned.owners(self.paths))
             if isinstance(desired, AttachResult):
                 return desired
@@ -416,7 +420,7 @@ class Host:
         with self._changing() as tools:
             follow_renames(self.paths)
             owners = pinned.owners(self.paths)
-            known = LastKnown(self.paths, document)
+            known = LastKnown(self.paths, document, self.overlay)
             for vm in names:
                 try:
                     desired = self._desired(known, vm, order, owners)
@@ -495,6 +499,7 @@ class Host:
         remove_state(self.paths.counts(vm))
         remove_state(self.paths.flow_import(vm))
         remove_state(self.paths.manifest(vm))
+        self.overlay.book.forget(vm)
 
     def _tidy(self) -> None:
         """Remove what no endpoint uses: policies, and without endpoints all that they shared."""

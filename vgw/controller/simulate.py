@@ -159,6 +159,7 @@ def _planned_subject(
     host: Host, vm: str, interface: str | None, document: PolicyDocument
 ) -> _Subject:
     """Return what a VM would be under a document."""
+    document = host.overlay.laid(document)
     known = document.vms.get(vm)
     listed = known is not None and known.interfaces
     order = Order(() if interface is None or listed else (interface,))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Final
 
-from vgw.policy.draft import Draft, Kind, Reference
+from vgw.policy.draft import Draft, InterfacePlace, Kind, Reference
 from vgw.policy.guards import missing_guards
 from vgw.policy.model import ANY_SERVICE, PORT_PROTOCOLS, PolicyDocument, Rule, Service
 from vgw.policy.report import Report
@@ -69,15 +69,17 @@ def _check_interfaces(draft: Draft) -> None:
     names: dict[str, tuple[str, Node]] = {}
     macs: dict[str, tuple[str, Node]] = {}
     for place in draft.interfaces:
-        vm, node = names.setdefault(place.interface.name, (place.vm, place.name))
-        if node is not place.name:
-            owner = f"VM {show(vm)} at {node.place}"
-            message = f"the interface {show(place.interface.name)} belongs to {owner} already"
-            draft.report.add(place.name, message)
+        if place.name is not None:
+            vm, node = names.setdefault(place.interface.name, (place.vm, place.name))
+            if node is not place.name:
+                owner = f"VM {show(vm)} at {node.place}"
+                message = f"the interface {show(place.interface.name)} belongs to {owner} already"
+                draft.report.add(place.name, message)
         if place.mac is None or place.interface.mac is None:
             continue
         vm, node = macs.setdefault(place.interface.mac, (place.vm, place.mac))
-        if vm != place.vm:
+        # Of one VM's interfaces several may have the same MAC, if it is not what they are found by.
+        if vm != place.vm or (node is not place.mac and place.name is None):
             owner = f"VM {show(vm)} at {node.place}"
             message = f"the MAC address {place.interface.mac} belongs to {owner} already"
             draft.report.add(place.mac, message)
@@ -124,6 +126,7 @@ def warn(draft: Draft, document: PolicyDocument) -> Report:
         if not document.vms[name].interfaces:
             warnings.add(node, f"the VM {show(name)} has no interfaces; nothing of it is protected")
     _warn_about_guards(draft, warnings)
+    _warn_about_what_is_found(draft, warnings)
     return warnings
 
 
@@ -138,5 +141,22 @@ def _warn_about_guards(draft: Draft, warnings: Report) -> None:
         }
         for reason in dict.fromkeys(reasons.values()):
             names = ", ".join(name for name, why in reasons.items() if why == reason)
-            where = f"interface {show(place.interface.name)} of VM {show(place.vm)}"
+            where = f"{_shown(place)} of VM {show(place.vm)}"
             warnings.add(place.node, f"{where} is without the guards {names}: {reason}")
+
+
+def _warn_about_what_is_found(draft: Draft, warnings: Report) -> None:
+    """Warn of what has to be found by the host, where it does not look for VMs."""
+    if draft.inventory.find:
+        return
+    for place in draft.interfaces:
+        where = f"{_shown(place)} of VM {show(place.vm)}"
+        if place.name is None:
+            message = "has no `name` and is protected only where the host's inventory has `find`"
+            warnings.add(place.node, f"{where} {message}")
+        if place.interface.learns and place.mac is None:
+            warnings.add(place.node, f"{where} learns no addresses: it has no `mac`")
+
+
+def _shown(place: InterfacePlace) -> str:
+    return f"interface {show(place.interface.name or str(place.interface.mac))}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vgw.policy.fields import read_scalar
-from vgw.policy.model import Defaults, Group, Interface, Policy, Rule, Service, Vm
+from vgw.policy.model import Defaults, Group, Interface, Inventory, Policy, Rule, Service, Vm
 from vgw.policy.report import Report
 from vgw.policy.yaml_nodes import Node, Scalar, show
 
@@ -34,12 +34,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class InterfacePlace:
-    """An interface of a VM and where its parts stand; `mac` is None without a MAC."""
+    """An interface of a VM and where its parts stand; None where it has no name or MAC."""
 
     vm: str
     interface: Interface
     node: Node
-    name: Node
+    name: Node | None
     mac: Node | None
 
 
@@ -53,6 +53,7 @@ class Draft:
     services: dict[str, tuple[Service, ...]] = field(default_factory=dict)
     policies: list[Policy] = field(default_factory=list)
     defaults: Defaults | None = None
+    inventory: Inventory = field(default_factory=Inventory)
     #: Sections that can be given once in all files, where they were.
     single: dict[str, Node] = field(default_factory=dict)
     revision: int | None = None

@@ -297,7 +297,9 @@ class Evaluator:
 
 
 def _version(packet: Packet) -> int:
-    """Return the IP version of a packet, 0 for another protocol's."""
+    """Return the IP version of a packet or of what an ARP packet asks, 0 for other protocols."""
+    if packet.arp is not None:
+        return 4
     return 0 if packet.source is None else packet.source.version
 
 

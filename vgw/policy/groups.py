@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import TypeVar
 
-from vgw.policy.model import Address, Group, Network, PolicyDocument, Vm
+from vgw.policy.model import Address, Group, Interface, Network, PolicyDocument, Vm
 from vgw.policy.quotas import Members
 
 _N = TypeVar("_N", IPv4Network, IPv6Network)
@@ -98,9 +98,14 @@ class Groups:
         return found
 
     def empty(self) -> tuple[str, ...]:
-        """Return the groups that stand for nothing, in the order of the document."""
+        """Return the groups that stand for nothing, in the order of the document.
+
+        One with a VM that learns its addresses may have none only now.
+        """
         filled = self._with_containers(
-            name for name, group in self._groups.items() if any(True for _ in self._own(group))
+            name
+            for name, group in self._groups.items()
+            if any(True for _ in self._own(group)) or self._learns(group)
         )
         return tuple(name for name in self._groups if name not in filled)
 
@@ -158,11 +163,18 @@ class Groups:
     def _own(self, group: Group) -> Iterator[Network]:
         """Iterate over what is in a group apart from the groups in it."""
         yield from group.cidrs
+        for interface in self._interfaces(group):
+            for address in interface.addresses:
+                if not address.is_link_local:
+                    yield _host(address)
+
+    def _learns(self, group: Group) -> bool:
+        return any(interface.learns for interface in self._interfaces(group))
+
+    def _interfaces(self, group: Group) -> Iterator[Interface]:
+        """Iterate over the interfaces of a group's own VMs."""
         for vm in (*self._vms_with(group.labels), *map(self._vms.get, group.vms)):
-            for interface in vm.interfaces if vm else ():
-                for address in interface.addresses:
-                    if not address.is_link_local:
-                        yield _host(address)
+            yield from vm.interfaces if vm else ()
 
     def _vms_with(self, labels: Mapping[str, str]) -> Iterable[Vm]:
         if not labels:

@@ -57,7 +57,8 @@ class EndpointFacts:
     """What the guards and the flow table know about an endpoint.
 
     `owned` holds (network, MAC) of every address the VM may use; no MAC there means the
-    interface's own. `guards` are those in force. Timeouts are nanoseconds. The limits of flows are
+    interface's own. `guards` are those in force. `learns`: some of its addresses are not known yet,
+    those that it is just being leased. Timeouts are nanoseconds. The limits of flows are
     for each side that opens them.
     """
 
@@ -65,6 +66,7 @@ class EndpointFacts:
     owned: tuple[tuple[Network, bytes | None], ...]
     vlans: tuple[int, ...]
     guards: Guard
+    learns: bool
     mode: Mode
     timeouts_ns: Mapping[FlowState, int]
     half_open_max: int
@@ -103,7 +105,7 @@ def missing_guards(interface: Interface) -> dict[str, str]:
     lacking: dict[str, str] = {}
     if interface.mac is None:
         lacking["mac"] = "the interface has no `mac`"
-    if not interface.addresses and not interface.allowed_pairs:
+    if not (interface.addresses or interface.allowed_pairs or interface.learns):
         lacking |= dict.fromkeys(("address", "arp", "nd"), "the interface has no `addresses`")
     return {name: why for name, why in lacking.items() if getattr(interface.guards, name)}
 
@@ -131,6 +133,7 @@ def endpoint_facts(interface: Interface, mode: Mode) -> EndpointFacts:
         owned=owned,
         vlans=interface.vlans,
         guards=guards,
+        learns=interface.learns,
         mode=mode,
         timeouts_ns={**DEFAULT_TIMEOUTS_NS, **dict(interface.tracking.timeouts_ns)},
         half_open_max=half_open_max(interface),
@@ -162,7 +165,7 @@ def _owned(interface: Interface) -> Iterator[tuple[Network, bytes | None]]:
         yield ip_network(address), None
     if interface.mac is not None:
         yield ip_network(link_local_address(pack_mac(interface.mac))), None
-    elif interface.addresses:
+    elif interface.addresses or interface.learns:
         # Without the MAC nobody knows which link-local address the VM has; refusing them all
         # would leave it without IPv6, so any of them passes while global addresses stay guarded.
         yield LINK_LOCAL, None
@@ -184,15 +187,16 @@ def guard_answer(
     ):
         return _drop(Reason.GROUP_MISMATCH)
     if path is Path.FROM_VM:
-        return _answer_from_vm(packet, facts)
+        return _answer_from_vm(packet, facts, dhcp_awaited)
     return _answer_to_vm(packet, facts, dhcp_awaited)
 
 
-def _answer_from_vm(packet: Packet, facts: EndpointFacts) -> Answer | None:
+def _answer_from_vm(packet: Packet, facts: EndpointFacts, dhcp_awaited: bool) -> Answer | None:
     if Guard.MAC in facts.guards and not facts.has_mac(packet.source_mac):
         return _drop(Reason.SPOOF_MAC)
     if packet.arp is not None:
-        return _answer_arp(packet, packet.arp, facts)
+        may_probe_any = facts.learns and dhcp_awaited
+        return _answer_arp(packet, packet.arp, facts, may_probe_any)
     if packet.neighbour is not None:
         return _answer_neighbour(packet, packet.neighbour, facts)
     if Guard.ADDRESS in facts.guards and not _source_allowed(packet, facts):
@@ -244,14 +248,15 @@ def _is_group_frame(packet: Packet) -> bool:
     return bool(packet.destination_mac[0] & 1)
 
 
-def _answer_arp(packet: Packet, arp: Arp, facts: EndpointFacts) -> Answer:
+def _answer_arp(packet: Packet, arp: Arp, facts: EndpointFacts, may_probe_any: bool) -> Answer:
     sender_is_real = arp.sender_mac == packet.source_mac
     if packet.ethertype == ETHERTYPE_RARP:  # what QEMU announces after a migration
         sender_is_real = sender_is_real and arp.target_mac == packet.source_mac
         return _accept(Reason.RARP) if sender_is_real else _drop(Reason.SPOOF_ARP)
     is_probe = arp.operation == ARP_REQUEST and arp.sender == UNSPECIFIED_IPV4
     claimed = arp.target if is_probe else arp.sender
-    is_honest = sender_is_real and facts.owns(claimed, packet.source_mac)
+    is_own = facts.owns(claimed, packet.source_mac) or (is_probe and may_probe_any)
+    is_honest = sender_is_real and is_own
     if Guard.ARP in facts.guards and not is_honest:
         return _drop(Reason.SPOOF_ARP)
     return _accept(Reason.ARP)

@@ -116,7 +116,11 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One endpoint as the policy describes it; `mac` is lower case with colons."""
+    """One endpoint as the policy describes it; `mac` is lower case with colons.
+
+    Without a `name` it is the one that has the MAC, which this host has to find. `learns`: its
+    addresses are those that DHCP servers lease to it; `addresses` has those of now.
+    """
 
     name: str
     mac: str | None = None
@@ -127,17 +131,24 @@ class Interface:
     conntrack_max: int = 65536
     hook: Hook = Hook.AUTO
     tracking: Tracking = Tracking()
+    learns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Vm:
-    """A VM and what the policy says of it; `reject_per_second` answers to rejected packets."""
+    """A VM and what the policy says of it; `reject_per_second` answers to rejected packets.
+
+    `tracking` is for interfaces that it does not list. `found`: no file names it, and what found it
+    is named here.
+    """
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     mode: Mode = Mode.ENFORCE
     interfaces: tuple[Interface, ...] = ()
     reject_per_second: int = REJECT_PER_SECOND
+    tracking: Tracking = Tracking()
+    found: str = ""
     log: Logging = Logging()
 
 
@@ -226,11 +237,33 @@ class Defaults:
         return self.ingress if direction is Direction.INGRESS else self.egress
 
 
+class Finder(enum.StrEnum):
+    """Where a host looks for its VMs."""
+
+    LIBVIRT = "libvirt"
+    QEMU = "qemu"
+    PROXMOX = "proxmox"
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a host says of itself, apart from its VMs, which are among those of the document.
+
+    `find` is where it looks for VMs, `protect_all` whether those that no file names are protected.
+    `digest` identifies its text ("": there is none).
+    """
+
+    protect_all: bool = False
+    find: tuple[Finder, ...] = ()
+    digest: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """A whole valid policy, merged from its files. `digest` identifies its text.
+    """A whole valid policy, merged from its files and the host's inventory.
 
-    `revision` counts up where its authors number it; `hosts` are those that it is for (empty: any).
+    `digest` identifies the text of its files, `inventory.digest` that of the inventory. `revision`
+    counts up where its authors number it; `hosts` are those that it is for (empty: any).
     """
 
     vms: Mapping[str, Vm] = field(default_factory=dict)
@@ -238,6 +271,7 @@ class PolicyDocument:
     services: Mapping[str, tuple[Service, ...]] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
     defaults: Defaults = Defaults()
+    inventory: Inventory = Inventory()
     warnings: tuple[Problem, ...] = ()
     digest: str = ""
     revision: int | None = None

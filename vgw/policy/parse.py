@@ -17,11 +17,12 @@ from vgw.policy.fields import Fields, Keys, read_entries
 from vgw.policy.model import Defaults, PolicyDocument
 from vgw.policy.quotas import check_quotas, check_sources
 from vgw.policy.read_identity import read_host, read_revision
+from vgw.policy.read_inventory import read_inventory
 from vgw.policy.read_policies import read_defaults, read_policies, read_services
 from vgw.policy.read_vms import read_groups, read_vms
 from vgw.policy.report import Report
 from vgw.policy.yaml_load import load
-from vgw.policy.yaml_nodes import Scalar, Source, show
+from vgw.policy.yaml_nodes import MapNode, Scalar, Source, show
 
 SCHEMA: Final = "vgw/v1"
 _KEYS: Final = Keys(
@@ -39,18 +40,22 @@ _READERS: Final = {
 }
 
 
-def parse_sources(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
-    """Return the policy that files, given as (name, text), make together.
+def parse_sources(
+    sources: Sequence[tuple[str, str]], inventory: tuple[str, str] | None = None
+) -> PolicyDocument:
+    """Return the policy that files, given as (name, text), make together with a host's inventory.
 
     The order of files is the order of their policies within a tier. Raises PolicyError with all
-    problems in the order of files and positions; nothing of a policy with a problem is used.
+    problems in the order of files and positions, those of the inventory last; nothing of a policy
+    with a problem is used.
     """
-    if not sources:
+    if not sources and inventory is None:
         message = "no policy file was found; a policy is a file or a directory of *.yaml"
         raise PolicyError([Problem("policy", 0, 0, "document", message)])
     check_sources(sources)
+    check_sources([] if inventory is None else [inventory])
     with _collector_paused():
-        return _parse(sources)
+        return _parse(sources, inventory)
 
 
 @contextmanager
@@ -68,10 +73,13 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
+def _parse(sources: Sequence[tuple[str, str]], inventory: tuple[str, str] | None) -> PolicyDocument:
     draft = Draft(Report())
     for order, (name, text) in enumerate(sources):
-        _read_file(draft, Source(name, order), text)
+        _read_policy(draft, Source(name, order), text)
+    if inventory is not None:
+        name, text = inventory
+        _read_inventory(draft, Source(name, len(sources)), text)
     check_draft(draft)
     check_quotas(draft)
     if draft.report:
@@ -82,6 +90,7 @@ def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
         services=draft.services,
         policies=tuple(draft.policies),
         defaults=draft.defaults or Defaults(),
+        inventory=draft.inventory,
         digest=digest_of(sources),
         revision=draft.revision,
         hosts=draft.hosts,
@@ -89,10 +98,33 @@ def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     return replace(document, warnings=tuple(warn(draft, document).problems()))
 
 
-def _read_file(draft: Draft, source: Source, text: str) -> None:
-    root = load(source, text, draft.report)
+def _read_policy(draft: Draft, source: Source, text: str) -> None:
+    root = _read_root(draft, source, text)
     if root is None:
         return
+    found = Fields(draft.report, root, _KEYS)
+    for section, read in _READERS.items():
+        node = found.value(section)
+        if node is not None:
+            read(draft, node)
+    for section, read_single in _SINGLE.items():
+        node = found.value(section)
+        if node is not None:
+            read_single(draft, found.key(section), node)
+
+
+def _read_inventory(draft: Draft, source: Source, text: str) -> None:
+    root = _read_root(draft, source, text)
+    if root is not None:
+        read_inventory(draft, root)
+        draft.inventory = replace(draft.inventory, digest=digest_of([(source.name, text)]))
+
+
+def _read_root(draft: Draft, source: Source, text: str) -> MapNode | None:
+    """Return the mapping that a file of this schema is, None when it is something else."""
+    root = load(source, text, draft.report)
+    if root is None:
+        return None
     for key, value in read_entries(draft.report, root):
         if key.text == "schema" and not (isinstance(value, Scalar) and value.text == SCHEMA):
             # The keys of another schema are not judged by this one.
@@ -103,16 +135,8 @@ def _read_file(draft: Draft, source: Source, text: str) -> None:
             )
             draft.report.add(value, message)
             draft.report.unread_files = True
-            return
-    found = Fields(draft.report, root, _KEYS)
-    for section, read in _READERS.items():
-        node = found.value(section)
-        if node is not None:
-            read(draft, node)
-    for section, read_single in _SINGLE.items():
-        node = found.value(section)
-        if node is not None:
-            read_single(draft, found.key(section), node)
+            return None
+    return root
 
 
 def digest_of(sources: Sequence[tuple[str, str]]) -> str:

@@ -13,7 +13,6 @@ from vgw.policy.draft import Draft, InterfacePlace, Kind
 from vgw.policy.fields import Fields, Keys, read_entries, read_scalar
 from vgw.policy.model import (
     REJECT_PER_SECOND,
-    Address,
     AllowedPair,
     Group,
     Guards,
@@ -37,8 +36,9 @@ _LOG_KEYS: Final = Keys(
 _INTERFACE_KEYS: Final = Keys(
     "an interface",
     ("name", "mac", "addresses", "allowed_pairs", "vlans", "guards", "conntrack_max", "hook"),
-    required=("name",),
 )
+#: Instead of a list of addresses: those that DHCP servers lease to the VM.
+_LEARN: Final = "learn"
 _PAIR_KEYS: Final = Keys("an allowed pair", ("address", "mac"), required=("address",))
 _GUARD_NAMES: Final = tuple(each.name for each in fields(Guards))
 _GUARD_KEYS: Final = Keys("`guards`", _GUARD_NAMES)
@@ -66,6 +66,7 @@ def read_vms(draft: Draft, node: Node) -> None:
                 _read_interface(draft, name, item, tracking) for item in found.items("interfaces")
             ),
             reject_per_second=found.scalar("reject_per_second", _REJECTS, REJECT_PER_SECOND),
+            tracking=tracking,
             log=_read_logging(draft.report, found.value("log")),
         )
 
@@ -124,31 +125,33 @@ def read_selector(report: Report, node: Node | None) -> dict[str, str]:
 
 def _read_interface(draft: Draft, vm: str, node: Node, tracking: Tracking) -> Interface:
     found = Fields(draft.report, node, _INTERFACE_KEYS)
+    learns = _learns(found)
     interface = Interface(
         name=found.scalar("name", values.interface_name, ""),
         mac=found.scalar("mac", values.mac, None),
-        addresses=_read_addresses(draft.report, found),
+        addresses=() if learns else found.unique("addresses", values.address),
         allowed_pairs=_read_pairs(draft.report, found),
         vlans=found.unique("vlans", _VLAN),
         guards=_read_guards(draft.report, found),
         conntrack_max=found.scalar("conntrack_max", _CONNTRACK_MAX, _DEFAULT_CONNTRACK_MAX),
         hook=found.scalar("hook", values.choice(_HOOKS), Hook.AUTO),
         tracking=tracking,
+        learns=learns,
     )
     _check_limits(draft.report, found, interface)
-    name = found.value("name")
-    if name is not None and interface.name:
+    if found.is_mapping and "name" not in found and "mac" not in found:
+        message = "an interface needs the key `name`, or a `mac` by which the host finds it"
+        draft.report.add(node, message)
+    if interface.name or ("name" not in found and interface.mac):
         mac = found.value("mac") if interface.mac else None
-        draft.interfaces.append(InterfacePlace(vm, interface, node, name, mac))
+        place = InterfacePlace(vm, interface, node, found.value("name"), mac)
+        draft.interfaces.append(place)
     return interface
 
 
-def _read_addresses(report: Report, found: Fields) -> tuple[Address, ...]:
+def _learns(found: Fields) -> bool:
     node = found.value("addresses")
-    if isinstance(node, Scalar) and node.text == "learn":
-        report.add(node, "learning addresses is not available yet; list the VM's addresses")
-        return ()
-    return found.unique("addresses", values.address)
+    return isinstance(node, Scalar) and node.text == _LEARN
 
 
 def _read_pairs(report: Report, found: Fields) -> tuple[AllowedPair, ...]:
@@ -177,8 +180,9 @@ def _read_guards(report: Report, found: Fields) -> Guards:
 def _check_limits(report: Report, found: Fields, interface: Interface) -> None:
     """Refuse what does not fit an endpoint's configuration."""
     # One more for link-local: the address derived from the MAC or, without one, all of fe80::/10.
-    implied = 1 if interface.mac or interface.addresses else 0
-    count = len(interface.addresses) + len(interface.allowed_pairs) + implied
+    implied = 1 if interface.mac or interface.addresses or interface.learns else 0
+    learned = 1 if interface.learns else 0
+    count = len(interface.addresses) + len(interface.allowed_pairs) + implied + learned
     if count > MAX_ADDRESSES:
         key = "allowed_pairs" if interface.allowed_pairs else "addresses"
         what = "addresses and allowed pairs, the implied link-local address included"

@@ -14,7 +14,7 @@ from tests.fuzz.inputs.bytes_mutator import replace_token
 from tests.fuzz.inputs.target import WrongError, outline, quick_directory
 from tests.policy.test_yaml_load import BOMB
 from tests.policy.texts import interface, rule
-from vgw.controller.inventory import read_policy
+from vgw.controller.policy_files import read_sources
 from vgw.errors import PolicyError, VgwError
 from vgw.policy import parse, read_policies, read_vms
 from vgw.policy.compile import compile_policy
@@ -84,7 +84,7 @@ class PolicyTarget:
         for number, part in enumerate(data.split(_NEXT_FILE)[:_MOST_FILES]):
             (self._directory / f"{number}.yaml").write_bytes(part)
         try:
-            document = read_policy(self._directory)
+            document = parse.parse_sources(read_sources(self._directory))
         except PolicyError as error:
             lines = [str(problem) for problem in error.problems]
             if not lines or not all(line.isprintable() for line in lines):
