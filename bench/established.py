@@ -124,8 +124,7 @@ def _open(
     size = place_counters(config, {path: len(image.rules) for path, image in images.items()})
     counters = loader.new_inner(artefact, "rule_counters", size)
     stack.callback(os.close, counters)
-    with private_images(artefact, images) as policies:
-        maps.switch(maps.stage(config, policies, counters))
+    maps.switch(maps.stage(config, private_images(artefact, images), counters))
     programs = {path: instance.programs[name] for path, name in _PROGRAMS.items()}
     for path, program in programs.items():
         libbpf.prog_test_run(program, _frame(path))

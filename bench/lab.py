@@ -67,17 +67,23 @@ class Lab:
         self.directory = Path("/run", name)
         self.connections = self.directory / "connections"
         self.vgw_command = vgw
-        self.environment = os.environ | {
-            f"VGW_{place}": str(self.directory / directory)
-            for place, directory in (
-                ("POLICY", "policy.d"),
-                ("RUN_DIR", "run"),
-                ("STATE_DIR", "state"),
-                ("BPFFS", "bpf"),
-                ("CACHE_DIR", "cache"),
-                ("LOG", "log/events.jsonl"),
-            )
-        }
+        # Programs that are compiled already are as good here; all else is the lab's own.
+        kept = {name: os.environ[name] for name in ("VGW_CACHE_DIR",) if name in os.environ}
+        self.environment = (
+            os.environ
+            | {
+                f"VGW_{place}": str(self.directory / directory)
+                for place, directory in (
+                    ("POLICY", "policy.d"),
+                    ("RUN_DIR", "run"),
+                    ("STATE_DIR", "state"),
+                    ("BPFFS", "bpf"),
+                    ("CACHE_DIR", "cache"),
+                    ("LOG", "log/events.jsonl"),
+                )
+            }
+            | kept
+        )
 
     @property
     def endpoint(self) -> Endpoint:

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,33 +34,41 @@ class Traces:
     pins: int
     files: int
     objects: int
+    resident_kib: int
 
 
 class Cycles:
-    """Makes an interface, protects it and removes it again, as often as asked."""
+    """Makes interfaces, protects them and removes them again, as often as asked."""
 
-    def __init__(self, host: Host, document: PolicyDocument, vm: str, interface: str) -> None:
-        """Prepare for a policy that names the VM with this one interface."""
+    def __init__(self, host: Host, document: PolicyDocument) -> None:
+        """Prepare for a policy: all interfaces of its VMs come and go at the same time."""
         self._host = host
         self._document = document
-        self._vm = vm
-        self._interface = interface
+        self._interfaces = [each.name for vm in document.vms.values() for each in vm.interfaces]
         self._programs: set[int] = set()
         self._maps: set[int] = set()
 
     def run(self, cycles: int, progress: Callable[[int], None] = lambda _: None) -> None:
-        """Run cycles; in every other one the interface goes first and its endpoint after it."""
-        for number in range(cycles):
-            progress(number)
-            self._link("add", self._interface, "type", "veth", "peer", "name", "left-peer")
-            self._host.attach(self._document, self._vm)
+        """Run at least so many cycles of an interface, some at the same time.
+
+        In every other round the interfaces go first and their endpoints after them.
+        """
+        add = [
+            f"link add {name} type veth peer name left-{number}"
+            for number, name in enumerate(self._interfaces)
+        ]
+        remove = [f"link del {name}" for name in self._interfaces]
+        for number, done in enumerate(range(0, cycles, len(self._interfaces))):
+            progress(done)
+            self._ip(add)
+            self._host.attach_many(self._document)
             self._note()
             if number % 2:
-                self._link("del", self._interface)
+                self._ip(remove)
                 self._host.sweep()
             else:
-                self._host.detach(self._vm)
-                self._link("del", self._interface)
+                self._host.detach_all()
+                self._ip(remove)
 
     def traces(self) -> Traces:
         """Return what there is, after the kernel had time to free what is to go."""
@@ -76,14 +84,18 @@ class Cycles:
             pins=len([pin for pin in _files(paths.bpffs) if pin.suffix != ".debug"]),
             files=len(_files(paths.state_dir)),
             objects=len(gc.get_objects()),
+            resident_kib=_resident_kib(),
         )
 
     def _note(self) -> None:
-        """Remember the numbers of what protects the interface now."""
-        (endpoint,) = self._host.open_endpoints(self._vm)
-        with endpoint:
-            self._programs.update(endpoint.programs.values())
-            self._maps.update(libbpf.map_info(fd).id for fd in endpoint.fds.values())
+        """Remember the numbers of what protects the interfaces now."""
+        opened = self._host.endpoints()
+        if len(opened) != len(self._interfaces):
+            raise VgwError(f"{len(opened)} of {len(self._interfaces)} interfaces are protected")
+        for endpoint in opened:
+            with endpoint:
+                self._programs.update(endpoint.programs.values())
+                self._maps.update(libbpf.map_info(fd).id for fd in endpoint.fds.values())
 
     def _alive(self) -> tuple[int, int]:
         """Return how many programs and maps of all cycles are there."""
@@ -91,14 +103,23 @@ class Cycles:
         maps = self._maps.intersection(_ids("bpf_map_get_next_id"))
         return len(programs), len(maps)
 
-    def _link(self, *words: str) -> None:
-        done = subprocess.run(["ip", "link", *words], capture_output=True, text=True, check=False)
+    def _ip(self, commands: Sequence[str]) -> None:
+        text = "".join(f"{command}\n" for command in commands)
+        done = subprocess.run(
+            ["ip", "-batch", "-"], input=text, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
-            raise VgwError(f"ip link {' '.join(words)}: {done.stderr.strip()}")
+            raise VgwError(f"ip {commands[0]}: {done.stderr.strip()}")
 
 
 def _files(directory: Path) -> list[Path]:
     return [entry for entry in directory.rglob("*") if not entry.is_dir()]
+
+
+def _resident_kib() -> int:
+    """Return the resident memory of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def _ids(next_id: str) -> Iterator[int]:

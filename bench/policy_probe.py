@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgw import abi, libbpf, loader
-from vgw.controller.images import private_image
-from vgw.maps import put_chunks
+from vgw.controller.images import PrivateImage
 
 #: struct policy_query in bpf/abi.h.
 QUERY: Final = np.dtype(
@@ -67,8 +66,8 @@ class PolicyProbe:
 
     def set_image(self, path: abi.Path, image: bytes) -> None:
         """Judge queries of a path by a compiled policy from now on."""
-        with private_image(self._artefact, image) as chunks:
-            put_chunks(self._instance.maps["policies"], abi.first_chunk(0, path), chunks)
+        chunks = PrivateImage(self._artefact, image)
+        chunks.put(self._instance.maps["policies"], abi.first_chunk(0, path))
 
     def ask(self, queries: Queries) -> Answers:
         """Return the answer to each of at most `size` queries."""

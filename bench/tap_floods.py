@@ -201,8 +201,8 @@ def run_expiry(scale: Scale, progress: Progress) -> list[Row]:
 def run_leftovers(scale: Scale, progress: Progress) -> list[Row]:
     """Let interfaces come and go under protection and return what stays of them."""
     with _host(tap=False) as at:
-        cycles = Cycles(at.host, at.document, _VM, _TAP)
-        cycles.run(WARM_UP)
+        cycles = Cycles(at.host, parse_sources([("policy.yaml", _together(scale.together))]))
+        cycles.run(WARM_UP * scale.together)
         before = cycles.traces()
         started = time.monotonic()
         cycles.run(scale.cycles, lambda number: progress(f"{number} of {scale.cycles} cycles"))
@@ -215,12 +215,22 @@ def run_leftovers(scale: Scale, progress: Progress) -> list[Row]:
         "files of state": after.files,
         "descriptors": after.descriptors - before.descriptors,
         "objects of Python": after.objects - before.objects,
+        "KiB of resident memory": after.resident_kib - before.resident_kib,
     }
     return [
         Row(LEFTOVERS_PART, "cycles", "cycles", (scale.cycles,)),
         Row(LEFTOVERS_PART, "a cycle", "ms", (seconds / scale.cycles * 1e3,)),
         *(Row(LEFTOVERS_PART, f"left: {what}", what, (n,)) for what, n in kept.items()),
     ]
+
+
+def _together(interfaces: int) -> str:
+    """Return a policy for VMs with an interface each, which come and go at the same time."""
+    vms = "".join(
+        f"  vm{number}: {{interfaces: [{{name: left{number}, conntrack_max: 4096}}]}}\n"
+        for number in range(interfaces)
+    )
+    return f"schema: vgw/v1\nvms:\n{vms}policies:{_POLICY.partition('policies:')[2]}"
 
 
 def _wait(

@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define VGW_ABI_VERSION 3
+#define VGW_ABI_VERSION 4
 
 /* The packet's path at a hook. User space calls to_vm "ingress", from_vm "egress". */
 #define VGW_PATHS(X) \
@@ -75,12 +75,34 @@
 	X(REJECT)      \
 	X(PASS)
 
+/* What a record of the perf buffer is about. LEASE: the bytes behind it are a frame. */
+#define VGW_EVENT_KINDS(X) \
+	X(PACKET)          \
+	X(FLOW_START)      \
+	X(FLOW_END)        \
+	X(LEASE)
+
+/*
+ * Why a flow ended. REVOKED: a later policy refuses it; DISPLACED: half open, it made room;
+ * DETACHED: the endpoint went, which only user space says.
+ */
+#define VGW_FLOW_ENDS(X) \
+	X(NONE)          \
+	X(TIMEOUT)       \
+	X(CLOSED)        \
+	X(REVOKED)       \
+	X(FLUSHED)       \
+	X(DISPLACED)     \
+	X(DETACHED)
+
 #define VGW_ENUMERATE_PATH(name) VGW_PATH_##name,
 #define VGW_ENUMERATE_VERDICT(name) VGW_VERDICT_##name,
 #define VGW_ENUMERATE_REASON(name) VGW_REASON_##name,
 #define VGW_ENUMERATE_MODE(name) VGW_MODE_##name,
 #define VGW_ENUMERATE_FLOW_STATE(name) VGW_FLOW_##name,
 #define VGW_ENUMERATE_ACTION(name) VGW_ACTION_##name,
+#define VGW_ENUMERATE_EVENT_KIND(name) VGW_EVENT_##name,
+#define VGW_ENUMERATE_FLOW_END(name) VGW_END_##name,
 
 enum vgw_path { VGW_PATHS(VGW_ENUMERATE_PATH) VGW_PATH_COUNT };
 enum vgw_verdict { VGW_VERDICTS(VGW_ENUMERATE_VERDICT) VGW_VERDICT_COUNT };
@@ -88,6 +110,8 @@ enum vgw_reason { VGW_REASONS(VGW_ENUMERATE_REASON) VGW_REASON_COUNT };
 enum vgw_mode { VGW_MODES(VGW_ENUMERATE_MODE) VGW_MODE_COUNT };
 enum vgw_flow_state { VGW_FLOW_STATES(VGW_ENUMERATE_FLOW_STATE) VGW_FLOW_COUNT };
 enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
+enum vgw_event_kind { VGW_EVENT_KINDS(VGW_ENUMERATE_EVENT_KIND) VGW_EVENT_COUNT };
+enum vgw_flow_end { VGW_FLOW_ENDS(VGW_ENUMERATE_FLOW_END) VGW_END_COUNT };
 
 /* Bits of endpoint_config.guards. A guard that lacks its facts is left out by user space. */
 #define VGW_GUARD_MAC (1 << 0)
@@ -150,7 +174,8 @@ struct endpoint_config {
 	__u8 mac[8];                    /* wire, two zero bytes; all zero: unknown */
 	__u8 mode;                      /* enum vgw_mode */
 	__u8 guards;                    /* VGW_GUARD_* */
-	__u8 pad[6];
+	__u8 log_flows;                 /* 1: the beginning and the end of flows are events */
+	__u8 pad[5];
 	struct owned_address addresses[VGW_MAX_ADDRESSES];
 };
 
@@ -204,7 +229,8 @@ struct flow {
 	__u8 state;                     /* enum vgw_flow_state */
 	__u8 opener;                    /* enum vgw_path of the first packet */
 	__u8 tcp_fins;                  /* bit 1 << path: a FIN was seen on it */
-	__u8 pad[5];
+	__u8 reported;                  /* 1: its end was an event already, it is only not deleted yet */
+	__u8 pad[4];
 };
 
 /* Counters of a conntrack table and positions of its expiry queue. */
@@ -279,7 +305,11 @@ struct reject_meter {
 	__u64 failed;                   /* the kernel could not send it */
 };
 
-/* One record of the perf buffer. */
+/*
+ * One record of the perf buffer, alone for a PACKET. Of a flow (struct flow_event) `path`,
+ * addresses and ports are those of its first packet, `generation` and `rule` those that
+ * accepted it last. Behind a LEASE stand bytes of the frame, which has `length` of them.
+ */
 struct event {
 	__u64 time_ns;                  /* CLOCK_MONOTONIC */
 	__u64 endpoint;                 /* endpoint_config.endpoint */
@@ -303,7 +333,19 @@ struct event {
 	__u8 source_mac[6];             /* wire */
 	__u8 destination_mac[6];        /* wire */
 	__u8 rule_path;                 /* enum vgw_path of the policy that numbers `rule` */
-	__u8 pad[6];
+	__u8 kind;                      /* enum vgw_event_kind */
+	__u8 end;                       /* enum vgw_flow_end of a flow that ended, else 0 */
+	__u8 state;                     /* enum vgw_flow_state of a flow, else 0 */
+	__u8 pad[3];
+};
+
+/* The record of a flow: FLOW_START, FLOW_END. */
+struct flow_event {
+	struct event event;
+	__u64 packets[2];               /* by enum vgw_path */
+	__u64 bytes[2];                 /* by enum vgw_path; wire bytes */
+	__u64 created_ns;               /* CLOCK_MONOTONIC_COARSE */
+	__u64 last_seen_ns;             /* CLOCK_MONOTONIC_COARSE */
 };
 
 #endif

@@ -106,6 +106,7 @@ static __always_inline void fill_flow(struct flow *flow, const struct endpoint_c
 	flow->generation = config->generation;
 	flow->rule = work->decision.rule;
 	flow->opener = work->opener;
+	flow->reported = 0;
 	flow->tcp_fins = 0;
 	flow->state = first_state(packet);
 	if (work->taken)
@@ -114,30 +115,47 @@ static __always_inline void fill_flow(struct flow *flow, const struct endpoint_c
 		tcp_begin(flow, packet, path);
 }
 
-static __always_inline void count_opened(struct conntrack_meta *meta, const struct flow *flow)
+static __always_inline void count_opened(const struct endpoint_config *config,
+					 struct conntrack_meta *meta, struct scratch *work,
+					 const struct flow *flow)
 {
 	__sync_fetch_and_add(&meta->created[flow->opener & 1], 1);
+	note_start(config, work, &work->key, flow);
 }
 
-/* Puts a new flow into the table and counts it. Returns NONE, or why it is not there. */
-static __always_inline enum vgw_reason flow_insert(struct conntrack_meta *meta,
-						   struct flow_key *key, struct flow *flow)
+/*
+ * Puts a flow into the table and its key into the queue. Returns 0, -EEXIST where one of the
+ * key is there already, or what the kernel says where there is no room.
+ */
+static __always_inline int flow_put(struct conntrack_meta *meta, struct flow_key *key,
+				    struct flow *flow)
 {
 	int error = conntrack.insert(key, flow);
 
-	if (error)
+	if (error) {
 		half_open_leave(meta, flow); /* of this copy: the one in the table is another's */
+		return error;
+	}
+	__sync_fetch_and_add(&meta->entries, 1);
+	if (queue_append(meta, key))
+		return 0;
+	flow_delete(meta, key, flow);
+	return -ENOMEM;
+}
+
+/* Puts work->flow into the table and counts it. Returns NONE, or why it is not there. */
+static __always_inline enum vgw_reason flow_insert(const struct endpoint_config *config,
+						   struct conntrack_meta *meta,
+						   struct scratch *work)
+{
+	int error = flow_put(meta, &work->key, &work->flow);
+
 	if (error == -EEXIST) /* another CPU was first; the policy accepts this packet too */
 		return VGW_REASON_NONE;
 	if (error)
 		return VGW_REASON_CT_FULL;
-	__sync_fetch_and_add(&meta->entries, 1);
-	if (queue_append(meta, key)) {
-		count_opened(meta, flow);
-		return VGW_REASON_NONE;
-	}
-	flow_delete(meta, key, flow);
-	return VGW_REASON_CT_FULL;
+	count_opened(config, meta, work, &work->flow);
+	return VGW_REASON_NONE;
 }
 
 /* Whether one more flow is within the limits of the side that opens it. Returns NONE, or why not. */
@@ -178,16 +196,18 @@ static __always_inline void flow_open(const struct endpoint_config *config,
 		decide(work, VGW_VERDICT_DROP, reason);
 		return;
 	}
-	if (old)
+	if (old) {
 		half_open_leave(meta, old);
+		note_end(config, work, &work->key, old, work->now);
+	}
 	fill_flow(flow, config, work, path);
 	flow->half_open = !work->taken;
 	flow->claim = 0;
 	if (old) {
-		count_opened(meta, flow);
+		count_opened(config, meta, work, flow);
 		return;
 	}
-	reason = flow_insert(meta, &work->key, &work->flow);
+	reason = flow_insert(config, meta, work);
 	if (reason)
 		decide(work, VGW_VERDICT_DROP, reason);
 }

@@ -12,11 +12,15 @@ int conntrack_reap(struct __sk_buff *skb)
 	struct conntrack_meta *meta;
 	struct scratch *work;
 	u32 zero = 0, slot;
+	bool more;
 
 	config = config_in_force(&slot);
 	meta = conntrack_meta.lookup(&zero);
 	work = scratch.lookup(&zero);
 	if (!config || !meta || !work)
 		return 0;
-	return expire_batch(config, meta, &work->batch, 0);
+	work->noted = 0;
+	more = expire_batch(config, meta, work, 0);
+	emit_flows(skb, config, work);
+	return more;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Events: records of single packets for the log, within the endpoint's budget.
+ * Events: records for the log, within the endpoint's budget; here those of single packets.
  *
  * Losing one never affects a packet. Each event that is due is counted as sent,
  * suppressed (over the budget) or lost (nobody reads, or the buffer is full).
@@ -19,22 +19,20 @@ static __always_inline bool is_offence(u32 path, const struct decision *decision
 	       decision->reason <= VGW_REASON_MEMBERSHIP_QUERY;
 }
 
+/* In monitor mode each drop is an event that was not one: that is what the mode is for. */
 static __always_inline bool event_due(u32 path, const struct decision *decision)
 {
 	return decision->flags & VGW_RULE_LOG || decision->reason == VGW_REASON_CT_FULL ||
-	       is_offence(path, decision);
+	       decision->verdict == VGW_VERDICT_WOULD_DROP || is_offence(path, decision);
 }
 
 static __always_inline void fill_event(struct event *event, const struct endpoint_config *config,
 				       const struct packet *packet, u32 path,
 				       const struct decision *decision)
 {
-	event->time_ns = bpf_ktime_get_ns();
-	event->endpoint = config->endpoint;
 	event->generation = config->generation;
 	event->rule = decision->rule;
 	event->length = packet->wire_length;
-	event->abi = VGW_ABI_VERSION;
 	event->ethertype = packet->ethertype;
 	event->source = packet->source;
 	event->destination = packet->destination;
@@ -51,28 +49,50 @@ static __always_inline void fill_event(struct event *event, const struct endpoin
 	__builtin_memcpy(event->source_mac, packet->source_mac, sizeof(event->source_mac));
 	__builtin_memcpy(event->destination_mac, packet->destination_mac,
 			 sizeof(event->destination_mac));
+	event->kind = VGW_EVENT_PACKET;
+	event->end = VGW_END_NONE;
+	event->state = VGW_FLOW_DEAD;
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 
-static __always_inline void emit_event(void *ctx, const struct endpoint_config *config,
-				       struct scratch *work, u32 path)
+/* Takes one event of the budget. Returns where it is to be counted; NULL: there is none left. */
+static __always_inline struct event_meter *admit_event(const struct endpoint_config *config)
 {
 	struct event_meter *meter;
 	u32 zero = 0;
 
 	meter = event_meter.lookup(&zero);
 	if (!meter)
-		return;
-	if (!within_budget(&meter->window, &meter->used, config->log_per_second, clock_now())) {
-		__sync_fetch_and_add(&meter->suppressed, 1);
-		return;
-	}
-	fill_event(&work->event, config, &work->packet, path, &work->decision);
-	work->event.rule_path = work->query.path;
-	if (events.perf_submit(ctx, &work->event, sizeof(work->event)))
+		return NULL;
+	if (within_budget(&meter->window, &meter->used, config->log_per_second, clock_now()))
+		return meter;
+	__sync_fetch_and_add(&meter->suppressed, 1);
+	return NULL;
+}
+
+/* Sends an admitted event, of which all is filled in but when and of which endpoint it is. */
+static __always_inline void submit_event(void *ctx, const struct endpoint_config *config,
+					 struct event_meter *meter, struct event *event, u32 size)
+{
+	event->abi = VGW_ABI_VERSION;
+	event->endpoint = config->endpoint;
+	event->time_ns = bpf_ktime_get_ns();
+	if (events.perf_submit(ctx, event, size))
 		__sync_fetch_and_add(&meter->lost, 1);
 	else
 		__sync_fetch_and_add(&meter->sent, 1);
+}
+
+static __always_inline void emit_event(void *ctx, const struct endpoint_config *config,
+				       struct scratch *work, u32 path)
+{
+	struct event_meter *meter = admit_event(config);
+
+	if (!meter)
+		return;
+	fill_event(&work->event, config, &work->packet, path, &work->decision);
+	work->event.rule_path = work->query.path;
+	submit_event(ctx, config, meter, &work->event, sizeof(work->event));
 }
 
 #endif

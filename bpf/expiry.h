@@ -17,6 +17,7 @@
 
 #include "branchless.h"
 #include "clock.h"
+#include "flow_events.h"
 #include "flow_limits.h"
 #include "maps.h"
 
@@ -43,18 +44,6 @@ static __always_inline bool flow_is_dead(const struct endpoint_config *config,
 static __always_inline bool flow_claim(struct flow *flow)
 {
 	return !__sync_lock_test_and_set(&flow->claim, 1);
-}
-
-static __always_inline void copy_key(struct flow_key *to, const struct flow_key *from)
-{
-	u64 *target = (u64 *)to;
-	const u64 *source = (const u64 *)from;
-
-	target[0] = source[0];
-	target[1] = source[1];
-	target[2] = source[2];
-	target[3] = source[3];
-	target[4] = source[4];
 }
 
 /* Appends a key to the queue. Returns false where there is no memory for it. */
@@ -97,8 +86,8 @@ static __always_inline bool flow_may_go(const struct endpoint_config *config,
 
 /* Whether the flow of a key could go and is deleted now, or was not there. */
 static __always_inline bool flow_expire(const struct endpoint_config *config,
-					struct conntrack_meta *meta, struct flow_key *key, u64 now,
-					u32 crowded)
+					struct conntrack_meta *meta, struct scratch *work,
+					struct flow_key *key, u64 now, u32 crowded)
 {
 	struct flow *flow = conntrack.lookup(key);
 
@@ -110,6 +99,7 @@ static __always_inline bool flow_expire(const struct endpoint_config *config,
 		flow->claim = 0;
 		return false;
 	}
+	note_end(config, work, key, flow, now);
 	flow_delete(meta, key, flow);
 	return true;
 }
@@ -155,16 +145,17 @@ static __always_inline bool expiry_is_due(const struct conntrack_meta *meta, u32
  * those of the batch make room too. Else it is 0.
  */
 static __always_inline bool expire_batch(const struct endpoint_config *config,
-					 struct conntrack_meta *meta, struct queue_batch *batch,
+					 struct conntrack_meta *meta, struct scratch *work,
 					 u32 crowded)
 {
+	struct queue_batch *batch = &work->batch;
 	u64 now = clock_now();
 
 	if (!queue_take(meta, batch))
 		return false;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_QUEUE_BATCH; i++) {
-		if (!flow_expire(config, meta, &batch->keys[i], now, crowded))
+		if (!flow_expire(config, meta, work, &batch->keys[i], now, crowded))
 			queue_append(meta, &batch->keys[i]);
 		forget_values();
 	}

@@ -151,6 +151,15 @@ struct answer {
 	u8 bytes[152];  /* what is behind the IP header begins at one place, whatever is before */
 };
 
+#define VGW_FLOW_NOTES 8 /* flows that a packet may open and end, and room to spare */
+
+/* A flow that began or ended with the packet being judged. */
+struct flow_note {
+	struct flow_key key;
+	struct flow flow;
+	u64 end; /* enum vgw_flow_end; NONE: it began */
+};
+
 /*
  * Work memory of the packet being judged. Values that would tell many paths apart for
  * the verifier live here and not in registers: what it reads from memory is alike on
@@ -174,6 +183,9 @@ struct scratch {
 	struct fragment_key fragment_key;
 	struct fragment fragment;
 	struct event event;
+	u64 noted; /* used entries of notes */
+	struct flow_note notes[VGW_FLOW_NOTES];
+	struct flow_event flow_event;
 	struct answer answer;
 };
 
@@ -220,6 +232,18 @@ static __always_inline u64 padded_mac(const u8 *mac)
 
 	__builtin_memcpy(&padded, mac, 6);
 	return padded;
+}
+
+static __always_inline void copy_key(struct flow_key *to, const struct flow_key *from)
+{
+	u64 *target = (u64 *)to;
+	const u64 *source = (const u64 *)from;
+
+	target[0] = source[0];
+	target[1] = source[1];
+	target[2] = source[2];
+	target[3] = source[3];
+	target[4] = source[4];
 }
 
 static __always_inline bool same_address(const struct vgw_address *a, const struct vgw_address *b)

@@ -188,6 +188,22 @@ static __always_inline void follow_flow(struct scratch *work, u32 path, struct f
 	decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_ESTABLISHED);
 }
 
+/*
+ * Ends a flow that the policy refuses now, and has that recorded, unless somebody else has
+ * claimed the flow at this moment, who sees to it.
+ */
+static __always_inline void end_old_flow(const struct endpoint_config *config,
+					 struct scratch *work, struct flow *flow)
+{
+	bool claimed = flow_claim(flow);
+
+	flow->state = VGW_FLOW_DEAD;
+	if (!claimed)
+		return;
+	note_end(config, work, &work->key, flow, work->now);
+	flow->claim = 0;
+}
+
 /* Stamps a flow that the new policy accepts too; one that it does not ends here. */
 static __always_inline void settle_old_flow(const struct endpoint_config *config,
 					    struct scratch *work, u32 path)
@@ -201,7 +217,7 @@ static __always_inline void settle_old_flow(const struct endpoint_config *config
 		flow->rule = work->decision.rule;
 		follow_flow(work, path, flow);
 	} else if (config->mode != VGW_MODE_MONITOR) {
-		flow->state = VGW_FLOW_DEAD;
+		end_old_flow(config, work, flow);
 	}
 }
 
@@ -221,16 +237,17 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 	}
 	crowded = half_open_crowd(config, meta, work->opener);
 	if (crowded || expiry_is_due(meta, work->opener))
-		expire_batch(config, meta, &work->batch, crowded);
+		expire_batch(config, meta, work, crowded);
 	forget_values();
 	flow_open(config, meta, work, path);
 	meta->pressed = work->decision.verdict != VGW_VERDICT_ACCEPT;
 }
 
 /* Does what the policy's answer to work->query asks for, about an old flow or a new one. */
-static __always_inline void settle(const struct endpoint_config *config, struct scratch *work,
-				   u32 path)
+static __always_inline void settle(void *ctx, const struct endpoint_config *config,
+				   struct scratch *work, u32 path)
 {
+	work->noted = 0;
 	if (work->decision.reason == VGW_REASON_RULE)
 		count_rule(work->slot, config->first_counter[work->query.path & 1] + work->decision.rule,
 			   work->packet.wire_length);
@@ -239,6 +256,9 @@ static __always_inline void settle(const struct endpoint_config *config, struct 
 		settle_old_flow(config, work, path);
 	else
 		settle_new_flow(config, work, path);
+	forget_values();
+	if (config->log_flows)
+		emit_flows(ctx, config, work);
 }
 
 /*
@@ -387,7 +407,7 @@ static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 	if (!config || !work)
 		return false;
 	if (work->asked)
-		settle(config, work, path);
+		settle(ctx, config, work, path);
 	forget_values();
 	if (work->packet.first_fragment)
 		settle_first_fragment(work, path);

@@ -44,13 +44,20 @@ static __always_inline void read_checksum_request(struct __sk_buff *skb, struct 
 	take_checksum_request(frame, bpf_rdonly_cast(skb, SKB_TYPE) + SKB_FIRST);
 }
 #else
+/*
+ * BCC's name for it means the older bpf_probe_read, which tc programs must not call, wherever
+ * /proc/kallsyms shows no addresses: to all users without CAP_SYSLOG.
+ */
+static int (*read_kernel_memory)(void *to, u32 size, const void *from) =
+	(void *)BPF_FUNC_probe_read_kernel;
+
 /* Puts down what is asked for. What cannot be read is refused, as a request of no sense. */
 static __always_inline void read_checksum_request(struct __sk_buff *skb, struct frame *frame)
 {
 	u8 fields[SKB_SIZE] __attribute__((aligned(8)));
 
 	frame->checksum_asked = true;
-	if (!bpf_probe_read_kernel(fields, sizeof(fields), (void *)skb + SKB_FIRST))
+	if (!read_kernel_memory(fields, sizeof(fields), (void *)skb + SKB_FIRST))
 		take_checksum_request(frame, fields);
 }
 #endif

@@ -25,6 +25,10 @@ dev_packages=(
   prometheus              # scrapes the exporter; promtool checks its output
   nftables                # what vgw is measured against
   gcc libc6-dev           # the programs that measurements send traffic with
+  openssl                 # certificates
+  logrotate               # reads the configuration in contrib/
+  systemd                 # looks the unit in contrib/ over
+  libseccomp2             # its filter of system calls
 )
 
 usage() {

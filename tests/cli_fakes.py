@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vgw.cli_target import AttachOrder, Sources
+from vgw.cli_target import ApplyOptions, AttachOrder, Sources
+from vgw.controller.flow_import import Piece
 
 POLICY = """\
 schema: vgw/v1
@@ -51,8 +52,9 @@ policies:
 """
 
 STATUS: dict[str, Any] = json.loads("""
-{"schema": "vgw/v1", "vms": [{"vm": "web01", "mode": "enforce", "mode_policy": "enforce",
- "generation": 3, "interfaces": [
+{"schema": "vgw/v1", "host_policy": null, "vms": [
+ {"vm": "web01", "mode": "enforce", "mode_policy": "enforce", "mode_order": null,
+  "generation": 3, "interfaces": [
   {"name": "tap-web01", "ifindex": 7, "attached": true,
    "from_vm": {"hook": "xdp", "mode": "native", "link": true, "prog_id": 12},
    "to_vm": {"hook": "tc", "mode": "tcx", "link": true, "prog_id": 13},
@@ -65,6 +67,11 @@ STATUS: dict[str, Any] = json.loads("""
    "guards_off": {"address": "no addresses", "arp": "no addresses"}}
 ]}]}
 """)
+
+SAMPLE: dict[str, Any] = {"schema": "vgw/v1", "at_ns": 0, "vms": []}
+TALKERS: dict[str, Any] = {
+    "schema": "vgw/v1", "at_ns": 0, "vm": "web01", "flows": 0, "complete": True, "talkers": [],
+}  # fmt: skip
 
 RULES: dict[str, Any] = json.loads("""
 {"schema": "vgw/v1", "vm": "web01", "rules": [
@@ -104,8 +111,8 @@ class FakeTarget:
         self.asked.append(("detach", None))
         return ["db01", "web01"]
 
-    def apply(self, sources: Sources) -> dict[str, Any]:
-        self.asked.append(("apply", sources))
+    def apply(self, sources: Sources, options: ApplyOptions) -> dict[str, Any]:
+        self.asked.append(("apply", sources) if options == ApplyOptions() else ("apply", options))
         return {
             "vms": [result("web01"), result("db01", changed=False)],
             "waiting": {"web01": ["tap-new"]},
@@ -120,6 +127,14 @@ class FakeTarget:
         self.asked.append(("rules", vm))
         return RULES
 
+    def sample(self) -> dict[str, Any]:
+        self.asked.append(("sample", None))
+        return SAMPLE
+
+    def talkers(self, vm: str) -> dict[str, Any]:
+        self.asked.append(("talkers", vm))
+        return TALKERS
+
     def conntrack(self, vm: str) -> dict[str, Any]:
         self.asked.append(("conntrack", vm))
         return FLOWS
@@ -128,8 +143,21 @@ class FakeTarget:
         self.asked.append(("flush", vm))
         return 4
 
-    def set_mode(self, vm: str, mode: str) -> None:
-        self.asked.append(("mode", (vm, mode)))
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        self.asked.append(("put_flows", piece))
+        return {}
+
+    def rollback(self, number: int | None) -> dict[str, Any]:
+        self.asked.append(("rollback", number))
+        return {"policy": 9, "back": number or 7, "vms": [result("web01")], "waiting": {}}
+
+    def confirm(self) -> int:
+        self.asked.append(("confirm", None))
+        return 8
+
+    def set_mode(self, vm: str, mode: str | None, reason: str) -> str:
+        self.asked.append(("mode", (vm, mode, reason) if reason else (vm, mode)))
+        return mode or "enforce"
 
 
 def result(vm: str, *, changed: bool = True, **fields: Any) -> dict[str, Any]:
@@ -143,5 +171,6 @@ def result(vm: str, *, changed: bool = True, **fields: Any) -> dict[str, Any]:
         "seconds": 0.01,
         "named": True,
         "pending": [],
+        "kept": False,
         **fields,
     }

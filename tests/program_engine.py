@@ -8,7 +8,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from tests.cases.table import Send
 from tests.engines import CannotRunError, Outcome
@@ -22,7 +22,7 @@ from vgw.maps import Counter, EndpointMaps, place_counters
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.flows import SECOND_NS
 from vgw.policy.guards import EndpointFacts, possible_sources
-from vgw.policy.model import EffectivePolicy, Hook
+from vgw.policy.model import EffectivePolicy, Hook, Logging
 from vgw.policy.packet_fields import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
 #: BPF_PROG_TEST_RUN takes no shorter frames, and of linear ones none longer than about a page.
@@ -34,6 +34,7 @@ NO_TIME = 0
 #: The generation of an endpoint that has no policy.
 NO_POLICY = 0
 XDP_CODES = {True: 2, False: 1}
+NO_FLOWS = Logging()
 TC_CODES = {True: 0xFFFFFFFF, False: 2}
 #: struct __sk_buff up to and with gso_size: gso_segs is at byte 164, gso_size at 176.
 SKB_SIZE, SKB_GSO_SEGMENTS, SKB_GSO_SIZE = 192, 164, 176
@@ -55,6 +56,7 @@ class ProgramEngine:
         conntrack_max: int = 1024,
         *,
         reject_per_second: int = 0,
+        log: Logging = NO_FLOWS,
     ) -> None:
         """Load programs; with `reject_per_second` they make packets that they reject answers."""
         self._artefact = artefact
@@ -64,6 +66,7 @@ class ProgramEngine:
         self._generation = NO_POLICY
         self._epoch = 0
         self._reject_per_second = reject_per_second
+        self._log = log
         self._images: dict[Path, PolicyImage] = {}
         self._grace_until_ns = 0
         self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
@@ -170,11 +173,16 @@ class ProgramEngine:
     @contextmanager
     def reaper(self) -> Iterator[Callable[[], int]]:
         """Yield a function that runs conntrack_reap once; it returns 1 while there is work."""
-        with loader.instantiate(
-            self._artefact, ["conntrack_reap"], reuse=self._instance.maps
-        ) as instance:
-            program = instance.programs["conntrack_reap"]
-            yield lambda: libbpf.prog_test_run(program, bytes(64)).retval
+        with self.beside("conntrack_reap") as run:
+            yield lambda: run(bytes(64))
+
+    @contextmanager
+    def beside(self, name: str) -> Iterator[Callable[[bytes], int]]:
+        """Yield a function that runs a program over the engine's maps and returns its answer."""
+        maps = self._instance.maps
+        with loader.instantiate(self._artefact, [name], reuse=maps) as instance:
+            program = instance.programs[name]
+            yield lambda frame: libbpf.prog_test_run(program, frame).retval
 
     def load_stages(self) -> None:
         """Put the programs' stages where they look for them."""
@@ -193,14 +201,17 @@ class ProgramEngine:
         config.flow_epoch = self._epoch
         config.grace_until_ns = self._grace_until_ns
         config.reject_per_second = self._reject_per_second
+        config.log_per_second = self._log.per_second
+        config.log_flows = self._log.flows
         config.reply_mark = reply_mark(config.endpoint, self._hook)
         rules = {path: len(image.rules) for path, image in self._images.items()}
-        with ExitStack() as stack:
-            policies = stack.enter_context(private_images(self._artefact, self._images))
-            size = place_counters(config, rules)
-            counters = loader.new_inner(self._artefact, "rule_counters", size)
-            stack.callback(os.close, counters)
+        size = place_counters(config, rules)
+        counters = loader.new_inner(self._artefact, "rule_counters", size)
+        try:
+            policies = private_images(self._artefact, self._images)
             slot = self.maps.stage(config, policies, counters)
+        finally:
+            os.close(counters)
         if any(image.staged for image in self._images.values()):
             self.load_stages()
         self.maps.switch(slot)
@@ -279,7 +290,6 @@ def _config(facts: EndpointFacts, generation: int) -> abi.EndpointConfig:
     config = abi.EndpointConfig(
         endpoint=1,
         generation=generation,
-        log_per_second=1000,
         half_open_max=facts.half_open_max,
         new_per_second=facts.new_per_second,
         address_count=len(facts.owned),

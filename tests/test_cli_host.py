@@ -95,9 +95,11 @@ class Vgw:
         return dict(json.loads(self.ok(f"{arguments} -o json")))
 
     def traces(self) -> list[str]:
-        """Return what vgw has left: pins and state, but for the lock."""
+        """Return what vgw has left: pins and state, but for the lock and the history."""
         places = (self.root / "bpffs" / "vgw", self.root / "state")
-        return [str(path) for place in places for path in place.rglob("*") if path.is_file()]
+        history = self.root / "state" / "history"
+        found = [path for place in places for path in place.rglob("*") if path.is_file()]
+        return [str(path) for path in found if history not in path.parents]
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +179,8 @@ def test_a_dry_run_says_what_apply_then_does(vgw: Vgw) -> None:
     before = vgw.json("status")
     [row] = vgw.json(f"apply {new} --dry-run")["vms"]
     assert (row["changed"], row["generation"]) == (True, 2)
-    assert row["added"] == ["ingress/group/tier/more"]
-    assert row["modified"] == ["ingress/group/tier/site"]
+    assert [each["rule"] for each in row["added"]] == ["ingress/group/tier/more"]
+    assert [each["rule"] for each in row["modified"]] == ["ingress/group/tier/site"]
     assert row["removed"] == []
     assert "1 rule added, 1 rule changed" in vgw.ok(f"apply {new} --dry-run")
     assert vgw.json("status") == before
@@ -189,7 +191,7 @@ def test_a_dry_run_says_what_apply_then_does(vgw: Vgw) -> None:
     for arguments in (f"apply {new} --dry-run", f"apply {new}"):
         done = vgw.run(arguments)
         assert done.returncode == 0
-        assert "web01: not named by this policy: it gets the defaults" in done.stderr
+        assert "web01: not in this policy any more: it keeps its last one" in done.stderr
 
 
 def test_a_policy_with_a_mistake_changes_nothing(vgw: Vgw) -> None:
@@ -239,7 +241,7 @@ def test_one_missing_interface_among_many_vms_is_partly_applied(vgw: Vgw) -> Non
     assert [vm["vm"] for vm in vgw.json("status")["vms"]] == ["web01"]
 
 
-def test_no_rights(vgw: Vgw) -> None:
+def test_catalogue_N11_no_rights(vgw: Vgw) -> None:
     assert_refused(vgw, vgw.run("attach --vm web01", prefix=NO_RIGHTS), "run vgw as root")
     done = vgw.run("doctor -o json", prefix=NO_RIGHTS)
     assert done.returncode == 1
@@ -319,4 +321,29 @@ def test_a_running_controller_does_the_work(vgw: Vgw) -> None:
     assert events[0] == "start"
     assert {"mode", "detach"} <= set(events)
     assert events[-1] == "stop"
+    assert vgw.traces() == []
+
+
+def test_connections_go_to_a_file_and_back(vgw: Vgw) -> None:
+    vgw.ok("attach --vm web01")
+    told = vgw.json("conntrack export --vm web01 web01.flows")
+    assert [row["interface"] for row in told["interfaces"]] == ["web0"]
+    [row] = vgw.json("conntrack import --vm web01 web01.flows")["interfaces"]
+    assert (row["flows"], row["full"]) == (0, 0)
+    delta = vgw.json(f"conntrack export --vm web01 --delta-since {told['token']} delta.flows")
+    assert delta["kind"] == "delta"
+    assert vgw.ok("conntrack import --vm web01 delta.flows").splitlines()[1].split()[1] == "web0"
+
+    flows = vgw.root / "web01.flows"
+    assert flows.stat().st_mode & 0o077 == 0, "addresses of a VM's peers are not for all to read"
+    flows.write_bytes(flows.read_bytes()[:-1])
+    refused = vgw.run("conntrack import --vm web01 web01.flows")
+    assert refused.returncode == 1
+    assert refused.stderr == "vgw: the flows are cut off or damaged: export them again\n"
+    stream = vgw.run("conntrack export --vm web01")
+    assert stream.stdout.startswith('{"schema":"vgw/flows/v1"')
+    assert "token: " in stream.stderr
+    both = vgw.run("conntrack export --vm web01 --full --delta-since x")
+    assert both.returncode == 2
+    vgw.ok("detach --vm web01")
     assert vgw.traces() == []

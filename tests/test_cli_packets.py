@@ -18,6 +18,7 @@ from vgw import cli_verbs_show
 from vgw.cli import cli
 from vgw.controller import daemon, doctor
 from vgw.controller import simulate as simulation
+from vgw.controller.log_choice import LogOptions
 from vgw.controller.paths import Paths
 from vgw.policy.model import Direction, Hook
 
@@ -282,7 +283,7 @@ def test_logs_are_json_for_programs() -> None:
 
 
 def test_following_begins_with_the_last_and_goes_on(log: Path) -> None:
-    records = cli_verbs_show.last_records(log, None, follow=True, lines=1)
+    records = cli_verbs_show.last_records(log, None, follow=True, lines=1, events=())
     assert next(iter(records)) == LOG[2]
     with log.open("a") as file:
         file.write(json.dumps({"event": "detach", "vm": "web01"}) + "\n")
@@ -329,4 +330,35 @@ def test_controller_runs_the_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     [((paths, listen), named)] = asked
     assert isinstance(paths, Paths)
-    assert (paths.run_dir, listen, named) == (tmp_path, ("::1", 99), {"rule_metrics": True})
+    expected = {"rule_metrics": True, "log_options": LogOptions(), "tls": None}
+    assert (paths.run_dir, listen, named) == (tmp_path, ("::1", 99), expected)
+
+
+def test_controller_is_told_where_the_log_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[LogOptions] = []
+    monkeypatch.setattr(daemon, "run", lambda *_, **named: asked.append(named["log_options"]))
+    arguments = ["controller", "--log-to", "journal", "--log-to", "syslog:udp:192.0.2.1:514"]
+    arguments += ["--log-max-bytes", "0", "--log-keep", "9"]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    assert asked == [LogOptions(("journal", "syslog:udp:192.0.2.1:514"), 0, 9)]
+
+    wrong = CliRunner().invoke(cli, ["controller", "--log-to", "kafka"])
+    assert wrong.exit_code == 2
+    assert "no place for a log" in wrong.output
+    assert len(asked) == 1
+
+
+def test_logs_of_some_events_only(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text('{"event":"drop","n":1}\n{"event":"flow_end","n":2}\n{"event":"lost","n":3}\n')
+    arguments = ["--log", str(log), "logs", "-o", "jsonl", "--event", "flow_end", "--event", "lost"]
+    outcome = CliRunner().invoke(cli, arguments)
+    assert [json.loads(line)["n"] for line in outcome.stdout.splitlines()] == [2, 3]
+
+
+def test_catalogue_N7_a_hostile_record_is_one_printable_line(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(json.dumps({"ts": "\x1b[2J", "event": "attach", "vm": "a\nb\x9b\u202e"}) + "\n")
+    outcome = CliRunner().invoke(cli, ["--log", str(log), "logs"])
+    (line,) = outcome.stdout.splitlines()
+    assert line.isprintable()

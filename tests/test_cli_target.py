@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who does the work of a verb, and what applying a policy would change."""
+"""Who does the work of a verb."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vgw import cli_target
-from vgw.abi import ABI_VERSION, Action, Mode
-from vgw.cli_plan import compare
-from vgw.cli_target import AttachOrder, ControllerTarget, LocalTarget, connect, each_vm
+from vgw.abi import ABI_VERSION, Mode
+from vgw.cli_target import (
+    ApplyOptions,
+    AttachOrder,
+    ControllerTarget,
+    LocalTarget,
+    connect,
+    each_vm,
+)
 from vgw.controller import api
 from vgw.controller.batch import ApplyResult, AttachResult
 from vgw.controller.paths import Paths
@@ -25,7 +31,7 @@ from vgw.errors import (
     PolicyError,
     VgwError,
 )
-from vgw.policy.model import Defaults, Direction, EffectivePolicy, EffectiveRule, Hook, Tier
+from vgw.policy.model import Hook
 
 POLICY = "schema: vgw/v1\nvms: {a: {interfaces: [{name: tap0}]}}\n"
 SOURCES = [("policy.yaml", POLICY)]
@@ -33,7 +39,9 @@ SOURCES = [("policy.yaml", POLICY)]
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
-    return Paths.from_environment({}, run_dir=tmp_path)
+    return Paths.from_environment(
+        {}, run_dir=tmp_path, state_dir=tmp_path / "state", log_file=tmp_path / "events.jsonl"
+    )
 
 
 @pytest.fixture
@@ -77,6 +85,8 @@ def test_a_controller_that_answers_does_the_work(
             "attach": results[0],
             "detach": {"detached": ["a"]},
             "apply": {"vms": results, "waiting": {}},
+            "rollback": {"policy": 9, "back": 7, "vms": results, "waiting": {}},
+            "confirm": {"policy": 8},
             "status": {"vms": []},
             "rules": {"rules": []},
             "conntrack": {"flows": []},
@@ -89,12 +99,14 @@ def test_a_controller_that_answers_does_the_work(
     assert target.attach(AttachOrder(["a"], SOURCES)) == {"vms": results[:1], "waiting": {}}
     assert target.attach(AttachOrder(["a", "b"], SOURCES, hook="tc"))["vms"] == [results[0]] * 2
     assert target.detach("a") == target.detach_all() == ["a"]
-    assert target.apply(SOURCES)["vms"] == results
+    assert target.apply(SOURCES, ApplyOptions())["vms"] == results
+    assert target.rollback(None)["back"] == 7
+    assert target.confirm() == 8
     assert target.status(None) == {"vms": []}
     assert target.rules("a") == {"rules": []}
     assert target.conntrack("a") == {"flows": []}
     assert target.flush("a") == 3
-    target.set_mode("a", "monitor")
+    assert target.set_mode("a", "monitor", "") == "monitor"
 
 
 def test_a_controller_gets_many_vms_by_one_request(
@@ -103,6 +115,15 @@ def test_a_controller_gets_many_vms_by_one_request(
     many = {"vms": [{"vm": "a"}, {"vm": "b"}], "waiting": {}, "seconds": 0.1}
     serve({"ping": identity(), "attach": many})
     assert connect(paths, None).attach(AttachOrder(["a", "b"], SOURCES)) == many
+
+
+def test_a_controller_that_knows_no_windows_gets_nothing_to_apply(
+    paths: Paths, serve: Callable[[dict[str, Any]], None]
+) -> None:
+    serve({"ping": identity(), "apply": {"vms": [], "waiting": {}}})
+    target = connect(paths, None)
+    with pytest.raises(VgwError, match="restart it if vgw was upgraded"):
+        target.apply(SOURCES, ApplyOptions(confirm_seconds=60.0))
 
 
 def test_beside_a_controller_of_another_version_nothing_is_done(
@@ -127,8 +148,15 @@ def test_beside_a_controller_that_hangs_nothing_is_done(
 class FakeHost:
     """Stands for reconcile.Host; VM `bad` cannot be attached."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
         self.asked: list[Any] = []
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def attached(self) -> list[str]:
+        return []
 
     def attach(self, document: Any, vm: str, **options: Any) -> AttachResult:
         self.asked.append((vm, sorted(document.vms), options))
@@ -140,50 +168,50 @@ class FakeHost:
         self.asked.append((list(vms), sorted(document.vms), force))
         return ApplyResult([], {"a": ["tap0"]}, 0.1)
 
-    def set_mode(self, vm: str, mode: Mode) -> None:
-        self.asked.append((vm, mode))
+    def set_mode(self, vm: str, mode: Mode, reason: str, by: str) -> None:  # noqa: ARG002
+        self.asked.append((vm, mode, reason))
 
 
 def local(host: FakeHost) -> LocalTarget:
     return LocalTarget(host)  # type: ignore[arg-type]
 
 
-def test_one_vm_is_attached_by_its_order() -> None:
-    host = FakeHost()
+def test_one_vm_is_attached_by_its_order(paths: Paths) -> None:
+    host = FakeHost(paths)
     answer = local(host).attach(AttachOrder(["a"], SOURCES, ("tap0",), "xdp", force=True))
     assert [row["vm"] for row in answer["vms"]] == ["a"]
     options = {"interfaces": ("tap0",), "hook": Hook.XDP, "force": True}
     assert host.asked == [("a", ["a"], options)]
 
 
-def test_many_vms_are_attached_side_by_side() -> None:
-    host = FakeHost()
+def test_many_vms_are_attached_side_by_side(paths: Paths) -> None:
+    host = FakeHost(paths)
     answer = local(host).attach(AttachOrder(["a", "b"], SOURCES))
     assert (answer["vms"], answer["waiting"]) == ([], {"a": ["tap0"]})
     assert host.asked == [(["a", "b"], ["a"], False)]
 
 
-def test_a_policy_with_a_mistake_reaches_no_vm() -> None:
-    host = FakeHost()
+def test_a_policy_with_a_mistake_reaches_no_vm(paths: Paths) -> None:
+    host = FakeHost(paths)
     with pytest.raises(PolicyError):
         local(host).attach(AttachOrder(["a"], [("policy.yaml", "schema: vgw/v0\n")]))
     assert host.asked == []
 
 
-def test_without_a_policy_a_vm_gets_the_defaults() -> None:
-    host = FakeHost()
+def test_without_a_policy_a_vm_gets_the_defaults(paths: Paths) -> None:
+    host = FakeHost(paths)
     local(host).attach(AttachOrder(["new"], None, ("tap7",)))
     assert host.asked[0][:2] == ("new", [])
 
 
-def test_a_mode_is_given_by_its_name() -> None:
-    host = FakeHost()
-    local(host).set_mode("a", "quarantine")
-    assert host.asked == [("a", Mode.QUARANTINE)]
+def test_a_mode_is_given_by_its_name(paths: Paths) -> None:
+    host = FakeHost(paths)
+    local(host).set_mode("a", "quarantine", "spam")
+    assert host.asked == [("a", Mode.QUARANTINE, "spam")]
 
 
-def test_what_fails_for_one_vm_keeps_no_other_back() -> None:
-    host = FakeHost()
+def test_what_fails_for_one_vm_keeps_no_other_back(paths: Paths) -> None:
+    host = FakeHost(paths)
     with pytest.raises(PartlyAppliedError) as caught:
         local(host).attach(AttachOrder(["a", "bad", "c"], SOURCES, hook="tc"))
     assert caught.value.failures == {"bad": "program 7 is there"}
@@ -197,44 +225,3 @@ def test_a_single_vm_fails_with_its_own_error() -> None:
 
     with pytest.raises(VgwError, match=r"^no a$"):
         each_vm(["a"], protect)
-
-
-def policy(*names: str, action: Action = Action.ACCEPT) -> EffectivePolicy:
-    return EffectivePolicy(
-        "a",
-        tuple(
-            EffectiveRule(Direction.INGRESS, Tier.VM, "p", name, action, line=number)
-            for number, name in enumerate(names)
-        ),
-    )
-
-
-def test_a_plan_names_rules_that_come_go_and_change() -> None:
-    now = policy("stays", "goes", "changes")
-    changes, comes = policy("changes", "comes", action=Action.DROP).ingress
-    then = replace(now, ingress=(now.ingress[0], changes, comes))
-    assert compare(now, then) == {
-        "added": ["ingress/vm/p/comes"],
-        "removed": ["ingress/vm/p/goes"],
-        "modified": ["ingress/vm/p/changes"],
-        "reordered": False,
-        "defaults": False,
-    }
-
-
-def test_a_plan_tells_another_order_and_other_defaults() -> None:
-    now = policy("one", "two")
-    then = replace(policy("two", "one"), defaults=Defaults(ingress=Action.REJECT))
-    found = compare(now, then)
-    assert (found["reordered"], found["defaults"]) == (True, True)
-    assert found["added"] == found["removed"] == found["modified"] == []
-
-
-def test_where_a_rule_is_written_does_not_matter() -> None:
-    now = policy("one")
-    then = replace(now, ingress=(replace(now.ingress[0], file="b", line=9, comment="moved"),))
-    assert not any(compare(now, then).values())
-
-
-def test_a_plan_without_memory_names_no_rules() -> None:
-    assert set(compare(None, policy("one")).values()) == {None}

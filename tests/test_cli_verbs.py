@@ -17,8 +17,9 @@ from vgw import abi, cli_options
 from vgw.cli import cli
 from vgw.cli_target import AttachOrder
 from vgw.errors import PartlyAppliedError
-from vgw.policy.compile import PolicyImage, PolicyTooLargeError
+from vgw.policy.compile import PolicyImage
 from vgw.policy.model import EffectivePolicy
+from vgw.policy.quotas import PolicyTooLargeError
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def order_of(target: FakeTarget) -> AttachOrder:
 def test_attach_sends_the_texts_of_the_policy(target: FakeTarget, policy: Path) -> None:
     outcome = vgw("attach --vm web01 --hook tc --force")
     assert outcome.stdout.split("\n")[1].split() == ["web01", "protected", "tap-web01", "2"]
-    expected = AttachOrder(["web01"], [(str(policy), POLICY)], (), "tc", force=True)
+    expected = AttachOrder(["web01"], [(str(policy), POLICY)], (), "tc", force=True, own=True)
     assert order_of(target) == expected
 
 
@@ -96,7 +97,7 @@ def test_a_vm_without_policy_can_be_attached_by_interface(
     outcome = vgw("attach --vm new --interface tap7 --interface tap8")
     assert outcome.exit_code == 0
     assert outcome.stderr.startswith("warning: there is no policy /nowhere/policy.d")
-    assert order_of(target) == AttachOrder(["new"], None, ("tap7", "tap8"))
+    assert order_of(target) == AttachOrder(["new"], None, ("tap7", "tap8"), own=True)
 
 
 @pytest.mark.usefixtures("policy")
@@ -249,7 +250,7 @@ def test_apply_says_what_became_of_each_vm(target: FakeTarget, policy: Path) -> 
 def test_what_was_done_is_shown_although_some_failed(
     target: FakeTarget, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    def fail(_: object) -> dict[str, Any]:
+    def fail(*_: object) -> dict[str, Any]:
         raise PartlyAppliedError({"db01": "no room"}, [result("web01")])
 
     monkeypatch.setattr(target, verb.split(maxsplit=1)[0], fail)
@@ -271,15 +272,17 @@ def test_what_a_vm_lacks_is_said(
     answer = {
         "vms": [
             result("web01", interfaces=[]),
+            result("lost", kept=True),
             result("old", named=False, pending=["conntrack_max 9 takes effect later"]),
         ],
         "waiting": {"web01": ["tap-web01"], "old": ["tap-x"]},
     }
-    monkeypatch.setattr(target, verb.split(maxsplit=1)[0], lambda _: answer)
+    monkeypatch.setattr(target, verb.split(maxsplit=1)[0], lambda *_: answer)
     outcome = vgw(verb)
     assert outcome.stdout.splitlines()[1].split() == ["web01", "NOT", "protected", "-", "2"]
     absent = "does not exist (yet) and is not protected"
     assert outcome.stderr.splitlines() == [
+        "warning: lost: not in this policy any more: it keeps its last one; `vgw detach` ends that",
         "warning: old: not named by this policy: it gets the defaults",
         "warning: old: conntrack_max 9 takes effect later",
         f"warning: web01: tap-web01 {absent}; a running controller protects it when it appears",
@@ -293,6 +296,12 @@ def test_what_a_vm_lacks_is_said(
         ("detach --vm web01", ("detach", "web01"), ["web01"]),
         ("detach --all", ("detach", None), ["db01", "web01"]),
         ("mode --vm web01 monitor", ("mode", ("web01", "monitor")), ["web01"]),
+        (
+            "quarantine --vm web01 --reason spam",
+            ("mode", ("web01", "quarantine", "spam")),
+            ["web01"],
+        ),
+        ("release --vm web01", ("mode", ("web01", None)), ["web01"]),
         ("conntrack flush --vm web01", ("flush", "web01"), ["web01"]),
     ],
 )
@@ -352,6 +361,17 @@ def test_status_says_what_is_not_as_it_should_be(
         f"{place} u32 filter of priority 10 {beside} to_vm program and may redirect packets",
         f"{place} conntrack_max 9 takes effect later",
     ]
+
+
+def test_status_ends_with_the_alarms(target: FakeTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = {"alarm": "renamed", "vm": "web01", "interface": "tap0", "text": "why", "seconds": 61.5}
+    alone = alarm | {"vm": None, "interface": None}
+    monkeypatch.setattr(target, "status", lambda _: STATUS | {"alarms": [alarm, alone]})
+    assert vgw("status").stdout.splitlines()[-2:] == [
+        "ALARM renamed web01 tap0: why (for 1 min)",
+        "ALARM renamed: why (for 1 min)",
+    ]
+    assert document(vgw("status -o json"))["alarms"] == [alarm, alone]
 
 
 def test_rules_with_their_counters(target: FakeTarget) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports point one way, and each outside library has one place.
 
-cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors is for all
+cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors, steps, files and words are
+for all
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ ALLOWED_LAYERS: dict[str, set[str]] = {
     "libbpf": {"abi"},
     "abi": set(),
     "errors": set(),
+    "steps": set(),
+    "files": set(),
+    "words": set(),
 }
 #: Modules that every layer may import.
-COMMON = {"errors", "__version__"}
+COMMON = {"errors", "steps", "files", "words", "__version__"}
 
 #: Outside library -> the only modules that may import it.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
@@ -35,14 +39,25 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "pyroute2": ("vgw.controller.links",),
     "click": ("vgw.cli",),
     "prometheus_client": ("vgw.controller.metrics",),
-    "numpy": ("vgw.policy.wide",),
+    "numpy": (
+        "vgw.policy.wide",
+        *(f"vgw.controller.{part}" for part in ("columns", "flow", "foreign_tables")),
+        "vgw.controller.upgrade_tables",
+    ),
+    "rich": ("vgw.cli_top",),
     "pydantic": ("vgw.policy",),
     "yaml": ("vgw.policy",),
 }
 #: Libraries too slow to load at the top of a module: only inside the functions that need them.
 LAZY_LIBRARIES = {"bcc", "pyroute2"}
 #: Modules that are all about such a library, and are themselves loaded only when needed.
-LAZY_MODULES = {"vgw.policy.wide"}
+LAZY_MODULES = {
+    "vgw.policy.wide",
+    "vgw.controller.columns",
+    *(f"vgw.controller.flow_{part}" for part in ("file", "table", "export", "import")),
+    "vgw.controller.foreign_tables",
+    "vgw.controller.upgrade_tables",
+}
 
 
 def layer_of(module: str) -> str:
@@ -88,7 +103,7 @@ def mistakes(module: str, text: str) -> list[str]:
         library = name.split(".")[0]
         if library == "vgw":
             wanted = layer_of(name)
-            if name in LAZY_MODULES and at_top:
+            if name in LAZY_MODULES and at_top and module not in LAZY_MODULES:
                 found.append(f"{where}: it is slow to load, import it where it is used")
             if wanted not in ALLOWED_LAYERS[layer] | COMMON | {layer}:
                 found.append(f"{where}: {layer} must not know {wanted}")

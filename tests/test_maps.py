@@ -6,8 +6,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,9 @@ from vgw.maps import (
     counted,
     image_chunks,
     place_counters,
+    put_fds,
 )
+from vgw.maps_counters import PinnedCounters
 
 KINDS: dict[str, tuple[MapType, int, int]] = {
     "active": (MapType.ARRAY, 1, 0),
@@ -140,15 +144,35 @@ def test_a_map_of_another_layout_is_refused(fds: dict[str, int]) -> None:
             os.close(fd)
 
 
+@dataclass
+class HeldImage:
+    """An image whose maps are open; `fds` are those of its maps."""
+
+    fds: list[int]
+
+    def put(self, fd: int, first: int) -> None:
+        put_fds(fd, first, self.fds)
+
+    @property
+    def ids(self) -> list[int]:
+        return [libbpf.map_info(fd).id for fd in self.fds]
+
+
+Images = Mapping[abi.Path, HeldImage]
+
+
+def ids_of(images: Images) -> dict[abi.Path, list[int]]:
+    return {path: image.ids for path, image in images.items()}
+
+
 @contextmanager
-def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[dict[abi.Path, list[int]], int]]:
+def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[Images, int]]:
     """Yield the maps of images of both paths, and an fd of counters for so many rules."""
     with ExitStack() as stack:
         images = {
-            path: [
-                libbpf.map_info(stack.enter_context(closing(new_inner("policies", 1)))).id
-                for _ in range(chunks)
-            ]
+            path: HeldImage(
+                [stack.enter_context(closing(new_inner("policies", 1))) for _ in range(chunks)]
+            )
             for path in abi.Path
         }
         yield images, stack.enter_context(closing(new_inner("rule_counters", rules)))
@@ -158,15 +182,15 @@ def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[dict[abi.Path, l
 def test_a_large_policy_is_staged_and_released_whole(maps: EndpointMaps) -> None:
     with a_policy(chunks=150) as (images, counters):
         slot = maps.stage(abi.EndpointConfig(generation=1), images, counters)
-        assert maps.policies(slot) == images
+        first = ids_of(images)
+        assert maps.policies(slot) == first
         maps.switch(slot)
     with a_policy(chunks=1) as (fewer, counters):
         second = maps.stage(abi.EndpointConfig(generation=2), fewer, counters)
-        assert (maps.policies(second), maps.policies(slot)) == (fewer, images)
+        assert (maps.policies(second), maps.policies(slot)) == (ids_of(fewer), first)
         maps.switch(second)
     maps.release(slot)
     assert maps.policies(slot) == {path: [] for path in abi.Path}
-    assert set(maps.policy_memory()) == {chunk for part in fewer.values() for chunk in part}
 
 
 @pytest.mark.bpf
@@ -175,7 +199,7 @@ def test_a_switch_changes_policies_counters_and_configuration_at_once(maps: Endp
     for generation, expected in ((1, 1), (2, 0), (3, 1)):
         with a_policy() as (images, counters):
             staged = maps.stage(abi.EndpointConfig(generation=generation), images, counters)
-            ids = {path: chunks[0] for path, chunks in images.items()}
+            ids = {path: image.ids[0] for path, image in images.items()}
             counters_id = libbpf.map_info(counters).id
         assert staged == expected
         assert maps.config().generation == generation - 1
@@ -209,21 +233,68 @@ def test_a_spare_slot_is_used_while_anything_is_in_it(
 @pytest.mark.bpf
 def test_what_is_in_force_can_be_staged_again(maps: EndpointMaps) -> None:
     before = open_fds()
-    with pytest.raises(VgwError, match="no policy is in force"), maps.in_force():
+    with pytest.raises(VgwError, match="no policy is in force"), maps.counters_in_force():
         pass
     with a_policy() as (images, counters):
         maps.switch(maps.stage(abi.EndpointConfig(generation=1), images, counters))
-    first = maps.active_slot()
-    with maps.in_force() as (policies, counters_fd):
-        second = maps.stage(abi.EndpointConfig(generation=2), policies, counters_fd)
+        first = maps.active_slot()
+        with maps.counters_in_force() as counters_fd:
+            second = maps.stage(abi.EndpointConfig(generation=2), images, counters_fd)
     assert maps.policy_ids(first) == maps.policy_ids(second)
     assert maps.counters_id(first) == maps.counters_id(second)
-    assert open_fds() == before
+    maps.switch(second)
+    maps.release(first)
+    with maps.counters_in_force() as counters_fd:
+        assert libbpf.map_info(counters_fd).id == maps.counters_id(second)
+    assert open_fds() == before + 1  # that of the counters in force
+
+
+@pytest.mark.bpf
+def test_counters_are_found_by_their_pins_alone(fds: dict[str, int], bpffs: Path) -> None:
+    with EndpointMaps(fds, PinnedCounters(bpffs)) as maps:
+        assert not maps.has_lost_counters()
+        for generation in (1, 2):
+            with a_policy(rules=generation) as (images, counters):
+                slot = maps.stage(abi.EndpointConfig(generation=generation), images, counters)
+            maps.switch(slot)
+            maps.release(1 - slot)
+            assert len(maps.rule_counters()) == generation * ctypes.sizeof(abi.RuleCounter)
+            assert maps.rule_counters(1 - slot) == b""
+            assert [pin.name for pin in bpffs.glob("counters_*")] == [f"counters_{slot}"]
+        for damage in (put_another, Path.unlink):
+            assert not maps.has_lost_counters()
+            with pinned_aside(bpffs / f"counters_{slot}", damage):
+                assert maps.has_lost_counters()
+                assert maps.rule_counters() == b""
+                with pytest.raises(VgwError, match="no policy is in force"):
+                    maps.counters_in_force().__enter__()
+
+
+def put_another(pin: Path) -> None:
+    pin.unlink()
+    with closing(new_inner("rule_counters", 1)) as other:
+        libbpf.pin(other, pin)
+
+
+@contextmanager
+def pinned_aside(pin: Path, damage: Callable[[Path], None]) -> Iterator[None]:
+    """Damage a pin for the time of a block."""
+    with closing(libbpf.get_pinned(pin)) as fd:
+        damage(pin)
+        yield
+        pin.unlink(missing_ok=True)
+        libbpf.pin(fd, pin)
+
+
+@pytest.fixture
+def bpffs(tmp_path: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "bpf", "bpf", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
 
 
 @pytest.mark.bpf
 def test_rule_counts_by_path_and_number(maps: EndpointMaps) -> None:
-    before = open_fds()
     assert maps.rule_counters() == b""
     config = abi.EndpointConfig()
     entries = place_counters(config, {abi.Path.TO_VM: 3, abi.Path.FROM_VM: 5000})
@@ -240,7 +311,6 @@ def test_rule_counts_by_path_and_number(maps: EndpointMaps) -> None:
         (abi.Path.FROM_VM, 4999, RuleCount(5003, 60, 9)),
     ]
     assert list(maps.rule_counts(1 - maps.active_slot())) == []
-    assert open_fds() == before
 
 
 @pytest.mark.bpf
@@ -278,19 +348,14 @@ def test_all_flows_are_walked(maps: EndpointMaps, fds: dict[str, int]) -> None:
 
 
 @pytest.mark.bpf
-def test_memory_is_the_endpoints_own_and_that_of_its_policies(maps: EndpointMaps) -> None:
+def test_memory_is_the_endpoints_own(maps: EndpointMaps) -> None:
     before = maps.memory()
     assert before > ctypes.sizeof(abi.EndpointConfig) * abi.CONFIG_SLOTS
-    assert maps.policy_memory() == {}
     with a_policy(1000, chunks=1) as (images, counters):
-        shared = dict.fromkeys(abi.Path, images[abi.Path.TO_VM])
-        maps.switch(maps.stage(abi.EndpointConfig(), shared, counters))
-        maps.switch(maps.stage(abi.EndpointConfig(), shared, counters))
+        maps.switch(maps.stage(abi.EndpointConfig(), images, counters))
+        maps.switch(maps.stage(abi.EndpointConfig(), images, counters))
         counters_memory = libbpf.map_memory(counters)
     assert maps.memory() == before + counters_memory
-    assert list(maps.policy_memory()) == shared[abi.Path.TO_VM]
-    (memory,) = maps.policy_memory().values()
-    assert CHUNK <= memory < 2 * CHUNK
 
 
 @pytest.mark.bpf
@@ -304,13 +369,12 @@ def test_closing_closes_everything_once() -> None:
 
 
 @pytest.mark.bpf
-def test_a_map_that_is_gone_leaves_no_other_open(maps: EndpointMaps) -> None:
+def test_a_map_that_is_gone_puts_nothing_in_force(maps: EndpointMaps) -> None:
     with a_policy(chunks=3) as (images, counters):
-        before = open_fds()
-        broken = images | {abi.Path.TO_VM: [*images[abi.Path.TO_VM], 0x7FFFFFFF]}
+        broken = {**images, abi.Path.TO_VM: HeldImage([*images[abi.Path.TO_VM].fds, 0x7FFFFFFF])}
         with pytest.raises(KernelError):
             maps.stage(abi.EndpointConfig(), broken, counters)
-        assert open_fds() == before
+        assert maps.active_slot() == 0
 
 
 @pytest.mark.bpf

@@ -15,7 +15,7 @@ import sys
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 NO_RULE: Final = 0xFFFFFFFF
 MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
@@ -136,6 +136,27 @@ class Action(enum.IntEnum):
     PASS = 3
 
 
+class EventKind(enum.IntEnum):
+    """What a record of the perf buffer is about; the bytes behind a LEASE are a frame."""
+
+    PACKET = 0
+    FLOW_START = 1
+    FLOW_END = 2
+    LEASE = 3
+
+
+class FlowEnd(enum.IntEnum):
+    """Why a flow ended; bpf/README.md says when."""
+
+    NONE = 0
+    TIMEOUT = 1
+    CLOSED = 2
+    REVOKED = 3
+    FLUSHED = 4
+    DISPLACED = 5
+    DETACHED = 6
+
+
 class Guard(enum.IntFlag):
     """Bits of EndpointConfig.guards."""
 
@@ -185,7 +206,8 @@ class EndpointConfig(ctypes.Structure):
         ("mac", c_uint8 * 8),
         ("mode", c_uint8),
         ("guards", c_uint8),
-        ("pad", c_uint8 * 6),
+        ("log_flows", c_uint8),
+        ("pad", c_uint8 * 5),
         ("addresses", OwnedAddress * MAX_ADDRESSES),
     ]
 
@@ -240,7 +262,8 @@ class Flow(ctypes.Structure):
         ("state", c_uint8),
         ("opener", c_uint8),
         ("tcp_fins", c_uint8),
-        ("pad", c_uint8 * 5),
+        ("reported", c_uint8),
+        ("pad", c_uint8 * 4),
     ]
 
 
@@ -333,7 +356,7 @@ class RejectMeter(ctypes.Structure):
 
 
 class Event(ctypes.Structure):
-    """One record of the perf buffer."""
+    """One record of the perf buffer: all of a PACKET, the beginning of the other kinds."""
 
     _fields_ = [
         ("time_ns", c_uint64),
@@ -358,7 +381,22 @@ class Event(ctypes.Structure):
         ("source_mac", c_uint8 * 6),
         ("destination_mac", c_uint8 * 6),
         ("rule_path", c_uint8),
-        ("pad", c_uint8 * 6),
+        ("kind", c_uint8),
+        ("end", c_uint8),
+        ("state", c_uint8),
+        ("pad", c_uint8 * 3),
+    ]
+
+
+class FlowEvent(ctypes.Structure):
+    """The record of a flow: FLOW_START, FLOW_END."""
+
+    _fields_ = [
+        ("event", Event),
+        ("packets", c_uint64 * 2),
+        ("bytes", c_uint64 * 2),
+        ("created_ns", c_uint64),
+        ("last_seen_ns", c_uint64),
     ]
 
 
@@ -382,6 +420,7 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "event_meter": EventMeter,
     "reject_meter": RejectMeter,
     "event": Event,
+    "flow_event": FlowEvent,
 }
 
 #: Enumeration in abi.h -> (prefix of its constants there, its mirror).
@@ -392,6 +431,8 @@ ENUMERATIONS: Final[dict[str, tuple[str, type[enum.IntEnum]]]] = {
     "vgw_mode": ("VGW_MODE_", Mode),
     "vgw_flow_state": ("VGW_FLOW_", FlowState),
     "vgw_action": ("VGW_ACTION_", Action),
+    "vgw_event_kind": ("VGW_EVENT_", EventKind),
+    "vgw_flow_end": ("VGW_END_", FlowEnd),
 }
 
 

@@ -17,13 +17,18 @@ import click
 from click.core import ParameterSource
 
 from vgw import __version__
+from vgw.cli_environment import require_own_code
 from vgw.cli_options import Session, example
 from vgw.cli_text import counted
+from vgw.cli_verbs_conntrack import conntrack
+from vgw.cli_verbs_history import confirm, history, rollback
 from vgw.cli_verbs_host import controller, doctor
+from vgw.cli_verbs_mode import mode, quarantine, release
 from vgw.cli_verbs_policy import check, compile_rules
-from vgw.cli_verbs_protect import apply, attach, detach, mode
-from vgw.cli_verbs_show import conntrack, logs, rules, status
+from vgw.cli_verbs_protect import apply, attach, detach
+from vgw.cli_verbs_show import logs, rules, status
 from vgw.cli_verbs_simulate import simulate
+from vgw.cli_verbs_top import top
 from vgw.errors import ExitCode, PolicyError, VerifierError, VgwError
 
 #: What a shell expects of a command that Ctrl-C stopped: 128 + SIGINT.
@@ -136,6 +141,8 @@ def cli(ctx: click.Context, /, **paths: Path | None) -> None:
     Write a policy, check it, attach VMs to protect them, and see in status, rules and logs what
     it does.
     """
+    if os.geteuid() == 0:
+        require_own_code(os.environ)
     source = ctx.get_parameter_source("policy")
     ctx.obj = Session.from_options(paths, policy_named=source is ParameterSource.COMMANDLINE)
 
@@ -147,11 +154,17 @@ for _verb in (
     check,
     compile_rules,
     apply,
+    confirm,
+    rollback,
+    history,
     simulate,
     rules,
     logs,
+    top,
     conntrack,
     mode,
+    quarantine,
+    release,
     controller,
     doctor,
 ):

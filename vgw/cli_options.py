@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from vgw.controller.paths import Paths
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 6 * 86400
 
 #: Global option -> the field of Paths that it sets.
 _FIELDS = {"log": "log_file"}
@@ -50,6 +54,25 @@ class Session:
         `progress` is told what takes long.
         """
         return connect(self.paths(), progress)
+
+
+class Duration(click.ParamType[float]):
+    """A time such as 500ms, 60s, 5m, 2h or 1h30m; its value is in seconds."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        parts = re.findall(r"([0-9]{1,9})(ms|s|m|h|d)", text)
+        seconds = sum(int(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+        if "".join(number + unit for number, unit in parts) != text or not 0 < seconds <= _LONGEST:
+            self.fail(f"{text!r} is not a time of at most 6d, such as 60s or 5m", param, ctx)
+        return float(seconds)
 
 
 pass_session = click.make_pass_decorator(Session)

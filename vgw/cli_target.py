@@ -12,12 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vgw.cli_output import warn
 from vgw.errors import ControllerUnreachableError, PartlyAppliedError, VgwError
 
 if TYPE_CHECKING:
+    from vgw.controller.actor import Actor
     from vgw.controller.api import Client
+    from vgw.controller.batch import ApplyResult
+    from vgw.controller.flow_import import Piece
     from vgw.controller.paths import Paths
     from vgw.controller.reconcile import Host
+    from vgw.policy.model import PolicyDocument
 
 Answer = dict[str, Any]
 #: Texts of a policy: (file name, YAML).
@@ -31,18 +36,31 @@ PING_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class AttachOrder:
-    """VMs to protect, by which policy and how; without `sources` they get the defaults."""
+    """VMs to protect, by which policy and how; without `sources` they get the defaults.
+
+    `own`: the policy is this host's, not one that the user named; one that is held takes its place.
+    """
 
     vms: Sequence[str]
     sources: Sources | None = None
     interfaces: Sequence[str] = ()
     hook: str | None = None
     force: bool = False
+    own: bool = False
 
     @property
     def is_for_many(self) -> bool:
         """Whether the VMs can be protected side by side: nothing is ordered for single ones."""
         return len(self.vms) > 1 and self.hook is None and not self.interfaces
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyOptions:
+    """How a policy is applied; as policy_keeper.ApplyOrder, which is not loaded for every verb."""
+
+    force: bool = False
+    confirm_seconds: float | None = None
+    supersede: bool = False
 
 
 class Target(Protocol):
@@ -57,14 +75,29 @@ class Target(Protocol):
     def detach_all(self) -> list[str]:
         """Stop protecting every VM; return their names."""
 
-    def apply(self, sources: Sources) -> Answer:
+    def apply(self, sources: Sources, options: ApplyOptions) -> Answer:
         """Bring the attached VMs up to date: the same as `attach`."""
 
+    def rollback(self, number: int | None) -> Answer:
+        """Apply an earlier policy: the same as `apply`, and {"policy", "back"}: which are they."""
+
+    def confirm(self) -> int:
+        """Keep the policy that waits to be confirmed; return its number."""
+
     def status(self, vm: str | None) -> Answer:
-        """Return what is attached: {"vms": [...]}."""
+        """Return what is attached and what alarms stand: {"vms": [...], "alarms": [...]}.
+
+        The alarms are None when no controller runs that could raise any.
+        """
 
     def rules(self, vm: str) -> Answer:
         """Return the rules of a VM with their counters: {"vm", "rules": [...]}."""
+
+    def sample(self) -> Answer:
+        """Return the counters of all VMs: {"at_ns", "vms": [...]}."""
+
+    def talkers(self, vm: str) -> Answer:
+        """Return with whom a VM talks: {"at_ns", "talkers": [...]}."""
 
     def conntrack(self, vm: str) -> Answer:
         """Return the flows of a VM: {"vm", "flows": [...]}."""
@@ -72,8 +105,11 @@ class Target(Protocol):
     def flush(self, vm: str) -> int:
         """Forget the flows of a VM; return how many entries its tables had."""
 
-    def set_mode(self, vm: str, mode: str) -> None:
-        """Set enforce, monitor or quarantine."""
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put flows of another host into a VM's tables; return what became of them."""
+
+    def set_mode(self, vm: str, mode: str | None, reason: str) -> str:
+        """Order a mode, None: that of the policy; return the one that the VM has now."""
 
 
 def connect(paths: Paths, progress: Progress | None) -> Target:
@@ -101,14 +137,17 @@ def connect(paths: Paths, progress: Progress | None) -> Target:
             f"the controller runs vgw {identity.get('version')}, which keeps other tables than "
             "this command; restart the controller"
         )
-    return ControllerTarget(Client(paths.socket))
+    return ControllerTarget(Client(paths.socket), paths)
 
 
 class LocalTarget:
     """Does the work in this process."""
 
     def __init__(self, host: Host) -> None:
+        from vgw.controller.policy_keeper import PolicyKeeper, logging_to
+
         self._host = host
+        self._keeper = PolicyKeeper(host, logging_to(host.paths.log_file))
 
     @classmethod
     def under(cls, paths: Paths, progress: Progress | None) -> LocalTarget:
@@ -119,12 +158,28 @@ class LocalTarget:
 
     def attach(self, order: AttachOrder) -> Answer:
         """Protect VMs, many of them side by side."""
-        from vgw.policy.model import Hook, PolicyDocument
+        from vgw.policy.model import PolicyDocument
         from vgw.policy.parse import parse_sources
 
-        document = PolicyDocument() if order.sources is None else parse_sources(order.sources)
+        self._go_back_if_due()
+        if order.sources is None:
+            return asdict(self._attach(order, PolicyDocument()))
+        sources, document = order.sources, parse_sources(order.sources)
+        held = self._keeper.held(document) if order.own else None
+        if held is not None:
+            document = parse_sources(self._keeper.history.sources(held))
+            return asdict(self._attach(order, document))
+        self._keeper.admit(document, force=order.force)
+        work = functools.partial(self._attach, order, document)
+        who = _this_user()
+        return asdict(self._keeper.record_attach(sources, document, who, order.vms, work))
+
+    def _attach(self, order: AttachOrder, document: PolicyDocument) -> ApplyResult:
+        from vgw.controller.batch import ApplyResult, AttachResult
+        from vgw.policy.model import Hook
+
         if order.is_for_many:
-            return asdict(self._host.attach_many(document, order.vms, force=order.force))
+            return self._host.attach_many(document, order.vms, force=order.force)
         attach = functools.partial(
             self._host.attach,
             document,
@@ -132,30 +187,59 @@ class LocalTarget:
             hook=None if order.hook is None else Hook(order.hook),
             force=order.force,
         )
-        return each_vm(order.vms, lambda vm: asdict(attach(vm)))
+        done = each_vm(order.vms, lambda vm: asdict(attach(vm)))
+        return ApplyResult([AttachResult(**row) for row in done["vms"]])
 
     def detach(self, vm: str) -> list[str]:
         """Stop protecting a VM; return its name in a list."""
+        self._go_back_if_due()
         self._host.detach(vm)
         return [vm]
 
     def detach_all(self) -> list[str]:
         """Stop protecting every VM; return their names."""
+        self._go_back_if_due()
         return self._host.detach_all()
 
-    def apply(self, sources: Sources) -> Answer:
+    def apply(self, sources: Sources, options: ApplyOptions) -> Answer:
         """Bring the attached VMs up to date."""
+        from vgw.controller.policy_keeper import ApplyOrder
         from vgw.policy.parse import parse_sources
 
-        return asdict(self._host.apply(parse_sources(sources)))
+        self._go_back_if_due()
+        document, order = parse_sources(sources), ApplyOrder(**asdict(options))
+        return asdict(self._keeper.apply(sources, document, _this_user(), order))
+
+    def rollback(self, number: int | None) -> Answer:
+        """Apply an earlier policy, None: the one before."""
+        self._go_back_if_due()
+        entry, result = self._keeper.rollback(number, _this_user())
+        return {"policy": entry.number, "back": entry.back, **asdict(result)}
+
+    def confirm(self) -> int:
+        """Keep the policy that waits to be confirmed; return its number."""
+        return self._keeper.confirm(_this_user())
 
     def status(self, vm: str | None) -> Answer:
         """Return what is attached."""
-        return self._host.status(vm)
+        report = {"host_policy": self._keeper.report(), "alarms": None}
+        return {**self._host.status(vm), **report}
 
     def rules(self, vm: str) -> Answer:
         """Return the rules of a VM with their counters."""
         return self._host.rules(vm)
+
+    def sample(self) -> Answer:
+        """Return the counters of all VMs."""
+        from vgw.controller.samples import sample
+
+        return sample(self._host)
+
+    def talkers(self, vm: str) -> Answer:
+        """Return with whom a VM talks."""
+        from vgw.controller.samples import talkers
+
+        return talkers(self._host, vm)
 
     def conntrack(self, vm: str) -> Answer:
         """Return the flows of a VM."""
@@ -165,25 +249,51 @@ class LocalTarget:
 
     def flush(self, vm: str) -> int:
         """Forget the flows of a VM; return how many entries its tables had."""
+        self._go_back_if_due()
         return self._host.flush(vm)
 
-    def set_mode(self, vm: str, mode: str) -> None:
-        """Set enforce, monitor or quarantine."""
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put flows of another host into a VM's tables; return what became of them."""
+        from vgw.controller.flow_import import put_piece
+
+        return put_piece(self._host, piece)
+
+    def set_mode(self, vm: str, mode: str | None, reason: str) -> str:
+        """Order a mode, None: that of the policy; return the one that the VM has now."""
         from vgw.abi import Mode
 
-        self._host.set_mode(vm, Mode[mode.upper()])
+        self._go_back_if_due()
+        wanted = None if mode is None else Mode[mode.upper()]
+        self._host.set_mode(vm, wanted, reason, _this_user().text())
+        return mode or self._host.manifest(vm).mode.name.lower()
+
+    def _go_back_if_due(self) -> None:
+        """Go back from a policy that was not confirmed in time, whatever else is to be done."""
+        try:
+            self._keeper.settle_overdue(_this_user())
+        except VgwError as error:
+            warn(str(error))
+
+
+def _this_user() -> Actor:
+    from vgw.controller.actor import this_process
+
+    return this_process("cli")
 
 
 class ControllerTarget:
     """Has the controller do the work."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, paths: Paths) -> None:
         self._client = client
+        self._paths = paths
 
     def attach(self, order: AttachOrder) -> Answer:
         """Protect VMs, many of them by one request."""
         if order.is_for_many:
-            return self._client.attach_many(order.vms, sources=order.sources, force=order.force)
+            return self._client.attach_many(
+                order.vms, sources=order.sources, force=order.force, own=order.own
+            )
         return each_vm(
             order.vms,
             lambda vm: self._client.attach(
@@ -192,6 +302,7 @@ class ControllerTarget:
                 interfaces=order.interfaces,
                 hook=order.hook,
                 force=order.force,
+                own=order.own,
             ),
         )
 
@@ -203,9 +314,32 @@ class ControllerTarget:
         """Stop protecting every VM; return their names."""
         return list(self._client.detach_all()["detached"])
 
-    def apply(self, sources: Sources) -> Answer:
+    def apply(self, sources: Sources, options: ApplyOptions) -> Answer:
         """Bring the attached VMs up to date."""
-        return self._client.apply(sources)
+        if options.confirm_seconds is None:
+            return self._client.apply(sources, **asdict(options))
+        self._client.settle()  # a controller that does not know this would apply it for good
+        try:
+            return self._client.apply(sources, **asdict(options))
+        finally:
+            self._watch_beside()
+
+    def _watch_beside(self) -> None:
+        """Have a guardian that does not go with the controller's service, if that is stopped."""
+        from vgw.controller.guardian import start_guardian
+        from vgw.controller.window import load_window
+
+        window = load_window(self._paths)
+        if window is not None:
+            start_guardian(self._paths, window.id)
+
+    def rollback(self, number: int | None) -> Answer:
+        """Apply an earlier policy, None: the one before."""
+        return self._client.rollback(number)
+
+    def confirm(self) -> int:
+        """Keep the policy that waits to be confirmed; return its number."""
+        return self._client.confirm()
 
     def status(self, vm: str | None) -> Answer:
         """Return what is attached."""
@@ -215,6 +349,14 @@ class ControllerTarget:
         """Return the rules of a VM with their counters."""
         return self._client.rules(vm)
 
+    def sample(self) -> Answer:
+        """Return the counters of all VMs."""
+        return self._client.sample()
+
+    def talkers(self, vm: str) -> Answer:
+        """Return with whom a VM talks."""
+        return self._client.talkers(vm)
+
     def conntrack(self, vm: str) -> Answer:
         """Return the flows of a VM."""
         return self._client.conntrack(vm)
@@ -223,9 +365,13 @@ class ControllerTarget:
         """Forget the flows of a VM; return how many entries its tables had."""
         return int(self._client.flush(vm)["entries"])
 
-    def set_mode(self, vm: str, mode: str) -> None:
-        """Set enforce, monitor or quarantine."""
-        self._client.set_mode(vm, mode)
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put flows of another host into a VM's tables; return what became of them."""
+        return self._client.put_flows(piece)
+
+    def set_mode(self, vm: str, mode: str | None, reason: str) -> str:
+        """Order a mode, None: that of the policy; return the one that the VM has now."""
+        return str(self._client.set_mode(vm, mode, reason)["mode"])
 
 
 def each_vm(vms: Sequence[str], protect: Callable[[str], Answer]) -> Answer:

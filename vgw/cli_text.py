@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from vgw.words import packet_text, rule_text, side_text
+
+__all__ = ["ago", "counted", "packet_text", "rule_text", "side_text", "size", "span"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -38,31 +39,3 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
-
-
-def side_text(address: str, port: int | None) -> str:
-    """Return one side of a packet or flow: address and port, if it has one."""
-    if port is None:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def packet_text(packet: Mapping[str, Any]) -> str:
-    """Return a packet by the keys that log records and packet descriptions share."""
-    protocol = str(packet.get("proto", ""))
-    parts = [f"protocol {protocol}" if protocol.isdecimal() else protocol]
-    if "src" in packet and "dst" in packet:
-        source = side_text(packet["src"], packet.get("sport"))
-        parts.append(f"{source} > {side_text(packet['dst'], packet.get('dport'))}")
-    if "icmp_type" in packet:
-        code = f"/{packet['icmp_code']}" if "icmp_code" in packet else ""
-        parts.append(f"type {packet['icmp_type']}{code}")
-    parts.append(packet.get("tcp_flags") or packet.get("flags") or "")
-    return " ".join(part for part in parts if part)
-
-
-def rule_text(row: Mapping[str, Any]) -> str | None:
-    """Return tier, policy and rule as one path; None when no rule decided."""
-    if row.get("rule") is None:
-        return None
-    return f"{row['tier']}/{row['policy']}/{row['rule']}"

@@ -4,11 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
 import click
 
 from vgw.cli_options import Session, example, output_option, pass_session
 from vgw.cli_output import Output, Progress, Table, print_rows
-from vgw.errors import ExitCode
+from vgw.errors import ExitCode, VgwError
+
+_TLS_FILES = ("cert", "key", "client_ca")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Endpoint(click.ParamType[tuple[str, int]]):
@@ -26,6 +33,24 @@ class Endpoint(click.ParamType[tuple[str, int]]):
         return host.strip("[]"), int(port)
 
 
+def _file_option(name: str, text: str) -> Callable[[_Function], _Function]:
+    return click.option(name, type=click.Path(path_type=Path), metavar="FILE", help=text)
+
+
+def checked_sinks(sinks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the texts of sinks; raises click.BadParameter where one names none."""
+    from vgw.controller.log_choice import check_sink
+
+    for text in sinks:
+        if text == "file":
+            continue  # the default, which needs no import
+        try:
+            check_sink(text)
+        except VgwError as error:
+            raise click.BadParameter(str(error)) from error
+    return sinks
+
+
 @click.command(epilog=example("vgw controller --listen 127.0.0.1:9477"))
 @click.option(
     "--listen",
@@ -34,9 +59,48 @@ class Endpoint(click.ParamType[tuple[str, int]]):
     show_default=True,
     help="Where Prometheus gets the metrics.",
 )
+@click.option(
+    "--log-to",
+    "sinks",
+    multiple=True,
+    default=("file",),
+    show_default=True,
+    metavar="SINK",
+    callback=lambda _context, _parameter, value: checked_sinks(value),
+    help="Where the log goes: file[:PATH] (JSON lines, without PATH that of --log), "
+    "journal[:SOCKET], syslog[:SOCKET], syslog:udp:HOST:PORT. May be given several times.",
+)
+@click.option(
+    "--log-max-bytes",
+    type=click.IntRange(min=0),
+    default=100 << 20,
+    show_default=True,
+    metavar="BYTES",
+    help="Rotate log files before they are longer; 0: leave that to others, who send SIGHUP.",
+)
+@click.option(
+    "--log-keep",
+    type=click.IntRange(min=0, max=1000),
+    default=5,
+    show_default=True,
+    metavar="COUNT",
+    help="So many rotated log files stay.",
+)
 @click.option("--rule-metrics", is_flag=True, help="Count for each rule too: many series.")
+@_file_option("--metrics-cert", "Certificate (PEM) to serve the metrics with by TLS.")
+@_file_option("--metrics-key", "Key (PEM) of that certificate.")
+@_file_option("--metrics-client-ca", "Who signs certificates (PEM) that clients must have.")
 @pass_session
-def controller(session: Session, listen: tuple[str, int], rule_metrics: bool) -> None:
+def controller(  # noqa: PLR0913, PLR0917 (the options of the verb)
+    session: Session,
+    /,
+    listen: tuple[str, int],
+    sinks: tuple[str, ...],
+    log_max_bytes: int,
+    log_keep: int,
+    rule_metrics: bool,
+    **metrics: Path | None,
+) -> None:
     """Run the controller in the foreground.
 
     It writes the log, serves the metrics, and protects VMs as their interfaces appear, until
@@ -44,8 +108,17 @@ def controller(session: Session, listen: tuple[str, int], rule_metrics: bool) ->
     stay protected when it stops.
     """
     from vgw.controller.daemon import run
+    from vgw.controller.log_choice import LogOptions
+    from vgw.controller.metrics_server import Tls
 
-    run(session.paths(), listen, rule_metrics=rule_metrics)
+    certificate, key, client_ca = (metrics[f"metrics_{name}"] for name in _TLS_FILES)
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--metrics-cert and --metrics-key need each other")
+    if certificate is None and client_ca is not None:
+        raise click.UsageError("--metrics-client-ca needs --metrics-cert and --metrics-key")
+    tls = None if certificate is None or key is None else Tls(certificate, key, client_ca)
+    log_options = LogOptions(sinks, log_max_bytes, log_keep)
+    run(session.paths(), listen, log_options=log_options, rule_metrics=rule_metrics, tls=tls)
 
 
 @click.command(epilog=example("vgw doctor"))

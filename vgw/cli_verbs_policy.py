@@ -32,7 +32,7 @@ from vgw.cli_text import counted
 from vgw.errors import ExitCode, PolicyError, Problem, VgwError
 
 if TYPE_CHECKING:
-    from vgw.policy.model import EffectivePolicy, EffectiveRule, Network, PolicyDocument, Service
+    from vgw.policy.model import EffectivePolicy, EffectiveRule, Network, PolicyDocument
 
 #: How many peers or services of a rule a table shows before it counts the rest.
 SHOWN = 3
@@ -74,7 +74,7 @@ def check(session: Session, path: Path | None, output: Output) -> int:
 
 def _compile_all(document: PolicyDocument, source: Path) -> None:
     """Make the tables of every VM; raises PolicyError for those whose rules do not fit."""
-    from vgw.policy.compile import PolicyTooLargeError
+    from vgw.policy.quotas import PolicyTooLargeError
 
     problems = []
     with Progress() as progress:
@@ -164,6 +164,8 @@ def compile_rules(session: Session, path: Path | None, vm: str, output: Output) 
 
 def _rule_row(number: int, rule: EffectiveRule) -> dict[str, object]:
     """Return a rule as JSON; `number` counts from 1 in its direction."""
+    from vgw.policy.services import range_text, service_text
+
     return {
         "number": number,
         "direction": rule.direction.value,
@@ -174,7 +176,7 @@ def _rule_row(number: int, rule: EffectiveRule) -> dict[str, object]:
         "peers": [str(network) for network in rule.peers],
         "local": [str(network) for network in rule.local],
         "services": [service_text(service) for service in rule.services],
-        "source_ports": [_range_text(ports) for ports in rule.source_ports],
+        "source_ports": [range_text(ports) for ports in rule.source_ports],
         "log": rule.log,
         "comment": rule.comment,
         "file": rule.file,
@@ -184,6 +186,7 @@ def _rule_row(number: int, rule: EffectiveRule) -> dict[str, object]:
 
 def _rule_table(effective: EffectivePolicy) -> Table:
     from vgw.policy.model import Direction
+    from vgw.policy.services import range_text, service_text
 
     table = Table(
         "#", "DIRECTION", "TIER", "RULE", "ACTION", "PEERS", "SERVICES", "ORIGIN", right="#"
@@ -192,7 +195,7 @@ def _rule_table(effective: EffectivePolicy) -> Table:
         for number, rule in enumerate(effective.rules(direction), start=1):
             services = _shortened([service_text(service) for service in rule.services])
             if rule.source_ports:
-                services += f" from {_shortened([_range_text(p) for p in rule.source_ports])}"
+                services += f" from {_shortened([range_text(p) for p in rule.source_ports])}"
             peers = _networks_text(rule.peers)
             if (local := _networks_text(rule.local)) != "any":
                 peers += f" (local {local})"
@@ -207,27 +210,6 @@ def _rule_table(effective: EffectivePolicy) -> Table:
                 f"{rule.file}:{rule.line}",
             )
     return table
-
-
-def service_text(service: Service) -> str:
-    """Return a service as a policy file writes it."""
-    from vgw.policy.model import ICMP, ICMPV6, SCTP, TCP, UDP
-
-    names = {TCP: "tcp", UDP: "udp", SCTP: "sctp", ICMP: "icmp", ICMPV6: "icmpv6"}
-    if service.protocol is None:
-        return "any"
-    name = names.get(service.protocol)
-    if service.ports is not None:
-        return f"{name}/{_range_text(service.ports)}"
-    if service.icmp_type is not None:
-        code = "" if service.icmp_code is None else f"/{service.icmp_code}"
-        return f"{name}/{service.icmp_type}{code}"
-    return f"{name}/any" if service.protocol in {ICMP, ICMPV6} else f"proto/{service.protocol}"
-
-
-def _range_text(ports: tuple[int, int]) -> str:
-    first, last = ports
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def _networks_text(networks: Sequence[Network]) -> str:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: PLC0415 - imports inside the verbs keep the start of the command fast
-"""The verbs that change what is protected and how: attach, detach, apply and mode."""
+"""The verbs that change what is protected and by which policy: attach, detach and apply."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import click
 
 from vgw.cli_options import (
+    Duration,
     Session,
     example,
     output_option,
     pass_session,
     policy_argument,
-    vm_option,
 )
 from vgw.cli_output import Output, Progress, Table, print_rows, warn
-from vgw.cli_target import AttachOrder, Sources
+from vgw.cli_target import ApplyOptions, AttachOrder, Sources
 from vgw.cli_text import counted
-from vgw.errors import PartlyAppliedError
+from vgw.errors import PartlyAppliedError, VgwError
 
 Row = Mapping[str, Any]
 
-_NOTHING_TO_CHANGE = "no VM is attached, so there is nothing to change"
+NOTHING_TO_CHANGE = "no VM is attached, so there is nothing to change"
 
 
 def _checked_names(
@@ -68,7 +68,19 @@ def _checked_names(
     type=click.Choice(["auto", "xdp", "tc"]),
     help="Where to catch packets from the VM, instead of what the policy says.",
 )
-@click.option("--force", is_flag=True, help="Replace a program that somebody else attached.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a program that somebody else attached; give up connections in tables of another "
+    "version that cannot be taken over.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for interfaces that do not exist yet; fail if one is still missing.",
+)
 @output_option
 @pass_session
 def attach(  # noqa: PLR0913 - one parameter for each option
@@ -81,6 +93,7 @@ def attach(  # noqa: PLR0913 - one parameter for each option
     interfaces: tuple[str, ...],
     hook: str | None,
     force: bool,
+    wait: float,
     output: Output,
 ) -> None:
     """Protect VMs. One that is attached already gets its policy anew.
@@ -95,11 +108,35 @@ def attach(  # noqa: PLR0913 - one parameter for each option
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
         names = _all_vms(sources) if every else list(vms)
+        missing = _awaited(sources, names, interfaces, wait, progress) if wait else []
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
-        order = AttachOrder(names, sources, interfaces, hook, force)
-        answer, failure = _attempt(lambda: target.attach(order))
-    _print_results(answer, output, failure, empty="the policy names no VM")
+        own = policy is None and not session.policy_named
+        order = AttachOrder(names, sources, interfaces, hook, force, own)
+        answer, failure = attempt(lambda: target.attach(order))
+    print_results(answer, output, failure, empty="the policy names no VM")
+    if missing:
+        raise VgwError(
+            f"interface {missing[0]} did not appear within {wait:g} s; what is there is protected, "
+            "attach again when the rest is"
+        )
+
+
+def _awaited(
+    sources: Sources | None,
+    vms: list[str],
+    interfaces: tuple[str, ...],
+    seconds: float,
+    progress: Progress,
+) -> list[str]:
+    """Wait for the interfaces of VMs; return those that are missing when the time is over."""
+    from vgw.controller.interfaces import wait_for
+    from vgw.policy.parse import parse_sources
+
+    known = parse_sources(sources).vms if sources is not None else {}
+    listed = [each.name for vm in vms if vm in known for each in known[vm].interfaces]
+    progress.say(f"waiting for interfaces of {counted(len(vms), 'VM')}")
+    return wait_for([*listed, *interfaces], seconds)
 
 
 def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sources | None:
@@ -107,14 +144,14 @@ def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sou
 
     One that was named on the command line is always needed.
     """
-    from vgw.controller.inventory import read_sources
+    from vgw.controller.policy_source import read_steadily
 
     path = policy or session.paths().policy
     named = session.policy_named or policy is not None
     if not needed and not named and not path.exists():
         warn(f"there is no policy {path}: new connections in are dropped, those out accepted")
         return None
-    return read_sources(path)
+    return read_steadily(path)
 
 
 def _all_vms(sources: Sources | None) -> list[str]:
@@ -123,7 +160,7 @@ def _all_vms(sources: Sources | None) -> list[str]:
     return list(parse_sources(sources or ()).vms)
 
 
-def _attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:
+def attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:
     """Make a change; return what became of VMs, and the error when some failed."""
     try:
         return change(), None
@@ -131,7 +168,7 @@ def _attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]
         return {"vms": error.done, "waiting": {}, "failures": error.failures}, error
 
 
-def _print_results(
+def print_results(
     answer: Row, output: Output, failure: PartlyAppliedError | None, *, empty: str
 ) -> None:
     """Print what became of VMs, a line each, and what to know of them; then raise `failure`."""
@@ -156,6 +193,11 @@ def _warn_of(answer: Row) -> None:
     """Warn of what VMs do not have, or not yet."""
     strangers = {row["vm"] for row in answer["vms"] if not row["named"]}
     for row in answer["vms"]:
+        if row["kept"]:
+            warn(
+                f"{row['vm']}: not in this policy any more: it keeps its last one; `vgw detach` "
+                "ends that"
+            )
         if row["vm"] in strangers:
             warn(f"{row['vm']}: not named by this policy: it gets the defaults")
         for note in row["pending"]:
@@ -191,86 +233,93 @@ def detach(session: Session, vm: str | None, every: bool, output: Output) -> Non
     print_rows(output, {"detached": rows}, "detached", table, empty="no VM was attached")
 
 
-@click.command(epilog=example("vgw apply /etc/vgw/policy.d --dry-run"))
+@click.command(epilog=example("vgw apply /etc/vgw/policy.d --confirm-within 60s"))
 @policy_argument
 @click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Changes of rules that --dry-run lists; 0 is all.",
+)
+@click.option(
+    "--confirm-within",
+    "confirm_seconds",
+    type=Duration(),
+    metavar="TIME",
+    help="Go back by itself unless `vgw confirm` follows in time, for example 60s or 5m.",
+)
+@click.option(
+    "--supersede",
+    is_flag=True,
+    help="Even if another policy waits to be confirmed; the one before both is gone back to.",
+)
+@click.option("--force", is_flag=True, help="Even if it is for another host, or older by revision.")
 @output_option
 @pass_session
-def apply(session: Session, path: Path | None, dry_run: bool, output: Output) -> None:
+def apply(  # noqa: PLR0913 - one parameter for each option
+    session: Session,
+    /,
+    *,
+    path: Path | None,
+    dry_run: bool,
+    limit: int,
+    confirm_seconds: float | None,
+    supersede: bool,
+    force: bool,
+    output: Output,
+) -> None:
     """Apply a policy to all attached VMs.
 
     PATH is a file or a directory of *.yaml, by default the policy of this host. Each VM goes from
-    its old rules to its new ones in one step. A policy with a mistake changes nothing.
+    its old rules to its new ones in one step. A policy with a mistake changes nothing. `vgw
+    history` and `vgw rollback` know what was applied before.
     """
     with Progress() as progress:
         sources = _read_sources(session, path, needed=True) or ()
         failure = None
         if dry_run:
-            answer = _dry_run(session, sources, progress)
+            answer = _dry_run(session, sources, progress, limit, force)
         else:
             progress.say("applying the policy")
             target = session.target(progress.say)
-            answer, failure = _attempt(lambda: target.apply(sources))
+            options = ApplyOptions(force, confirm_seconds, supersede)
+            answer, failure = attempt(lambda: target.apply(sources, options))
     if dry_run:
         _print_plan(answer, output)
-    else:
-        _print_results(answer, output, failure, empty=_NOTHING_TO_CHANGE)
+        return
+    if confirm_seconds is not None:
+        warn(f"`vgw confirm` within {confirm_seconds:g} s, or the policy before comes back")
+    print_results(answer, output, failure, empty=NOTHING_TO_CHANGE)
 
 
-def _dry_run(session: Session, sources: Sources, progress: Progress) -> Row:
-    from vgw.cli_plan import plan
+def _dry_run(
+    session: Session, sources: Sources, progress: Progress, limit: int, force: bool
+) -> Row:
+    """Return what would change; nobody is asked to change anything, so it is found out here."""
+    from vgw.controller.diff import plan
+    from vgw.controller.policy_keeper import PolicyKeeper, logging_to
     from vgw.controller.reconcile import Host
     from vgw.policy.parse import parse_sources
 
-    return plan(Host(session.paths(), progress=progress.say), parse_sources(sources))
+    host, document = Host(session.paths(), progress=progress.say), parse_sources(sources)
+    PolicyKeeper(host, logging_to(host.paths.log_file)).admit(document, force=force)
+    return plan(host, document, limit or None)
 
 
 def _print_plan(answer: Row, output: Output) -> None:
-    """Print what would change: a line for each VM, and one for each rule below it."""
+    """Print what would change; raise PartlyAppliedError when it would fail for some VMs."""
+    from vgw.cli_diff import print_plan
+
     if output is not Output.TABLE:
         print_rows(output, answer, "vms", Table(), empty="")
-        return
-    for row in answer["vms"]:
-        click.echo(f"{row['vm']}: {_plan_summary(row)}")
-        for mark, key in (("+", "added"), ("-", "removed"), ("~", "modified")):
-            for rule in row[key] or ():
-                click.echo(f"  {mark} {rule}")
-    if not answer["vms"]:
-        click.echo(_NOTHING_TO_CHANGE)
-    _warn_of(answer)
-
-
-def _plan_summary(row: Row) -> str:
-    if not row["changed"]:
-        return "nothing would change"
-    if row["added"] is None:
-        return "would change; which rules is not known, as those in force are not remembered"
-    parts = [
-        f"{counted(len(row[key]), 'rule')} {verb}"
-        for key, verb in (("added", "added"), ("removed", "removed"), ("modified", "changed"))
-        if row[key]
-    ]
-    if row["reordered"]:
-        parts.append("rules in another order")
-    if row["defaults"]:
-        parts.append("other defaults")
-    return ", ".join(parts) or "other settings of the VM or its interfaces"
-
-
-@click.command(epilog=example("vgw mode --vm web01 monitor"))
-@vm_option
-@click.argument("name", metavar="MODE", type=click.Choice(["enforce", "monitor", "quarantine"]))
-@output_option
-@pass_session
-def mode(session: Session, vm: str, name: str, output: Output) -> None:
-    """Switch a VM between enforce, monitor and quarantine.
-
-    enforce drops what the policy denies, monitor only counts what it would drop, quarantine drops
-    everything. The order holds over policy changes. To lift it, order the mode that the policy
-    gives to the VM, which `vgw status` shows beside the ordered one.
-    """
-    with Progress() as progress:
-        session.target(progress.say).set_mode(vm, name)
-    table = Table("VM", "MODE")
-    table.add(vm, name)
-    print_rows(output, {"vms": [{"vm": vm, "mode": name}]}, "vms", table, empty="")
+    elif answer["vms"] or answer["failures"]:
+        print_plan(answer)
+    else:
+        click.echo(NOTHING_TO_CHANGE)
+    if output is Output.TABLE:
+        _warn_of(answer)
+    if answer["failures"]:
+        raise PartlyAppliedError(answer["failures"])

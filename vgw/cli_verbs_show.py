@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: PLC0415 - imports inside the verbs keep the start of the command fast
-"""The verbs that show what protected VMs do: status, rules, logs and conntrack."""
+"""The verbs that show what protected VMs do: status, rules and logs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 
 from vgw.cli_options import Session, example, output_option, pass_session, vm_option
 from vgw.cli_output import Output, Table, print_json, print_json_line, print_rows, warn
-from vgw.cli_text import ago, packet_text, rule_text, side_text, size, span
+from vgw.cli_text import ago, size, span
 
 if TYPE_CHECKING:
     from vgw.controller.paths import Paths
@@ -43,6 +43,42 @@ def status(session: Session, vm: str | None, output: Output) -> None:
             for interface in row["interfaces"]:
                 for text in _shortcomings(interface):
                     warn(f"{row['vm']} {interface['name']}: {text}")
+            if row.get("mode_order") is not None:
+                click.echo(_order_text(row))
+        policy = document.get("host_policy")
+        if policy is not None and (document["vms"] or policy["confirm_seconds"] is not None):
+            click.echo(_policy_text(policy))
+        for alarm in document.get("alarms") or ():
+            click.echo(_alarm_text(alarm))
+
+
+def _order_text(vm: Row) -> str:
+    """Return a line about a mode that was ordered."""
+    order = vm["mode_order"]
+    since = "" if order["since"] is None else f" since {order['since']}"
+    by = "" if order["by"] is None else f" by {order['by']}"
+    why = "" if order["reason"] is None else f": {order['reason']}"
+    return f"{vm['vm']}: {order['mode']} ordered{since}{by}{why}"
+
+
+def _policy_text(policy: Row) -> str:
+    """Return a line about the policy of the host."""
+    text = f"policy {policy['number']}: {policy['event']} by {policy['by']} at {policy['time']}"
+    if policy["held"]:
+        text += f"; {policy['file']} said something else then and is not in force"
+    if policy["confirm_seconds"] is not None:
+        text += (
+            f"; waits to be confirmed, {policy['confirm_seconds']:.0f} s are left, then "
+            f"{policy['confirm_back']} comes back"
+        )
+    return text
+
+
+def _alarm_text(alarm: Row) -> str:
+    """Return a line about an alarm: its name, whom it concerns, what is wrong, since when."""
+    concerned = " ".join(alarm[key] for key in ("vm", "interface") if alarm[key])
+    whom = f" {concerned}" if concerned else ""
+    return f"ALARM {alarm['alarm']}{whom}: {alarm['text']} (for {span(alarm['seconds'])})"
 
 
 def _shortcomings(interface: Row) -> Iterator[str]:
@@ -156,19 +192,36 @@ def rules(session: Session, vm: str, never_hit: bool, output: Output) -> None:
     metavar="COUNT",
     help="Only the last COUNT records.  [default: all; with --follow: 10]",
 )
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    metavar="EVENT",
+    help="Only records of this kind: drop, accept, flow_start, flow_end, attach, apply, lost ... "
+    "May be given several times.",
+)
 @output_option
 @pass_session
-def logs(session: Session, vm: str | None, follow: bool, lines: int | None, output: Output) -> None:
-    """Show what was logged: drops, and rules with `log: true`.
+def logs(  # noqa: PLR0913, PLR0917 (the options of the verb)
+    session: Session,
+    vm: str | None,
+    follow: bool,
+    lines: int | None,
+    events: tuple[str, ...],
+    output: Output,
+) -> None:
+    """Show what was logged: drops, connections, changes.
 
     The controller writes the log; nothing is logged while it does not run.
     """
+    from vgw.controller.log_text import escaped, record_text
+
     if follow and output is Output.JSON:
         raise click.UsageError("a JSON document has an end: use -o jsonl with --follow")
     paths = session.paths()
     if vm is not None and not is_known(paths, vm):
         warn(f"VM {vm} is neither in the log nor attached; `vgw status` shows which are")
-    records = last_records(paths.log_file, vm, follow, lines)
+    records = last_records(paths.log_file, vm, follow, lines, events)
     if output is Output.JSON:
         print_json({"records": list(records)})
         return
@@ -176,14 +229,16 @@ def logs(session: Session, vm: str | None, follow: bool, lines: int | None, outp
         if output is Output.JSONL:
             print_json_line(record)
         else:
-            click.echo(record_text(record))
+            click.echo(f"{escaped(record.get('ts', '-'))}  {record_text(record)}")
 
 
-def last_records(log: Path, vm: str | None, follow: bool, lines: int | None) -> Iterable[Row]:
+def last_records(
+    log: Path, vm: str | None, follow: bool, lines: int | None, events: Collection[str]
+) -> Iterable[Row]:
     """Return the last records of a log, all without `lines`, and with `follow` those to come."""
     from vgw.controller.events import read_log
 
-    return read_log(log, vm, follow, FOLLOW_LINES if follow and lines is None else lines)
+    return read_log(log, vm, follow, FOLLOW_LINES if follow and lines is None else lines, events)
 
 
 def is_known(paths: Paths, vm: str) -> bool:
@@ -197,63 +252,3 @@ def is_known(paths: Paths, vm: str) -> bool:
     except OSError:
         return True
     return any(record.get("vm") == vm for record in read_log(paths.log_file, vm))
-
-
-def record_text(record: Row) -> str:
-    """Return a log record as a line for people: when, who, what and why, which packet."""
-    where = "/".join(record[key] for key in ("vm", "interface") if key in record)
-    parts = [record.get("ts", "-"), where]
-    if "verdict" in record:
-        parts += [record["direction"], record["verdict"], record["reason"]]
-        if "rule" in record:
-            parts.append(f"{record['tier']}/{record['policy']}/{record['rule']}")
-        parts.append(packet_text(record))
-    else:
-        known = {"ts", "vm", "interface", "event"}
-        rest = [f"{key}={value}" for key, value in record.items() if key not in known]
-        parts += [record.get("event", "-"), *rest]
-    return "  ".join(part for part in parts if part)
-
-
-@click.group()
-def conntrack() -> None:
-    """List or forget the connections of a VM."""
-
-
-@conntrack.command("list", epilog=example("vgw conntrack list --vm web01"))
-@vm_option
-@output_option
-@pass_session
-def list_flows(session: Session, vm: str, output: Output) -> None:
-    """Show the open connections of a VM, and which rule let each in."""
-    document = session.target().conntrack(vm)
-    table = Table(
-        *("PROTO", "STATE", "DIRECTION", "LOCAL", "REMOTE", "PACKETS", "AGE", "ENDS IN", "RULE"),
-        right=("PACKETS", "AGE", "ENDS IN"),
-    )
-    for row in document["flows"]:
-        packets = row["packets"]
-        table.add(
-            row["proto"],
-            row["state"],
-            row["direction"],
-            side_text(row["local"], row["local_port"]),
-            side_text(row["remote"], row["remote_port"]),
-            f"{packets['ingress']}/{packets['egress']}",
-            span(row["age"]),
-            span(row["expires_in"]),
-            rule_text(row),
-        )
-    print_rows(output, document, "flows", table, empty=f"{vm} has no open connections")
-
-
-@conntrack.command(epilog=example("vgw conntrack flush --vm web01"))
-@vm_option
-@output_option
-@pass_session
-def flush(session: Session, vm: str, output: Output) -> None:
-    """Forget every connection of a VM; the next packet of each is judged as a new one."""
-    entries = session.target().flush(vm)
-    table = Table("VM", "FORGOTTEN", right=("FORGOTTEN",))
-    table.add(vm, entries)
-    print_rows(output, {"vms": [{"vm": vm, "entries": entries}]}, "vms", table, empty="")

@@ -76,6 +76,14 @@ class PartlyAppliedError(VgwError):
         self.done = tuple(done)
 
 
+def out_of_memory() -> VgwError:
+    """Return the error for what ended for want of memory."""
+    return VgwError(
+        "out of memory; free some on this host, or raise the memory limit of vgw's control group, "
+        "and try again"
+    )
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
     """One mistake in a policy file; line and column count from 1, 0 where there is none."""

@@ -4,29 +4,32 @@
 What changes how packets are judged goes through stage() and switch(): the spare slot of policies,
 configurations and rule counters is written while packets are judged by the active one, and one
 store makes it active.
+
+Maps inside maps of maps are reached by their pins: opening them by id would take CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from vgw import abi, libbpf
 from vgw.abi_maps import size_mismatch
 from vgw.errors import VgwError
+from vgw.maps_counters import CounterMaps, HeldCounters
 
 _CHUNK_BYTES: Final = ctypes.sizeof(abi.ImageChunk)
-#: Maps that are open at a time when a policy is put into a slot; a process may have 1,024 files.
-_MOST_OPEN: Final = 64
 _COUNTER_BYTES: Final = ctypes.sizeof(abi.RuleCounter)
 _FIRST: Final = bytes(4)
 _ID_BYTES: Final = 4
+_WORD_BYTES: Final = 8
+#: Counters that are compared with zero at once.
+_BLOCK: Final = 32
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 
 
@@ -45,8 +48,15 @@ class RuleCount(NamedTuple):
     last_hit_ns: int
 
 
-#: The maps that hold an image of a policy, by their ids and in their order.
+#: The ids of the maps that hold an image of a policy, in their order.
 ChunkIds = Sequence[int]
+
+
+class Image(Protocol):
+    """A compiled policy in maps of the kernel."""
+
+    def put(self, fd: int, first: int) -> None:
+        """Put its maps into a map of maps, from index `first` on. Raises KernelError."""
 
 
 def image_chunks(data: bytes) -> Iterator[bytes]:
@@ -58,17 +68,6 @@ def image_chunks(data: bytes) -> Iterator[bytes]:
 def write_chunk(fd: int, chunk: bytes) -> None:
     """Write a part of an image into its map; raises KernelError."""
     libbpf.map_update(fd, _FIRST, chunk)
-
-
-def put_chunks(fd: int, first: int, chunks: ChunkIds) -> None:
-    """Put the maps of an image into a map of maps, from index `first` on. Raises KernelError."""
-    for start in range(0, len(chunks), _MOST_OPEN):
-        with ExitStack() as stack:
-            fds: list[int] = []
-            for chunk in chunks[start : start + _MOST_OPEN]:
-                fds.append(libbpf.map_fd_by_id(chunk))
-                stack.callback(os.close, fds[-1])
-            put_fds(fd, first + start, fds)
 
 
 def put_fds(fd: int, first: int, fds: Sequence[int]) -> None:
@@ -112,15 +111,17 @@ class EndpointMaps:
     """The maps of an endpoint; takes over the fds it is given and closes them.
 
     Methods raise KernelError when the kernel refuses. Writers must not overlap; the caller holds
-    the host's lock. What reads inner maps needs CAP_SYS_ADMIN.
+    the host's lock.
     """
 
-    def __init__(self, fds: Mapping[str, int]) -> None:
-        """Take fds by map name.
+    def __init__(self, fds: Mapping[str, int], counters: CounterMaps | None = None) -> None:
+        """Take fds by map name, and where the maps are found that rules count in.
 
-        Raises VgwError, leaving the fds to the caller, when a map has not the ABI's sizes.
+        Without `counters` only those are found that were staged here. Raises VgwError, leaving the
+        fds to the caller, when a map has not the ABI's sizes.
         """
         self._fds = dict(fds)
+        self._counters: CounterMaps = HeldCounters() if counters is None else counters
         for name, fd in self._fds.items():
             info = libbpf.map_info(fd)
             mismatch = size_mismatch(name, info.key_size, info.value_size)
@@ -135,6 +136,7 @@ class EndpointMaps:
 
     def close(self) -> None:
         """Close the fds; pinned or attached maps live on."""
+        self._counters.close()
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -154,7 +156,7 @@ class EndpointMaps:
     def stage(
         self,
         config: abi.EndpointConfig,
-        policies: Mapping[abi.Path, ChunkIds],
+        policies: Mapping[abi.Path, Image],
         counters_fd: int,
     ) -> int:
         """Write the spare slot and return its number for switch(); no packet sees it yet.
@@ -165,16 +167,16 @@ class EndpointMaps:
         slot = 1 - self.active_slot()
         fd = self._fds["policies"]
         libbpf.side_by_side(
-            *(
-                partial(put_chunks, fd, abi.first_chunk(slot, path), policies[path])
-                for path in abi.Path
-            ),
-            lambda: libbpf.map_update(
-                self._fds["rule_counters"], _index(slot), _index(counters_fd)
-            ),
+            *(partial(policies[path].put, fd, abi.first_chunk(slot, path)) for path in abi.Path),
+            lambda: self._put_counters(slot, counters_fd),
         )
         libbpf.map_update(self._fds["configs"], _index(slot), bytes(config))
         return slot
+
+    def _put_counters(self, slot: int, fd: int) -> None:
+        """Let rules count in a map that is found again before any process can miss it."""
+        self._counters.keep(slot, fd)
+        libbpf.map_update(self._fds["rule_counters"], _index(slot), _index(fd))
 
     def switch(self, slot: int) -> None:
         """Make `slot` the one that packets are judged by, from the next packet on.
@@ -189,9 +191,13 @@ class EndpointMaps:
         Takes an RCU grace period, more for large policies.
         """
         libbpf.side_by_side(
-            lambda: libbpf.map_delete(self._fds["rule_counters"], _index(slot)),
+            lambda: self._remove_counters(slot),
             lambda: self._remove_policies(slot),
         )
+
+    def _remove_counters(self, slot: int) -> None:
+        libbpf.map_delete(self._fds["rule_counters"], _index(slot))
+        self._counters.drop(slot)
 
     def _remove_policies(self, slot: int) -> None:
         """Remove the maps of policies; the first ones last, for by them spare_is_used() goes."""
@@ -232,7 +238,7 @@ class EndpointMaps:
 
         The configuration of the slot says where those of each path begin. Empty without counters.
         """
-        with self._inner("rule_counters", self._slot(slot)) as fd:
+        with self._open_counters(self._slot(slot)) as fd:
             return b"" if fd is None else libbpf.array_values(fd, _COUNTER_BYTES)
 
     def rule_counts(self, slot: int | None = None) -> Iterator[tuple[abi.Path, int, RuleCount]]:
@@ -244,30 +250,36 @@ class EndpointMaps:
             yield path, index - first[path], count
 
     @contextmanager
-    def in_force(self) -> Iterator[tuple[dict[abi.Path, ChunkIds], int]]:
-        """Give the policies and the counters of the active slot, as stage() takes them.
+    def counters_in_force(self) -> Iterator[int]:
+        """Give the map that the rules in force count in, as stage() takes it, for a `with` block.
 
-        The fd of the counters is closed after the `with` block. Raises VgwError when one is
-        missing.
+        Raises VgwError when there is none.
         """
-        slot = self.active_slot()
-        policies = self.policies(slot)
-        with self._inner("rule_counters", slot) as counters:
-            if counters is None or not all(policies.values()):
+        with self._open_counters(self.active_slot()) as fd:
+            if fd is None:
                 raise VgwError("no policy is in force: apply the policy of the VM")
-            yield policies, counters
+            yield fd
+
+    def has_lost_counters(self) -> bool:
+        """Tell whether the map that the rules in force count in is not found any more."""
+        while True:
+            slot = self.active_slot()
+            with self._open_counters(slot) as fd:
+                if fd is not None:
+                    return False
+            map_id = self.counters_id(slot)
+            # A change that switched and released meanwhile is no loss.
+            if slot == self.active_slot() and map_id == self.counters_id(slot):
+                return map_id is not None
 
     def stats(self) -> dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]:
         """Return the packet counters that are not zero, summed over the CPUs."""
-        cpus = libbpf.possible_cpus()
-        layout = struct.Struct(f"={2 * cpus}Q")
-        nothing = bytes(layout.size)
+        size = 2 * _WORD_BYTES * libbpf.possible_cpus()
+        data = libbpf.array_values(self._fds["stats"], size)
         found: dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter] = {}
-        for key, value in libbpf.map_entries(self._fds["stats"], 4, layout.size):
-            if value == nothing:
-                continue
-            numbers = layout.unpack(value)
-            found[abi.stats_labels(_number(key))] = Counter(sum(numbers[0::2]), sum(numbers[1::2]))
+        for index in _used(data, size):
+            numbers = memoryview(data)[index * size : (index + 1) * size].cast("Q").tolist()
+            found[abi.stats_labels(index)] = Counter(sum(numbers[0::2]), sum(numbers[1::2]))
         return found
 
     def meta(self) -> abi.ConntrackMeta:
@@ -284,9 +296,13 @@ class EndpointMaps:
 
     def flows(self) -> Iterator[tuple[abi.FlowKey, abi.Flow]]:
         """Walk the conntrack table, dead flows included."""
-        key_size, size = ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)
-        for key, value in libbpf.map_entries(self._fds["conntrack"], key_size, size):
+        for key, value in self.raw_flows():
             yield abi.FlowKey.from_buffer_copy(key), abi.Flow.from_buffer_copy(value)
+
+    def raw_flows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Walk the same as the bytes of FlowKey and Flow, which is quicker."""
+        sizes = ctypes.sizeof(abi.FlowKey), ctypes.sizeof(abi.Flow)
+        return libbpf.map_entries(self._fds["conntrack"], *sizes)
 
     def conntrack_max(self) -> int:
         """Return how many flows fit."""
@@ -295,28 +311,16 @@ class EndpointMaps:
     def memory(self) -> int:
         """Return the bytes of kernel memory that the maps take, rule counters included.
 
-        The host-wide `events` is not counted, nor are policies: see policy_memory().
+        The host-wide `events` is not counted, nor are policies, which endpoints share.
         """
         total = sum(libbpf.map_memory(fd) for name, fd in self._fds.items() if name != "events")
         seen: set[int | None] = set()
         for slot in range(abi.CONFIG_SLOTS):
             map_id = self.counters_id(slot)
-            with self._inner("rule_counters", slot) as fd:
+            with self._open_counters(slot) as fd:
                 total += 0 if fd is None or map_id in seen else libbpf.map_memory(fd)
             seen.add(map_id)
         return total
-
-    def policy_memory(self) -> dict[int, int]:
-        """Return the bytes of kernel memory of the maps of policies, by their ids.
-
-        Endpoints with equal policies share their maps: count each id once.
-        """
-        found: dict[int, int] = {}
-        for index, chunk in read_chunks(self._fds["policies"]).items():
-            with self._inner("policies", index) as fd:
-                if fd is not None:
-                    found[chunk] = libbpf.map_memory(fd)
-        return found
 
     def _slot(self, slot: int | None) -> int:
         return self.active_slot() if slot is None else slot
@@ -333,15 +337,26 @@ class EndpointMaps:
         return None if value is None else _number(value)
 
     @contextmanager
-    def _inner(self, name: str, index: int) -> Iterator[int | None]:
-        """Open a map in a map of maps for the `with` block; None when there is none."""
-        map_id = self._inner_id(name, index)
-        fd = None if map_id is None else libbpf.map_fd_by_id(map_id)
+    def _open_counters(self, slot: int) -> Iterator[int | None]:
+        """Open the map that a slot's rules count in for the `with` block; None: there is none."""
+        map_id = self.counters_id(slot)
+        fd = None if map_id is None else self._counters.open(slot, map_id)
         try:
             yield fd
         finally:
             if fd is not None:
                 os.close(fd)
+
+
+def _used(data: bytes, size: int) -> Iterator[int]:
+    """Yield the index of each value that is not zero, of values of `size` bytes; most are."""
+    block = _BLOCK * size
+    nothing, none = bytes(block), bytes(size)
+    for start in range(0, len(data), block):
+        if data[start : start + block] != nothing:
+            for place in range(start, min(start + block, len(data)), size):
+                if data[place : place + size] != none:
+                    yield place // size
 
 
 def _index(value: int) -> bytes:

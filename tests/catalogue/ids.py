@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packet catalogue: what each id is about and where it can be tested.
+"""The catalogue of packets (A to L), life cycle (M) and hostile input (N): what each id is about.
 
 The letters of `layers`: r rows of a verdict table, run on the evaluator and on the loaded programs;
 n real packets through a device; c the control side alone; f faults put in; z fuzzing.
@@ -210,16 +210,65 @@ L14 n answers as an amplifier
 L15 c rules at their limit
 L16 n limit of connections, and forged ends
 L17 n counters near their limits
+M1 f controller killed under traffic
+M2 f restart with the same policy
+M3 f restart of a version with other maps
+M4 f killed at every step of a change
+M5 f killed between making a map and putting it in
+M6 f change that fails halfway
+M7 f one bad policy among a hundred
+M8 f start while the source of policy cannot be read
+M9 f source of policy that does not answer
+M10 f source of policy that gives a part, or an old state
+M11 f policy removed from under a running VM
+M12 f reboot of the host
+M13 f VM that is there before the controller
+M14 f interface gone and back under its name
+M15 f interface index of another VM before
+M16 f interface renamed, odd names
+M17 f interface moved to another namespace and back
+M18 f interface down and up a thousand times
+M19 f one program attached, the other refused
+M20 f XDP program of somebody else
+M21 f tc filter of somebody else, our filter deleted
+M22 f qdisc deleted or replaced
+M23 f program detached or replaced by another tool
+M24 f pinned map removed or replaced
+M25 f pins of an earlier run, version or user
+M26 f bpffs missing, read-only or gone
+M27 f two controllers
+M28 f kernel that lacks a feature
+M29 f programs that do not compile or load
+M30 f out of memory in the middle of a change
+M31 f disk full, state directory read-only
+M32 f state file cut, flipped, old or of another host
+M33 f wall clock that jumps, host that was suspended
+M34 f netlink messages lost
+M35 f VM that moves with open flows
+M36 f back to the release before
+M37 f settings and modules reset by an upgrade
+M38 f service stopped
+M39 f controller alive but stuck
+N1 c YAML that is no policy: bombs, depth, size, tags, encodings
+N2 c ranges and rules beyond what tables hold
+N3 c what selects nothing
+N4 c values that look right and are not
+N5 c order of rules and policies
+N6 c names that are paths, commands or control characters
+N7 c names and comments in logs
+N8 c names in metrics
+N9 c metrics asked for by strangers, slowly, all at once
+N10 c socket of commands: strangers, floods, halves of messages
+N11 c commands by others, and in a hostile environment
+N12 c policy text in C source
+N13 c records of the perf buffer that are none
+N14 c bytes of packets in logs
+N15 c policy of another host, or an old one again
+N16 c quotas
+N17 z fuzzers of policy, state, socket and records
+N18 c flood of interfaces named like VMs
 """
 
 CATALOGUE: Final = {
     entry.id: entry for entry in (Entry(*line.split(" ", 2)) for line in _TEXT.split("\n") if line)
 }
-#: Sizes of the groups whose ids rows and tests may name, but which are not of this catalogue.
-OTHER_GROUPS: Final = {"M": 39, "N": 18}
-
-
-def is_known(catalogue_id: str) -> bool:
-    """Tell whether there is such an id, in this catalogue or in the controller's groups."""
-    group, number = catalogue_id[0], int(catalogue_id[1:])
-    return catalogue_id in CATALOGUE or 1 <= number <= OTHER_GROUPS.get(group, 0)

@@ -100,3 +100,17 @@ def tap(netns: None) -> Iterator[Callable[[str], int]]:  # noqa: ARG001
     yield make
     for fd in fds:
         os.close(fd)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """Another network namespace, by the process that keeps it."""
+    keeper = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", "echo ready; exec sleep 600"], stdout=subprocess.PIPE
+    )
+    assert keeper.stdout is not None
+    assert keeper.stdout.readline() == b"ready\n"
+    yield str(keeper.pid)
+    keeper.kill()
+    keeper.wait()
+    keeper.stdout.close()

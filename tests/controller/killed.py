@@ -4,43 +4,31 @@
 from __future__ import annotations
 
 import os
-import pathlib
+import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from vgw import libbpf
-from vgw.loader import clone
-
-_MAP_STEPS: Final = ("map_update", "map_update_many", "map_delete", "map_create", "pin")
-
-#: Everything by which a change touches the kernel or the disk.
-_STEPS: Final = (
-    *((libbpf, name) for name in _MAP_STEPS),
-    *((libbpf, name) for name in ("link_create", "link_update", "link_detach")),
-    *((clone, name) for name in ("map_create", "prog_load")),
-    *((pathlib.Path, name) for name in ("mkdir", "rename", "replace", "unlink", "rmdir")),
-)
+from vgw import steps
 
 
-def killed_after(steps: int, change: Callable[[], object]) -> bool:
+def killed_after(number: int, change: Callable[[], object]) -> bool:
     """Make a change in a process that dies after so many steps; return whether it finished."""
-    left = steps
+    left = number
+    lock = threading.Lock()
 
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
+    def count(_: str, __: object) -> int:
+        nonlocal left
+        with lock:
             if left == 0:
                 os._exit(9)
             left -= 1
-            return function(*arguments, **options)
+        return 0
 
-        return counted
+    def counted() -> None:
+        with steps.watched_by(count):
+            change()
 
-    def prepare() -> None:
-        for owner, name in _STEPS:
-            setattr(owner, name, counting(getattr(owner, name)))
-
-    return _finished(prepare, change)
+    return _finished(lambda: None, counted)
 
 
 def killed_at(owner: object, name: str, change: Callable[[], object]) -> None:

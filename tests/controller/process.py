@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,25 @@ RUN = """
 import json, sys
 from pathlib import Path
 from vgw.controller.daemon import run
+from vgw.controller.log_choice import LogOptions
 from vgw.controller.paths import Paths
 run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
-    ("127.0.0.1", int(sys.argv[2])), rule_metrics=True)
+    ("127.0.0.1", int(sys.argv[2])), log_options=LogOptions(sys.argv[3:]), rule_metrics=True)
 """
 
 
 class Controller:
     """A controller in a process of its own; knows how to look at it from outside."""
 
-    def __init__(self, paths: Paths, port: int) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        port: int,
+        before: str = "",
+        environ: Mapping[str, str] | None = None,
+        log_to: Sequence[str] = ("file",),
+    ) -> None:
+        """Start one and wait until it is ready; `before` is Python that its process runs first."""
         self._paths = paths
         self._port = port
         self.client = Client(paths.socket, timeout=PATIENCE)
@@ -50,12 +61,13 @@ class Controller:
             ready.bind(address)
             ready.settimeout(PATIENCE)
             self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN, places, str(port)],
-                env={**os.environ, "NOTIFY_SOCKET": address},
+                [sys.executable, "-c", before + RUN, places, str(port), *log_to],
+                env={**os.environ, "NOTIFY_SOCKET": address, **(environ or {})},
                 stderr=output,
             )
             try:
-                assert ready.recv(64) == b"READY=1"
+                while (said := ready.recv(64)) != b"READY=1":
+                    assert said.startswith(b"EXTEND_TIMEOUT_USEC=")
             except BaseException:
                 self.end(signal.SIGKILL)
                 pytest.fail(f"the controller did not start: {self.output.read_text()}")
@@ -71,11 +83,16 @@ class Controller:
 
     def scrape(self) -> str:
         """Return what the exporter says."""
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{self._port}/metrics", timeout=PATIENCE
-        ) as answer:
-            text: str = answer.read().decode()
-        return text
+        return self.page("metrics")[1]
+
+    def page(self, name: str) -> tuple[int, str]:
+        """Return status and text of a page that the exporter serves."""
+        address = f"http://127.0.0.1:{self._port}/{name}"
+        try:
+            with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def metric(self, start: str) -> float:
         """Return the sum of the samples that begin like this."""

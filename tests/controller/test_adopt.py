@@ -146,7 +146,7 @@ def test_a_failed_repair_leaves_the_old_programs_running(
         raise _InjectedError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(libbpf, "link_update" if hook is Hook.XDP else "link_create", fail)
+        patch.setattr(libbpf, "link_update", fail)
         with pytest.raises(VgwError, match="injected"):
             host.attach(document(HTTP), "web01")
 
@@ -186,32 +186,6 @@ def test_an_interface_made_anew_gets_programs_and_no_old_flows(host: Host, veth:
 
     assert row(host)["attached"]
     assert row(host)["conntrack"]["entries"] == 0
-
-
-@pytest.mark.parametrize("kind", ["tap", "veth"])
-def test_a_renamed_interface_stays_protected(
-    host: Host, paths: Paths, request: pytest.FixtureRequest, kind: str
-) -> None:
-    request.getfixturevalue(kind)("tap0")
-    host.attach(document(HTTP), "web01")
-    ifindex = socket.if_nametoindex("tap0")
-    egress = libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)
-    run("ip", "link", "set", "tap0", "down")
-    run("ip", "link", "set", "tap0", "name", "tap7")
-
-    assert host.sweep() == []
-    assert libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS) == egress
-    assert f"renamed or moved (its index is {ifindex})" in row(host)["reason"]
-    with pytest.raises(VgwError, match="tap0 of VM web01 was renamed or moved and keeps"):
-        host.apply(document(HTTP))
-    assert libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS) == egress
-    host.apply(document(HTTP, vms={"web01": interface("tap7")}))
-
-    (there,) = host.status("web01")["vms"][0]["interfaces"]
-    assert (there["name"], there["attached"], there["reason"]) == ("tap7", True, None)
-    assert len(libbpf.tcx_programs(ifindex, libbpf.AttachType.TCX_EGRESS)) == 1
-    host.detach("web01")
-    assert traces(paths) == []
 
 
 def test_a_conntrack_limit_takes_effect_with_the_next_endpoint(host: Host, tap: Tap) -> None:

@@ -65,7 +65,10 @@ def host() -> FakeHost:
 @pytest.fixture
 def socket_path(tmp_path: Path, host: FakeHost) -> Iterator[Path]:
     verbs = dict.fromkeys(
-        ("attach", "detach", "apply", "status", "rules", "conntrack", "flush", "mode", "ping"),
+        (
+            *("attach", "detach", "apply", "rollback", "status", "rules", "conntrack", "flush"),
+            *("mode", "ping"),
+        ),
         host.take,
     )
     server = api.Server(tmp_path / "vgw.sock", verbs | {"text": lambda _: "text"})
@@ -99,6 +102,7 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
     client.detach("web01")
     client.detach_all()
     client.apply(sources, ["web01"])
+    client.rollback(7)
     client.status()
     client.rules("web01")
     client.conntrack("web01")
@@ -112,20 +116,23 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
         "interfaces": [],
         "hook": None,
         "force": False,
+        "own": False,
     }
+    apply = {"dry_run": False, "force": False, "confirm_seconds": None, "supersede": False}
     assert host.asked == [
         {},
         attach | {"sources": wire_sources, "interfaces": ["tap0"], "hook": "tc", "force": True},
         attach,
-        {"vms": ["web01", "db01"], "sources": None, "force": False},
+        {"vms": ["web01", "db01"], "sources": None, "force": False, "own": False},
         {"vm": "web01"},
         {"all": True},
-        {"sources": wire_sources, "vms": ["web01"], "dry_run": False},
+        {"sources": wire_sources, "vms": ["web01"], **apply},
+        {"number": 7},
         {"vm": None},
         {"vm": "web01"},
         {"vm": "web01"},
         {"vm": "web01"},
-        {"vm": "web01", "mode": "monitor"},
+        {"vm": "web01", "mode": "monitor", "reason": "", "release": False},
     ]
 
 
@@ -174,6 +181,7 @@ def test_unknown_verb(socket_path: Path) -> None:
         (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 99999999\r\n\r\n", 413, "larger than"),
         (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 1\r\n\r\n{", 400, "not JSON"),
         (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 2\r\n\r\n[]", 400, "not a JSON object"),
+        (b"POST /v1/ping HTTP/1.0\r\nContent-Length: 9\r\n\r\n{}", 400, "after 2 of its 9 bytes"),
         (
             b"POST /v1/ping HTTP/1.0\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000,
             400,
@@ -183,7 +191,7 @@ def test_unknown_verb(socket_path: Path) -> None:
         (b"POST ping HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}", 404, "does not know ping"),
     ],
 )
-def test_what_is_no_request_is_refused_and_reaches_nobody(
+def test_catalogue_N10_what_is_no_request_is_refused_and_reaches_nobody(
     socket_path: Path, host: FakeHost, request_bytes: bytes, status: int, message: str
 ) -> None:
     answered, document = raw_request(socket_path, request_bytes)
@@ -195,7 +203,7 @@ def test_what_is_no_request_is_refused_and_reaches_nobody(
     assert host.asked == []
 
 
-def test_request_that_does_not_come_is_given_up(
+def test_catalogue_N10_request_that_does_not_come_is_given_up(
     socket_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api._RequestHandler, "timeout", 0.05)
@@ -208,12 +216,12 @@ def test_request_that_does_not_come_is_given_up(
     assert answer.startswith(b"HTTP/1.0 408")
 
 
-def test_socket_is_for_its_owner_only(socket_path: Path) -> None:
+def test_catalogue_N10_socket_is_for_its_owner_only(socket_path: Path) -> None:
     assert stat.S_IMODE(socket_path.stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_other_user_is_refused_even_with_the_socket_open_to_all(
+def test_catalogue_N10_other_user_is_refused_even_with_the_socket_open_to_all(
     tmp_path: Path, socket_path: Path, host: FakeHost
 ) -> None:
     socket_path.chmod(0o666)

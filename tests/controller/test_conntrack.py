@@ -11,7 +11,8 @@ import pytest
 from tests.controller.observe import send_to_vm
 from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, document, from_vm, to_vm
 from vgw import abi
-from vgw.controller.conntrack import is_live, list_flows
+from vgw.controller.conntrack import list_flows
+from vgw.controller.expiry import is_live
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 

@@ -18,15 +18,17 @@ import pytest
 
 from tests import frames
 from tests.controller.process import PATIENCE, Controller
-from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, notify, run
+from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, run
 from vgw.controller.event_reader import EventReader
 from vgw.controller.events import read_log
+from vgw.controller.health import notify
 from vgw.controller.lock import controller_lock
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import ControllerUnreachableError, PolicyError, VgwError
 
-pytestmark = pytest.mark.bpf
+# Compiled already: on a busy machine that takes longer than a start may.
+pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("artefact")]
 
 VM = """
   {name}:
@@ -100,11 +102,13 @@ def test_starts_without_a_policy_and_stops(start: Start, paths: Paths) -> None:
     assert not paths.socket.exists()
     with pytest.raises(ControllerUnreachableError):
         controller.client.ping()
-    assert [found["event"] for found in read_log(paths.log_file)] == ["start", "error", "stop"]
+    assert [found["event"] for found in read_log(paths.log_file)] == [
+        *("start", "error", "alarm", "stop")
+    ]
     assert "what is in force stays in force" in controller.records("error")[0]["message"]
 
 
-def test_another_controller_that_cannot_start_takes_nothing(
+def test_catalogue_M27_another_controller_is_refused_and_takes_nothing(
     start: Start, paths: Paths, tap: Callable[[str], int], tmp_path: Path
 ) -> None:
     vm = tap("tap0")
@@ -143,7 +147,7 @@ def test_socket_that_cannot_be_had_ends_the_start(
     assert not paths.bpffs.exists()
 
 
-def test_protects_what_is_there_when_it_starts(
+def test_catalogue_M12_M13_what_is_there_is_protected_before_it_says_that_it_is_ready(
     start: Start, paths: Paths, tap: Callable[[str], int]
 ) -> None:
     tap("tap0")
@@ -157,7 +161,7 @@ def test_protects_what_is_there_when_it_starts(
     assert controller.records("error") == []
 
 
-def test_killed_twice_nothing_changes_and_counters_go_on(
+def test_catalogue_M1_M2_killed_twice_nothing_changes_and_counters_go_on(
     start: Start, paths: Paths, tap: Callable[[str], int]
 ) -> None:
     vm = tap("tap0")
@@ -180,8 +184,7 @@ def test_killed_twice_nothing_changes_and_counters_go_on(
     assert Host(paths).attached() == ["web01"]
 
 
-@pytest.mark.usefixtures("artefact")  # compiled already, so that only the event is waited for
-def test_interface_that_comes_goes_and_comes_again(
+def test_catalogue_M13_M14_interface_that_comes_goes_and_comes_again(
     start: Start, paths: Paths, veth: Callable[[str], str]
 ) -> None:
     paths.policy.write_text(policy(("web01", "veth0"), ("db01", "veth1")))
@@ -275,6 +278,41 @@ def test_applied_policy_is_the_current_one_until_the_next_reload(
 
     controller.process.send_signal(signal.SIGHUP)
     eventually("the policy on disk", lambda: controller.client.rules("web01")["rules"])
+
+
+@pytest.mark.usefixtures("artefact")
+def test_catalogue_M9_a_policy_that_hangs_stops_nothing(
+    start: Start, paths: Paths, tap: Callable[[str], int], veth: Callable[[str], str]
+) -> None:
+    tap("tap0")
+    paths.policy.write_text(policy(("web01", "tap0"), ("db01", "veth1")))
+    start().end(signal.SIGKILL)
+    paths.policy.unlink()
+    os.mkfifo(paths.policy)
+
+    controller = start()
+
+    began, used = time.monotonic(), cpu_seconds(controller)
+    assert controller.attached() == {"web01": 1}
+    veth("veth1")
+    eventually("db01 of the last good policy", lambda: "db01" in controller.attached())
+    alarm = 'vgw_alarm{alarm="policy_unreadable"'
+    assert controller.metric(alarm) == 1
+    assert "gave no answer" in controller.client.status()["alarms"][0]["text"]
+    assert controller.client.set_mode("web01", "monitor")["mode"] == "monitor"
+    again = paths.policy.with_name("again.yaml")
+    again.write_text(policy(("web01", "tap0"), ("db01", "veth1"), rules=""))
+    with paths.policy.open("w"):  # what the controller waits for
+        again.rename(paths.policy)
+    eventually("the file is back", lambda: controller.metric(alarm) == 0)
+    eventually("and in force", lambda: not controller.client.rules("web01")["rules"])
+    assert cpu_seconds(controller) - used < 0.5 * (time.monotonic() - began)
+
+
+def cpu_seconds(controller: Controller) -> float:
+    """Return the processor time that a controller has used."""
+    stat = Path(f"/proc/{controller.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_verbs(start: Start, tap: Callable[[str], int]) -> None:

@@ -4,15 +4,24 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.controller.observe import row
+from tests.controller.policies import document
+from vgw import libbpf
 from vgw.controller import fitness
+from vgw.controller.daemon import run
 from vgw.controller.doctor import examine
 from vgw.controller.paths import Paths
-from vgw.errors import VgwError
+from vgw.controller.reconcile import Host
+from vgw.errors import KernelError, VgwError
+from vgw.policy.model import Hook
 
 
 @pytest.mark.bpf
@@ -89,7 +98,7 @@ def test_kernels(paths: Paths, monkeypatch: pytest.MonkeyPatch, release: str, ok
 def test_without_rights_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitness, "missing_capabilities", lambda: ["CAP_BPF"])
 
-    with pytest.raises(VgwError, match=r"no permission .*run vgw as root \(CAP_BPF is missing\)"):
+    with pytest.raises(VgwError, match=r"no permission .* CAP_BPF is missing; run vgw as root, or"):
         fitness.require_capabilities()
 
 
@@ -103,3 +112,111 @@ def test_the_default_bpffs_is_asked_for_by_its_own_name(monkeypatch: pytest.Monk
 
     with pytest.raises(VgwError, match=r"`mount -t bpf bpf /sys/fs/bpf`$"):
         fitness.require_bpffs(Path("/sys/fs/bpf/vgw"))
+
+
+# --- kernels that lack something ------------------------------------------------------------
+
+
+def row_of(check: str, paths: Paths) -> tuple[bool, str, str | None]:
+    (row,) = (row for row in examine(paths) if row["check"] == check)
+    return row["ok"], row["detail"], row["fix"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where settings of a pretended kernel are."""
+    monkeypatch.setattr("vgw.controller.doctor._SETTINGS", tmp_path / "sys")
+    return tmp_path / "sys"
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize(
+    ("check", "name", "fit", "unfit"),
+    [
+        ("jit", "net/core/bpf_jit_enable", "1", "0"),
+        ("unprivileged", "kernel/unprivileged_bpf_disabled", "2", "0"),
+    ],
+)
+def test_catalogue_M28_settings_that_matter(  # noqa: PLR0917
+    paths: Paths, settings: Path, check: str, name: str, fit: str, unfit: str
+) -> None:
+    assert row_of(check, paths)[2] is None, "a kernel without the setting"
+    file = settings / name
+    file.parent.mkdir(parents=True)
+    file.write_text(f"{fit}\n")
+    assert row_of(check, paths)[2] is None
+    file.write_text(f"{unfit}\n")
+    ok, _, fix = row_of(check, paths)
+    assert ok, "vgw works all the same"
+    assert f"sysctl -w {name.replace('/', '.')}=" in str(fix)
+
+
+@pytest.mark.bpf
+def test_catalogue_M28_without_tcx_the_clsact_qdisc_is_tried_where_it_touches_nothing(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert row_of("clsact", paths)[0]
+    monkeypatch.setattr("vgw.controller.doctor._tcx_known", lambda: False)
+    before = Path("/proc/thread-self/ns/net").readlink()
+    assert row_of("clsact", paths) == (True, "tc filters of a clsact qdisc can be attached", None)
+    assert Path("/proc/thread-self/ns/net").readlink() == before
+
+    def refuse(_: int) -> bool:
+        raise KernelError("cannot add a clsact qdisc to lo: No such file or directory", 2)
+
+    monkeypatch.setattr("vgw.controller.links_netlink.add_clsact", refuse)
+    ok, detail, fix = row_of("clsact", paths)
+    assert not ok
+    assert "neither links for tc nor the clsact qdisc" in detail
+    assert "sch_ingress" in str(fix)
+
+
+@pytest.mark.bpf
+def test_catalogue_M28_a_kernel_that_loads_no_programs_is_refused_at_the_start(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitness.require_programs()
+
+    def refuse(*_: object) -> int:
+        raise KernelError("refused", 22)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vgw.libbpf.prog_load", refuse)
+        with pytest.raises(VgwError, match="loads no tc programs") as refused:
+            run(paths, ("127.0.0.1", 0))
+        assert "\n" not in str(refused.value)
+
+    def unknown() -> tuple[str, ...]:
+        raise VgwError("this kernel does not describe its types; use another kernel")
+
+    monkeypatch.setattr("vgw.controller.fitness.socket_buffer_options", unknown)
+    with pytest.raises(VgwError, match="does not describe its types"):
+        run(paths, ("127.0.0.1", 0))
+    assert not paths.bpffs.exists()
+    assert not paths.socket.exists()
+
+
+@pytest.mark.bpf
+def test_catalogue_M28_a_kernel_without_native_xdp_and_links_attaches_otherwise(
+    paths: Paths, tap: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's own answers where it lacks something, each injected; nothing is left open."""
+    tap("tap0")
+    real = libbpf.link_create
+
+    def no_links(*arguments: Any, **options: Any) -> int:
+        del arguments, options
+        raise KernelError("unknown", errno.EINVAL)
+
+    monkeypatch.setattr(libbpf, "link_create", no_links)
+    host = Host(paths)
+    for hook in (Hook.TC, Hook.XDP):
+        host.attach(document(), "web01", hook=hook)
+        there = row(host)
+        assert there["attached"]
+        assert not there["from_vm"]["link"]
+        assert there["from_vm"]["hook"] == hook
+        host.detach("web01")
+    monkeypatch.setattr(libbpf, "link_create", real)
+    host.attach(document(), "web01")
+    assert row(host)["from_vm"]["link"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from vgw.controller import event_reader
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader, Meter
 from vgw.controller.events import LogWriter, RuleName, read_log
+from vgw.controller.log_journal import JournalSink
 from vgw.controller.manifest import EndpointEntry, Manifest, PolicyEntry, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore
@@ -41,10 +43,14 @@ def reported(losses: EventLosses) -> list[dict[str, Any]]:
     return records
 
 
+def counted(losses: EventLosses) -> dict[str, int]:
+    return {cause: count for cause, count in losses.totals().items() if count}
+
+
 def test_losses_begin_with_what_the_maps_say_and_report_what_moves() -> None:
     meters = [meter(1, suppressed=10, lost=5)]
     losses = EventLosses(lambda: meters)
-    assert losses.totals() == {"suppressed": 10, "buffer": 5, "reader": 0, "malformed": 0}
+    assert counted(losses) == {"suppressed": 10, "buffer": 5}
     assert reported(losses) == []
 
     meters[:] = [meter(1, suppressed=12, lost=5), meter(2, lost=4)]
@@ -58,7 +64,7 @@ def test_losses_begin_with_what_the_maps_say_and_report_what_moves() -> None:
         {"event": "lost", "cause": "reader", "count": 8},
     ]
     assert reported(losses) == []
-    assert losses.totals() == {"suppressed": 13, "buffer": 9, "reader": 8, "malformed": 0}
+    assert counted(losses) == {"suppressed": 13, "buffer": 9, "reader": 8}
 
 
 def test_losses_never_go_backwards_when_an_endpoint_goes() -> None:
@@ -72,18 +78,31 @@ def test_losses_never_go_backwards_when_an_endpoint_goes() -> None:
     assert totals == [11, 11, 11, 13]
 
 
-def test_what_is_no_event_of_this_abi_is_counted(tmp_path: Path) -> None:
+def test_what_a_sink_loses_is_counted_by_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = EventLosses(list)
-    log = LogWriter(tmp_path / "events.jsonl")
+    log = LogWriter(tmp_path / "events.jsonl", JournalSink(str(tmp_path / "nobody")))
     names = EventNames(Paths.from_environment({}, state_dir=tmp_path))
     reader = EventReader(tmp_path / "events", names, log, losses)
-    good = bytes(abi.Event(abi=abi.ABI_VERSION))
-    other = bytes(abi.Event(abi=abi.ABI_VERSION + 1))
-    for data in (good, good + bytes(4), good[:-1], good + bytes(8), b"", other):
-        reader._take(0, data)
-    log.close()
 
-    assert losses.totals()["malformed"] == 4
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vgw.controller.log_file.os.write", full)
+    log.add({"n": 1})
+    log.add({"n": 2})
+    log.flush()
+    reader._report()
+    reader._report()
+    monkeypatch.undo()
+    log.close()
+    reader._report()
+
+    # The journal's were waiting for it until the end: these two, and that two were lost.
+    assert counted(losses) == {"log_file": 2, "log_journal": 3}
+    (lost,) = read_log(tmp_path / "events.jsonl")
+    assert (lost["event"], lost["cause"], lost["count"]) == ("lost", "log_file", 2)
 
 
 def drops(paths: Paths) -> list[dict[str, Any]]:

@@ -193,10 +193,74 @@ def test_names_nobody_knows_are_left_out() -> None:
     assert made["reason"] == "RULE"
 
 
-@pytest.mark.parametrize("field", ["verdict", "reason", "path"])
-def test_number_outside_the_abi_is_an_error(field: str) -> None:
-    with pytest.raises(ValueError, match="255"):
-        record(**{field: 255})
+def flow_record(kind: abi.EventKind, **fields: Any) -> dict[str, Any]:
+    made = abi.FlowEvent(
+        event=event(
+            kind=kind,
+            verdict=abi.Verdict.ACCEPT,
+            protocol=6,
+            source="192.0.2.10",
+            destination="10.20.0.11",
+            source_port=40112,
+            destination_port=443,
+            **fields,
+        ),
+        created_ns=2_000_000_000,
+        last_seen_ns=4_500_900_000,
+    )
+    made.packets[:] = 5, 7
+    made.bytes[:] = 500, 90_000
+    return event_record(made, FakeNames(), 0)
+
+
+def test_the_record_of_a_flow_that_ended_says_how_much_it_was_and_why() -> None:
+    made = flow_record(
+        abi.EventKind.FLOW_END, end=abi.FlowEnd.CLOSED, state=abi.FlowState.TCP_FIN, rule=3
+    )
+    assert made == {
+        "ts": "1970-01-01T00:00:05.000001Z",
+        "event": "flow_end",
+        "vm": "web01",
+        "interface": "tap-web01",
+        "direction": "ingress",
+        "verdict": "accept",
+        "reason": "DEFAULT",
+        "policy": "web-tier",
+        "tier": "group",
+        "rule": "site",
+        "generation": 4,
+        "proto": "tcp",
+        "src": "192.0.2.10",
+        "dst": "10.20.0.11",
+        "sport": 40112,
+        "dport": 443,
+        "packets": 12,
+        "packets_ingress": 5,
+        "packets_egress": 7,
+        "bytes": 90_500,
+        "bytes_ingress": 500,
+        "bytes_egress": 90_000,
+        "duration_ms": 2500,
+        "state": "tcp_fin",
+        "ended": "closed",
+    }
+
+
+def test_the_record_of_a_flow_that_begins_has_nothing_to_count() -> None:
+    made = flow_record(abi.EventKind.FLOW_START)
+    assert made["event"] == "flow_start"
+    assert made["dport"] == 443
+    assert not {"packets", "bytes", "duration_ms", "state", "ended", "length"} & set(made)
+
+
+def test_the_record_of_a_ping_has_its_identifier() -> None:
+    made = event_record(
+        abi.FlowEvent(event=event(kind=abi.EventKind.FLOW_START, protocol=1, source_port=7)),
+        FakeNames(),
+        0,
+    )
+    assert (made["proto"], made["icmp_id"]) == ("icmp", 7)
+    assert "sport" not in made
 
 
 def test_control_record_leaves_out_what_is_none() -> None:
@@ -282,13 +346,13 @@ def test_full_disk_is_counted_and_a_line_cut_short_is_closed(
         room -= taken
         return taken
 
-    monkeypatch.setattr("vgw.controller.events.os.write", write)
+    monkeypatch.setattr("vgw.controller.log_file.os.write", write)
     for n in (1, 2, 3):
         log.add({"n": n})
     log.flush()
     log.add({"n": 4})
     log.flush()
-    assert log.failed == 3
+    assert log.losses() == {"file": 3}
 
     room = 1000
     log.add({"n": 5})

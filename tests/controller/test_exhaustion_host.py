@@ -93,7 +93,7 @@ def is_judged(name: str, end: int) -> bool:
 
 
 def test_catalogue_L13_nothing_is_left_of_interfaces_that_were(host: Host) -> None:
-    cycles = Cycles(host, policies.document(), "web01", "tap0")
+    cycles = Cycles(host, policies.document())
     cycles.run(WARM_UP)
     before = cycles.traces()
     cycles.run(100)
@@ -108,8 +108,8 @@ def test_catalogue_L13_nothing_is_left_of_interfaces_that_were(host: Host) -> No
 def test_catalogue_L13_what_is_left_is_noticed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: an endpoint that nobody removes."""
     monkeypatch.setattr(leftovers, "_PATIENCE", 0.1)
-    cycles = Cycles(host, policies.document(), "web01", "tap0")
-    monkeypatch.setattr(host, "detach", lambda _: None)
+    cycles = Cycles(host, policies.document())
+    monkeypatch.setattr(host, "detach_all", list)
     cycles.run(1)
     left = cycles.traces()
 

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vgw import libbpf
 from vgw.abi import Path as PacketPath
 from vgw.controller import interfaces, links
 from vgw.controller import links_netlink as netlink
+from vgw.controller.change_feed import ChangeFeed
 from vgw.controller.paths import Paths
 from vgw.errors import ForeignProgramError, VgwError
 from vgw.policy.model import Hook
@@ -173,7 +175,7 @@ class LossySocket(socket.socket):
         return data
 
 
-def test_after_a_loss_of_messages_all_interfaces_are_listed_again(
+def test_catalogue_M34_after_a_loss_of_messages_all_interfaces_are_listed_again(
     veth: Callable[[str], str],
 ) -> None:
     veth("first")
@@ -195,6 +197,73 @@ def test_after_a_loss_of_messages_all_interfaces_are_listed_again(
             watcher.receive()
 
     assert sorted(seen) == [("gone", "first"), ("gone", "first-p"), ("new", "br0")]
+
+
+@pytest.mark.usefixtures("netns")
+def test_catalogue_M34_a_burst_that_overflows_the_buffer_loses_nothing_that_stays(
+    tmp_path: Path,
+) -> None:
+    """The kernel drops messages for so slow a reader; what is there in the end counts."""
+    known: dict[int, str] = {}
+    losses: list[None] = []
+    stop = threading.Event()
+
+    def slowly(event: str, name: str, ifindex: int) -> None:
+        if event == "new":
+            known[ifindex] = name
+        else:
+            del known[ifindex]
+        stop.wait(0.0005)
+
+    start_listing = interfaces.LinkWatcher.start_listing
+
+    def counting(watcher: interfaces.LinkWatcher) -> None:
+        losses.append(None)
+        start_listing(watcher)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interfaces.LinkWatcher, "start_listing", counting)
+        watcher = threading.Thread(
+            target=links.watch_links, args=(slowly, stop), kwargs={"receive_buffer": 4096}
+        )
+        watcher.start()
+        try:
+            burst = tmp_path / "burst"
+            made = (f"link add v{n} type veth peer name p{n}\n" for n in range(150))
+            gone = (f"link del v{n}\n" for n in range(0, 150, 2))
+            burst.write_text("".join((*made, *gone)))
+            run("ip", "-batch", str(burst))
+            expected = dict(socket.if_nameindex())
+            deadline = time.monotonic() + 20
+            while known != expected and time.monotonic() < deadline:
+                time.sleep(0.02)
+        finally:
+            stop.set()
+            watcher.join()
+    assert len(losses) > 1, "nothing was lost, so nothing was tested"
+    assert len(expected) == 151
+    assert known == expected
+
+
+@pytest.mark.usefixtures("netns")
+def test_catalogue_M34_a_feed_that_lost_messages_says_that_anything_may_have_changed(
+    veth: Callable[[str], str], tmp_path: Path
+) -> None:
+    veth("first")
+    feed = ChangeFeed(receive_buffer=1 << 16)
+    ifindex = index("first")
+    present = feed.presence(ifindex)
+    run("ip", "link", "set", "first", "down")
+    assert feed.take() == {ifindex, index("first-p")}
+    assert feed.presence(ifindex) == present
+    burst = tmp_path / "burst"
+    burst.write_text("link set first up\nlink set first down\n" * 100)
+    run("ip", "-batch", str(burst))
+
+    assert feed.take() is None
+    assert feed.take() == set()
+    assert feed.presence(ifindex) != present, "it may have been replaced meanwhile"
+    feed.close()
 
 
 # --- attachments ----------------------------------------------------------------------------

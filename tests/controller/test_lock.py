@@ -81,7 +81,7 @@ def test_writers_take_turns_while_the_lock_comes_and_goes(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize("shared", ["run_dir", "bpffs"])
-def test_there_is_one_controller_of_a_socket_and_of_a_bpffs(
+def test_catalogue_M27_there_is_one_controller_of_a_socket_and_of_a_bpffs(
     paths: Paths, tmp_path: Path, shared: str
 ) -> None:
     apart = {"run_dir": tmp_path / "other", "bpffs": paths.bpffs.with_name("other")}

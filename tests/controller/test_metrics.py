@@ -15,13 +15,14 @@ import pytest
 
 from vgw import __version__
 from vgw.abi import ABI_VERSION, Path, Reason, Verdict
+from vgw.controller.alarms import Alarm
 from vgw.controller.metrics import (
     ApplyTimes,
     EndpointReading,
     HostCollector,
-    MetricsServer,
     RuleReading,
 )
+from vgw.controller.metrics_server import MetricsServer
 from vgw.errors import VgwError
 from vgw.maps import Counter
 from vgw.policy.model import Direction
@@ -60,9 +61,16 @@ class FakeController:
         self.readings = [READING]
         self.losses = {"suppressed": 5, "buffer": 4, "reader": 3, "malformed": 2}
         self.applies = ApplyTimes()
+        self.alarms: list[Alarm] = []
 
     def collector(self, *, rules: bool = False) -> HostCollector:
-        return HostCollector(lambda: self.readings, lambda: self.losses, self.applies, rules=rules)
+        return HostCollector(
+            lambda: self.readings,
+            lambda: self.losses,
+            self.applies,
+            alarms=lambda: self.alarms,
+            rules=rules,
+        )
 
 
 @pytest.fixture
@@ -147,6 +155,7 @@ def test_samples_of_the_host(server: MetricsServer, controller: FakeController) 
         "vgw_policy_apply_seconds_count 3.0",
         "vgw_policy_apply_seconds_sum 99.32",
         "vgw_policy_apply_errors_total 2.0",
+        "vgw_omitted_samples 0.0",
         f'vgw_build_info{{abi="{ABI_VERSION}",version="{__version__}"}} 1.0',
     }
     assert {
@@ -231,3 +240,17 @@ def test_address_in_use(server: MetricsServer, controller: FakeController) -> No
 def test_serves_only_the_address_it_was_given(server: MetricsServer) -> None:
     with socket.socket() as sock, pytest.raises(ConnectionRefusedError):
         sock.connect(("127.0.0.2", server.port))
+
+
+def test_each_alarm_that_stands_is_a_sample(
+    server: MetricsServer, controller: FakeController
+) -> None:
+    assert not [line for line in samples(server) if line.startswith("vgw_alarm")]
+    controller.alarms = [
+        Alarm("detached", "web01", "tap0", "why", 5),
+        Alarm("x", None, None, "", 5),
+    ]
+    assert {line for line in samples(server) if line.startswith("vgw_alarm")} == {
+        'vgw_alarm{alarm="detached",interface="tap0",vm="web01"} 1.0',
+        'vgw_alarm{alarm="x",interface="",vm=""} 1.0',
+    }

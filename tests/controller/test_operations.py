@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from vgw.controller.alarms import Alarms
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
 from vgw.controller.parameters import Parameters
 from vgw.controller.paths import Paths
-from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.controller.reconcile import ApplyResult, AttachResult, Host, Upgrades
+from vgw.controller.renames import Renamed
+from vgw.controller.upgrade import Upgraded
 from vgw.errors import PartlyAppliedError, PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
 
@@ -46,6 +50,11 @@ class FakeHost(Host):
         self.expiry_error: VgwError | None = None
         self.protected: dict[str, int] = {}
         self.ordered: dict[str, str] = {}
+        self.renamed: list[Renamed] = []
+        self.upgrades = Upgrades()
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def ordered_interfaces(self) -> dict[str, str]:
         return self.ordered
@@ -71,6 +80,16 @@ class FakeHost(Host):
     ) -> ApplyResult:
         return self._change(self.attached() if vms is None else vms)
 
+    def status(self, vm: str | None = None) -> dict[str, Any]:
+        return {"vms": [{"vm": name} for name in self.protected if vm in (None, name)]}
+
+    def follow_renames(self) -> list[Renamed]:
+        renamed, self.renamed = self.renamed, []
+        return renamed
+
+    def detach(self, vm: str) -> None:
+        del self.protected[vm]
+
     def expire(self, vm: str | None = None) -> int:  # noqa: ARG002
         self.expired += 1
         if self.expiry_error is not None:
@@ -82,6 +101,9 @@ class FakeHost(Host):
             raise self.sweep_error
         gone, self.gone = self.gone, []
         return gone
+
+    def upgrade(self) -> Upgrades:
+        return self.upgrades
 
     def _change(self, vms: Sequence[str]) -> ApplyResult:
         self.asked.append(list(vms))
@@ -106,7 +128,8 @@ class Bench:
         self.paths = paths
         self.host = FakeHost(paths)
         self.log = LogWriter(paths.log_file)
-        self.operations = Operations(self.host, self.log, ApplyTimes())
+        self.alarms = Alarms(self.log)
+        self.operations = Operations(self.host, self.log, ApplyTimes(), self.alarms)
 
     def reload(self, text: str) -> None:
         self.paths.policy.write_text(text)
@@ -127,7 +150,10 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     paths = Paths.from_environment(
-        {}, policy=tmp_path / "policy.yaml", log_file=tmp_path / "events.jsonl"
+        {},
+        policy=tmp_path / "policy.yaml",
+        log_file=tmp_path / "events.jsonl",
+        state_dir=tmp_path / "state",
     )
     bench = Bench(paths)
     yield bench
@@ -143,6 +169,22 @@ def test_only_vms_whose_interface_exists_are_attached(bench: Bench) -> None:
 
     assert bench.host.asked == [["web01"]]
     assert bench.records() == [attached("web01")]
+
+
+def test_upgrades_are_logged_and_what_is_not_upgraded_is_said(bench: Bench) -> None:
+    done = Upgraded("web01", PRESENT, "old", "new")
+    bench.host.upgrades = Upgrades([done], {"db01": "it goes on as it was"})
+    bench.reload(policy())
+
+    upgrade, error = bench.records()[:2]
+    assert upgrade == {
+        "event": "upgrade",
+        "vm": "web01",
+        "interface": PRESENT,
+        "before": "old",
+        "after": "new",
+    }
+    assert error == {"event": "error", "vm": "db01", "message": "it goes on as it was"}
 
 
 def test_failure_is_said_once_and_tried_again_until_it_works(bench: Bench) -> None:
@@ -182,7 +224,7 @@ def test_bad_policy_keeps_the_good_one(bench: Bench) -> None:
     bench.operations.links_changed({PRESENT: 77}, ())
 
     assert bench.host.asked == [["web01"], ["web01"]]
-    assert [found["event"] for found in bench.records()] == ["attach", "error"]
+    assert [found["event"] for found in bench.records()] == ["attach", "error", "alarm"]
 
 
 def test_interface_that_is_protected_already_costs_nothing(bench: Bench) -> None:
@@ -315,3 +357,18 @@ def test_idle_frees_dead_flows_and_a_failure_of_that_stops_nothing(bench: Bench)
 
     assert bench.host.expired == 1
     assert bench.host.asked[-1] == ["web01"]
+
+
+def test_status_has_the_alarms_until_the_vm_is_detached(bench: Bench) -> None:
+    bench.reload(policy("web01"))
+    bench.alarms.set("renamed", "why", vm="web01", interface=PRESENT)
+    bench.alarms.set("slow", "why")
+
+    def shown(**parameters: object) -> list[tuple[str, str | None]]:
+        answer = bench.ask("status", **parameters)
+        return [(alarm["alarm"], alarm["vm"]) for alarm in answer["alarms"]]
+
+    assert shown() == [("renamed", "web01"), ("slow", None)]
+    assert shown(vm="web01") == [("renamed", "web01")]
+    bench.ask("detach", vm="web01")
+    assert shown() == [("slow", None)]

@@ -29,7 +29,7 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_name_becomes_one_component_of_a_path_and_back(name: str) -> None:
+def test_catalogue_N6_a_name_becomes_one_component_of_a_path_and_back(name: str) -> None:
     pinned = pin_name(name)
 
     assert not set(pinned) & set("./\n\x1b")
@@ -37,12 +37,12 @@ def test_a_name_becomes_one_component_of_a_path_and_back(name: str) -> None:
     assert unpin_name(pinned) == name
 
 
-def test_names_differ_when_pinned() -> None:
+def test_catalogue_N6_names_differ_when_pinned() -> None:
     assert len({pin_name(name) for name in ODD_NAMES}) == len(ODD_NAMES)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65536, "/" * 80])
-def test_a_name_that_no_file_can_have_is_refused_in_one_short_line(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "x" * 65536, "/" * 80, "a\ud800"])
+def test_catalogue_N6_a_name_that_no_file_can_have_is_refused_in_one_short_line(name: str) -> None:
     with pytest.raises(VgwError, match=r"no name for a VM .* 1 to 63 letters") as caught:
         pin_name(name)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.controller.conftest import run
 from tests.controller.killed import killed_after, killed_at
 from tests.controller.observe import send_to_vm
 from tests.controller.policies import document, to_vm
 from vgw import libbpf
 from vgw.abi import Mode
-from vgw.controller import change, readings, reconcile, rule_counts, status
+from vgw.controller import change, endpoint, readings, reconcile, rule_counts, status
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
@@ -303,3 +304,48 @@ def test_counts_are_written_only_when_there_are_some(
     host.apply(policy("a"))
     assert saved == []
     assert not paths.counts("web01").exists()
+
+
+def two_interfaces() -> PolicyDocument:
+    both = "{interfaces: [{name: tap0}, {name: tap1}]}"
+    rules = "[{name: http, action: accept, services: [tcp/80]}]"
+    return document(rules, vms={"web01": both})
+
+
+def test_catalogue_M14_what_was_counted_on_an_interface_that_is_gone_stays(
+    host: Host, veth: Callable[[str], str], paths: Paths
+) -> None:
+    for name in ("tap0", "tap1"):
+        veth(name)
+    host.attach(two_interfaces(), "web01")
+    send(3, "tap0")
+    send(2, "tap1")
+    run("ip", "link", "del", "tap1")
+
+    killed_at(endpoint, "destroy", host.sweep)
+    assert packets(host) == 5, "of the two that are pinned, or of what is remembered"
+    assert host.sweep() == [("web01", "tap1")]
+    assert packets(host) == 5
+    veth("tap1")
+    host.apply(two_interfaces())
+    send(1, "tap1")
+    assert packets(host) == 6
+    run("ip", "link", "del", "tap0")
+    run("ip", "link", "del", "tap1")
+    host.sweep()
+    assert not paths.counts("web01").exists()
+
+
+def test_catalogue_M14_counts_go_on_when_an_interface_is_made_anew(
+    host: Host, veth: Callable[[str], str]
+) -> None:
+    veth("tap0")
+    host.attach(policy(), "web01")
+    send(3)
+    run("ip", "link", "del", "tap0")
+    veth("tap0")
+    host.apply(policy())
+    send(1)
+    assert packets(host) == 4
+    host.apply(policy("another"))
+    assert packets(host) == 4

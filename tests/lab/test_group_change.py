@@ -40,7 +40,7 @@ VM, INTERFACE = next(iter(VMS.items()))
 PARTS: list[tuple[Any, str]] = [
     (reconcile, "desired_state"),
     (change, "compile_policy"),
-    (images, "make_image"),
+    (images, "_make"),
     (EndpointMaps, "stage"),
     (PolicyStore, "keep_names"),
     (EndpointMaps, "switch"),

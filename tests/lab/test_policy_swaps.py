@@ -3,31 +3,28 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from tests.controller import conftest as own_host
 from tests.controller.observe import traces
+from tests.crash.objects import Made, in_use
 from tests.lab.swap_policies import POLICIES, VMS, swapped
 from tests.lab.swap_run import Run, problems, swap
 from tests.lab.swap_traffic import Ends
 from tests.lab.topology import eventually
 from vgw import abi, libbpf
-from vgw.controller import change, endpoint
-from vgw.controller.links import opened
+from vgw.controller import change
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.controller.rule_counts import RuleCounts
 from vgw.controller.stages import STAGES
-from vgw.libbpf.library import library
-from vgw.loader import clone
-from vgw.maps import EndpointMaps, place_counters, read_chunks
+from vgw.maps import EndpointMaps, Image, place_counters
 
 pytestmark = pytest.mark.lab
 
@@ -58,79 +55,23 @@ def ends(
 @pytest.fixture(autouse=True)
 def every_packet_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let rules that log do so for each packet that they decide."""
-    monkeypatch.setattr(endpoint, "LOG_PER_SECOND", 1 << 31)
+    config_of = change.Change._config
 
+    def without_budget(self: change.Change, name: str, generation: int) -> abi.EndpointConfig:
+        config = config_of(self, name, generation)
+        config.log_per_second = 1 << 31
+        return config
 
-class InKernel(NamedTuple):
-    """Ids of maps and programs."""
-
-    maps: frozenset[int]
-    programs: frozenset[int]
-
-
-class Made:
-    """The maps and programs that this process has made."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._maps: set[int] = set()
-        self._programs: set[int] = set()
-        self._patch = monkeypatch
-        for owner in (libbpf, clone):
-            self._record(owner, "map_create", self._maps, libbpf.map_info)
-        self._record(clone, "prog_load", self._programs, libbpf.prog_info)
-
-    def _record(self, owner: Any, name: str, ids: set[int], info: Callable[[int], Any]) -> None:
-        original = getattr(owner, name)
-
-        def recording(*arguments: Any, **options: Any) -> int:
-            fd: int = original(*arguments, **options)
-            ids.add(info(fd).id)
-            return fd
-
-        self._patch.setattr(owner, name, recording)
-
-    def alive(self) -> InKernel:
-        """Return those that are still there."""
-        return InKernel(
-            frozenset(self._maps.intersection(_walk("bpf_map_get_next_id"))),
-            frozenset(self._programs.intersection(_walk("bpf_prog_get_next_id"))),
-        )
-
-
-def _walk(next_id: str) -> Iterator[int]:
-    """Yield all ids of a kind on this machine.
-
-    Opening what is found would disturb: Linux queues the emptying of a map of programs at the last
-    close, and a second one while it waits is never finished, so that the map stays for ever.
-    """
-    number = ctypes.c_uint32(0)
-    while getattr(library(), next_id)(number, ctypes.byref(number)) == 0:
-        yield number.value
+    monkeypatch.setattr(change.Change, "_config", without_budget)
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Made:
-    return Made(monkeypatch)
-
-
-def in_use(paths: Paths) -> InKernel:
-    """Return the maps and programs that pins lead to, directly or through a map."""
-    maps: set[int] = set()
-    programs: set[int] = set()
-    for pin in paths.bpffs.rglob("*"):
-        if pin.is_dir() or pin.name.startswith("link_"):
-            continue
-        with opened(pin) as fd:
-            if pin.name.startswith("prog_"):
-                programs.add(libbpf.prog_info(fd).id)
-                continue
-            info = libbpf.map_info(fd)
-            maps.add(info.id)
-            if info.map_type in libbpf.MAPS_OF_MAPS:
-                maps.update(read_chunks(fd).values())
-            elif info.map_type == libbpf.MapType.PROG_ARRAY:
-                programs.update(read_chunks(fd).values())
-    return InKernel(frozenset(maps), frozenset(programs))
+def made() -> Iterator[Made]:
+    """The maps and programs that the test makes."""
+    made = Made()
+    with made.recorded():
+        yield made
+    made.close()
 
 
 def kept(paths: Paths) -> tuple[list[str], int]:
@@ -214,15 +155,16 @@ def switched_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 def half_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Change the policy of one path only."""
     stage = EndpointMaps.stage
+    first: dict[abi.Path, Image] = {}
 
     def half(
         self: EndpointMaps,
         config: abi.EndpointConfig,
-        policies: Mapping[abi.Path, Sequence[int]],
+        policies: Mapping[abi.Path, Image],
         counters: int,
     ) -> int:
-        old = self.policies(self.active_slot())
-        return stage(self, config, {**policies, abi.Path.FROM_VM: old[abi.Path.FROM_VM]}, counters)
+        first.setdefault(abi.Path.FROM_VM, policies[abi.Path.FROM_VM])
+        return stage(self, config, {**policies, **first}, counters)
 
     monkeypatch.setattr(EndpointMaps, "stage", half)
 

@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,14 +51,19 @@ def prometheus(lab: Lab, directory: Path) -> Iterator[None]:
         process.wait(timeout=2 * wire.PATIENCE)
 
 
-def query(lab: Lab, expression: str) -> list[float]:
-    """Ask Prometheus; returns the values, none while it is still starting."""
+def answer(lab: Lab, expression: str) -> Any:
+    """Ask Prometheus; returns its answer, None while it is starting or to what is no query."""
     path = f"api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     try:
-        answer = json.loads(lab.get(PROMETHEUS_PORT, path))
+        return json.loads(lab.get(PROMETHEUS_PORT, path))
     except urllib.error.URLError:
-        return []
-    return [float(row["value"][1]) for row in answer["data"]["result"]]
+        return None
+
+
+def query(lab: Lab, expression: str) -> list[float]:
+    """Ask Prometheus; returns the values, none while it is still starting."""
+    found = answer(lab, expression)
+    return [] if found is None else [float(row["value"][1]) for row in found["data"]["result"]]
 
 
 def test_prometheus_scrapes_the_exporter(lab: Lab, tmp_path: Path) -> None:

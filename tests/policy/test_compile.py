@@ -24,7 +24,7 @@ from vgw import abi
 from vgw.abi import Action, Path
 from vgw.errors import ExitCode
 from vgw.policy import compile as compiler
-from vgw.policy.compile import MAX_RULES, PolicyImage, PolicyTooLargeError, compile_policy
+from vgw.policy.compile import MAX_RULES, PolicyImage, compile_policy
 from vgw.policy.evaluate import Opening, _first_match
 from vgw.policy.image import NARROW_RULES
 from vgw.policy.model import (
@@ -36,6 +36,7 @@ from vgw.policy.model import (
     Service,
     Tier,
 )
+from vgw.policy.quotas import PolicyTooLargeError
 
 #: Sizes around the bounds of forms and blocks.
 SIZES = (1, 2, 10, 63, 64, 65, 66, 200, 511, 512, 513, 900, 1600)

@@ -28,6 +28,7 @@ from vgw.policy.model import (
     AllowedPair,
     Guards,
     Hook,
+    Logging,
     Service,
     Tier,
     Tracking,
@@ -50,6 +51,7 @@ vms:
       new_per_second: 10000
       grace: 0s
     reject_per_second: 7
+    log: {flows: true, per_second: 50}
     interfaces:
       - name: tap-web01
         mac: 52:54:00:00:00:AA
@@ -87,6 +89,7 @@ defaults: {ingress: reject, egress: drop, log: true}
     web01 = document.vms["web01"]
     (nic,) = web01.interfaces
     assert web01.reject_per_second == 7
+    assert web01.log == Logging(flows=True, per_second=50)
     assert (web01.mode, dict(web01.labels)) == (Mode.MONITOR, {"role": "web", "env": "prod"})
     assert nic.mac == "52:54:00:00:00:aa"
     assert nic.addresses == (ip_address("10.20.0.11"), ip_address("2001:db8:20::11"))
@@ -115,7 +118,7 @@ defaults: {ingress: reject, egress: drop, log: true}
     assert r1.services == ("http", Service(UDP, (53, 53)))
     assert r1.source_ports == ((1024, 65535), (53, 53))
     assert (r1.action, r1.log, r1.enabled) == (Action.REJECT, True, False)
-    assert (r1.comment, r1.file, r1.line) == ("Größe: ticket 4711", "policy.yaml", 32)
+    assert (r1.comment, r1.file, r1.line) == ("Größe: ticket 4711", "policy.yaml", 33)
     assert (r2.action, r2.peers, r2.services) == (Action.PASS, (), ())
     assert document.defaults.ingress is Action.REJECT
     assert document.defaults.egress is Action.DROP
@@ -130,6 +133,7 @@ def test_what_is_left_out_has_the_documented_defaults() -> None:
     assert half_open_max(nic) == 16384
     assert document.vms["web01"].mode is Mode.ENFORCE
     assert document.vms["web01"].reject_per_second == 100
+    assert document.vms["web01"].log == Logging(flows=False, per_second=1000)
     assert document.defaults.ingress is Action.DROP
     assert document.defaults.egress is Action.ACCEPT
     assert not document.defaults.log
@@ -262,7 +266,7 @@ def test_conflicts_between_files_name_both_places() -> None:
         ("3.yaml", 1, "document"),
     ]
     assert found[0].message == "the VM 'a' is defined twice; it is defined at 1.yaml:2"
-    assert "once in all files; they are at 1.yaml:5" in found[3].message
+    assert "once in all files; it is at 1.yaml:5" in found[3].message
 
 
 def test_an_unreadable_file_does_not_make_its_names_unknown() -> None:

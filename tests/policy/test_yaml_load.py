@@ -53,7 +53,7 @@ BOMB = "\n".join(
         value[:24].encode("unicode_escape").decode() if isinstance(value, str) else None
     ),
 )
-def test_hostile_text_is_refused_in_bounded_time(
+def test_catalogue_N1_hostile_text_is_refused_in_bounded_time(
     text: str, place: tuple[int, int], message: str
 ) -> None:
     started = time.monotonic()
@@ -98,7 +98,7 @@ def test_problems_beyond_the_limit_are_counted() -> None:
     assert "500 more problem(s)" in found[-1].message
 
 
-def test_mutated_policies_are_accepted_or_refused_with_problems() -> None:
+def test_catalogue_N17_mutated_policies_are_accepted_or_refused_with_problems() -> None:
     texts = [path.read_text() for path in sorted(EXAMPLES.glob("*.yaml"))]
     pieces = ["{", "}", "[", "]", ":", ",", "- ", "? ", "&a ", "*a", "! ", "'", '"', "\n", "~", "|"]
     chance = random.Random(4711)

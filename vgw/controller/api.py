@@ -3,11 +3,13 @@
 
 `POST /v1/<verb>` takes a JSON object of parameters and answers `{"ok": true, "result": ...}` or
 `{"ok": false, "error": {"message": ..., "exit_code": ...}}`. One request a connection. The socket
-is mode 0600 and the peer must be root or the user the controller runs as.
+is mode 0600, and each side must be root or the user that the other runs as.
 """
 
 from __future__ import annotations
 
+import base64
+import errno
 import http.client
 import json
 import os
@@ -18,12 +20,19 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from vgw.controller.api_limits import (
+    MAX_SERVED,
+    REQUEST_SECONDS,
+    Waiting,
+    peer,
+    require_own,
+)
 from vgw.controller.parameters import Parameters
 from vgw.errors import (
     CompileError,
@@ -38,16 +47,17 @@ from vgw.errors import (
     VgwError,
 )
 
+if TYPE_CHECKING:
+    from vgw.controller.flow_import import Piece
+
 #: Texts of a policy: (file name, YAML), as parse.parse_sources takes them.
 Sources = Sequence[tuple[str, str]]
 #: What serves one verb: its parameters in, what goes into "result" out.
 Verb = Callable[[Parameters], object]
 
 MAX_REQUEST_BYTES: Final = 32 << 20
-REQUEST_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 300.0
 _PREFIX: Final = "/v1/"
-_PEER_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PLAIN_ERRORS: Final = {kind.__name__: kind for kind in (CompileError, ForeignProgramError)}
 
 
@@ -91,15 +101,19 @@ def error_from_document(document: Mapping[str, Any]) -> VgwError:
 class Server:
     """Serves verbs on a unix socket, a thread for each request, once started until closed."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
-        """Bind the socket; until `start` it answers nobody.
+    def __init__(
+        self, path: Path, verbs: Mapping[str, Verb], alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """Bind the socket; until `start` it answers nobody. `alive` is called at every turn.
 
         The caller holds the controller's lock, so a socket that is already at `path` belongs to a
-        dead controller and is replaced. Raises VgwError when the socket cannot be made.
+        dead controller and is replaced. Raises VgwError when the socket cannot be made, or when
+        others could put another in its place.
         """
         try:
+            require_own(path.parent)
             path.unlink(missing_ok=True)
-            self._server = _SocketServer(str(path), verbs)
+            self._server = _SocketServer(str(path), verbs, alive)
         except OSError as error:
             raise VgwError(
                 f"cannot serve on {path}: {error.strerror or error}; choose a shorter or writable "
@@ -121,6 +135,7 @@ class Server:
         if self._thread is not None:
             self._server.shutdown()
             self._thread.join()
+        self._server.waiting.give_up_all()
         self._server.server_close()
         self._path.unlink(missing_ok=True)
 
@@ -129,11 +144,14 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """The listening socket."""
 
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 1024
 
-    def __init__(self, path: str, verbs: Mapping[str, Verb]) -> None:
+    def __init__(self, path: str, verbs: Mapping[str, Verb], alive: Callable[[], None]) -> None:
+        self.alive = alive
         self.verbs = verbs
         self.users = {0, os.geteuid()}
+        self.waiting = Waiting()
+        self.served = threading.BoundedSemaphore(MAX_SERVED)
         super().__init__(path, _RequestHandler, bind_and_activate=False)
         try:
             self.server_bind()
@@ -145,6 +163,21 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         # The inode takes its mode from the socket's: there is no moment at which it is wider.
         os.fchmod(self.socket.fileno(), 0o600)
         super().server_bind()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin to serve a client in a thread."""
+        self.waiting.add(request)
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Look after those that wait, a few times a second, and say that the server goes round."""
+        self.alive()
+        self.waiting.give_up_late()
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        self.waiting.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Say what went wrong unless it is only that the client went away."""
@@ -170,7 +203,7 @@ class _RequestHandler(BaseHTTPRequestHandler):
         """Answer a request; whatever happens, the answer is JSON."""
         status = HTTPStatus.OK
         try:
-            answer = {"ok": True, "result": self._verb()(self._parameters())}
+            answer = {"ok": True, "result": self._result()}
         except VgwError as error:
             status = HTTPStatus.UNPROCESSABLE_ENTITY
             if isinstance(error, _RefusedError):
@@ -183,9 +216,23 @@ class _RequestHandler(BaseHTTPRequestHandler):
             answer = {"ok": False, "error": error_document(VgwError(message))}
         self._send(status, answer)
 
+    def _result(self) -> object:
+        """Return what the verb that is asked for returns."""
+        verb, parameters = self._verb(), self._parameters()
+        self.server.waiting.discard(self.connection)
+        if not self.server.served.acquire(blocking=False):
+            raise _RefusedError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the controller serves {MAX_SERVED} requests already; try again",
+            )
+        try:
+            return verb(parameters)
+        finally:
+            self.server.served.release()
+
     def _verb(self) -> Verb:
         """Return what serves this request, after a look at who sent it."""
-        user = self._peer_user()
+        user = peer(self.connection).uid
         if user not in self.server.users:
             raise _RefusedError(
                 HTTPStatus.FORBIDDEN, f"user id {user} may not command the controller; use root"
@@ -212,7 +259,11 @@ class _RequestHandler(BaseHTTPRequestHandler):
                 f"the request is larger than {MAX_REQUEST_BYTES >> 20} MiB; shorten the policy",
             )
         try:
-            parameters = json.loads(self.rfile.read(length))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                message = f"the request ended after {len(body)} of its {length} bytes"
+                raise _RefusedError(HTTPStatus.BAD_REQUEST, message)
+            parameters = json.loads(body)
         except TimeoutError as error:
             message = f"the request did not arrive within {REQUEST_SECONDS:.0f} s"
             raise _RefusedError(HTTPStatus.REQUEST_TIMEOUT, message) from error
@@ -220,14 +271,7 @@ class _RequestHandler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the request is not JSON") from error
         if not isinstance(parameters, dict):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
-        return Parameters(parameters)
-
-    def _peer_user(self) -> int:
-        credentials = self.connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
-        )
-        user: int = _PEER_CREDENTIALS.unpack(credentials)[1]
-        return user
+        return Parameters(parameters, peer(self.connection))
 
     def _send(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
         body = json.dumps(answer, separators=(",", ":")).encode()
@@ -258,7 +302,7 @@ class Client:
         """Return {"pid", "version", "abi"} of the controller."""
         return self._dict("ping")
 
-    def attach(
+    def attach(  # noqa: PLR0913 - one parameter for each option
         self,
         vm: str,
         *,
@@ -266,17 +310,26 @@ class Client:
         interfaces: Sequence[str] = (),
         hook: str | None = None,
         force: bool = False,
+        own: bool = False,
     ) -> dict[str, Any]:
-        """Protect a VM by the given policy, or by the controller's own: an AttachResult."""
+        """Protect a VM by the given policy, or by the controller's own: an AttachResult.
+
+        `own`: the policy given is what this host's file says; another that is held is used instead.
+        """
         return self._dict(
-            "attach", vm=vm, sources=sources, interfaces=interfaces, hook=hook, force=force
+            "attach", vm=vm, sources=sources, interfaces=interfaces, hook=hook, force=force, own=own
         )
 
     def attach_many(
-        self, vms: Sequence[str], *, sources: Sources | None = None, force: bool = False
+        self,
+        vms: Sequence[str],
+        *,
+        sources: Sources | None = None,
+        force: bool = False,
+        own: bool = False,
     ) -> dict[str, Any]:
         """Protect VMs side by side, each on those of its interfaces that exist: an ApplyResult."""
-        return self._dict("attach", vms=vms, sources=sources, force=force)
+        return self._dict("attach", vms=vms, sources=sources, force=force, own=own)
 
     def detach(self, vm: str) -> dict[str, Any]:
         """Stop protecting a VM: {"detached": [names]}."""
@@ -286,11 +339,41 @@ class Client:
         """Stop protecting every VM: {"detached": [names]}."""
         return self._dict("detach", all=True)
 
-    def apply(
-        self, sources: Sources, vms: Sequence[str] | None = None, *, dry_run: bool = False
+    def apply(  # noqa: PLR0913 - one parameter for each option
+        self,
+        sources: Sources,
+        vms: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+        confirm_seconds: float | None = None,
+        supersede: bool = False,
     ) -> dict[str, Any]:
-        """Apply a policy, the controller's from now on, to attached VMs: an ApplyResult."""
-        return self._dict("apply", sources=sources, vms=vms, dry_run=dry_run)
+        """Apply a policy, the controller's from now on, to attached VMs: an ApplyResult.
+
+        The options are those of policy_keeper.ApplyOrder.
+        """
+        return self._dict(
+            "apply",
+            sources=sources,
+            vms=vms,
+            dry_run=dry_run,
+            force=force,
+            confirm_seconds=confirm_seconds,
+            supersede=supersede,
+        )
+
+    def rollback(self, number: int | None = None) -> dict[str, Any]:
+        """Apply an earlier policy, None: the one before: {"policy", "back"} and an ApplyResult."""
+        return self._dict("rollback", number=number)
+
+    def confirm(self) -> int:
+        """Keep the policy that waits to be confirmed and return its number."""
+        return int(self._dict("confirm")["policy"])
+
+    def settle(self) -> bool:
+        """Have the controller go back from a policy that was not confirmed in time."""
+        return bool(self._dict("settle")["rolled_back"])
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         """Return Host.status: what is really attached."""
@@ -300,6 +383,14 @@ class Client:
         """Return Host.rules: the rules of a VM with their counters."""
         return self._dict("rules", vm=vm)
 
+    def sample(self) -> dict[str, Any]:
+        """Return samples.sample: the counters of all VMs."""
+        return self._dict("sample")
+
+    def talkers(self, vm: str) -> dict[str, Any]:
+        """Return samples.talkers: with whom a VM talks."""
+        return self._dict("talkers", vm=vm)
+
     def conntrack(self, vm: str) -> dict[str, Any]:
         """Return the flows of a VM: {"vm", "flows": [...]}."""
         return self._dict("conntrack", vm=vm)
@@ -308,9 +399,14 @@ class Client:
         """Forget every flow of a VM: {"vm", "entries"}."""
         return self._dict("flush", vm=vm)
 
-    def set_mode(self, vm: str, mode: str) -> dict[str, Any]:
-        """Set enforce, monitor or quarantine: {"vm", "mode"}."""
-        return self._dict("mode", vm=vm, mode=mode)
+    def put_flows(self, piece: Piece) -> dict[str, int]:
+        """Put a piece of flows into a VM's tables: the fields of a flow_table.Filled."""
+        fields = {**asdict(piece), "records": base64.b64encode(piece.records).decode()}
+        return self._dict("conntrack_import", **fields)
+
+    def set_mode(self, vm: str, mode: str | None, reason: str = "") -> dict[str, Any]:
+        """Order enforce, monitor or quarantine, None: that of the policy: {"vm", "mode"}."""
+        return self._dict("mode", vm=vm, mode=mode, reason=reason, release=mode is None)
 
     def call(self, verb: str, **parameters: object) -> object:
         """Ask for any verb and return the "result" of the answer."""
@@ -329,6 +425,10 @@ class Client:
     def _exchange(self, connection: _UnixConnection, verb: str, body: bytes) -> object:
         try:
             connection.connect()
+        except BlockingIOError as error:
+            raise VgwError(
+                f"the controller at {self._path} takes no request; see its log and `vgw status`"
+            ) from error
         except OSError as error:
             raise ControllerUnreachableError(
                 f"no controller answers at {self._path} ({error.strerror or error}); "
@@ -351,11 +451,19 @@ class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
     def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+        super().__init__("localhost")
         self._path = path
+        self._seconds = timeout
 
     def connect(self) -> None:
         """Connect to the socket; OSError when nobody listens."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
+        # By Python's own time limit a socket would not wait for room in the controller's queue.
+        seconds, rest = divmod(self._seconds, 1)
+        limit = struct.pack("@ll", int(seconds), int(rest * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self.sock.connect(str(self._path))
+        self.sock.settimeout(self._seconds)
+        user = peer(self.sock).uid
+        if user not in {0, os.geteuid()}:
+            raise PermissionError(errno.EACCES, f"it is user id {user} who listens there")

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.controller.change import Change
 from vgw.controller.desired import Desired
+from vgw.controller.endpoint import reworded
 from vgw.controller.tools import Tools
-from vgw.errors import VgwError
+from vgw.errors import VgwError, out_of_memory
 
 #: A change waits most of its time for grace periods of the kernel, so many run side by side; those
 #: that wait at the same time wait for the same one.
@@ -29,7 +30,8 @@ class AttachResult:
 
     No `interfaces` at all: nothing of it is protected. `compiled`: the programs had to be compiled
     for it. `named`: the policy has the VM, others get its defaults. `pending` says what the policy
-    asks for and does not take effect yet.
+    asks for and does not take effect yet. `kept`: a policy before had the VM and this one has not,
+    so it keeps what that one said of it.
     """
 
     vm: str
@@ -40,6 +42,7 @@ class AttachResult:
     seconds: float
     named: bool = True
     pending: list[str] = field(default_factory=list)
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,7 @@ def run_changes(
     started = time.monotonic()
     outcomes: dict[str, AttachResult | VgwError] = {}
     changed: dict[str, Change] = {}
-    with (
-        contextlib.ExitStack() as stack,
-        ThreadPoolExecutor(_WORKERS, thread_name_prefix="vgw-change") as pool,
-    ):
+    with contextlib.ExitStack() as stack:
         changes = {each.vm: stack.enter_context(Change(tools, each)) for each in wanted}
 
         def make(vm: str) -> bool:
@@ -78,7 +78,8 @@ def run_changes(
                 changes[vm].commit()
             return needed
 
-        for vm, outcome in _each(pool, make, changes):
+        for vm, outcome in _each(make, changes):
+            tools.alive()
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
                 continue
@@ -95,25 +96,46 @@ def run_changes(
                 seconds,
                 change.named,
                 change.pending(),
+                change.kept,
             )
         if changed and not dry_run:
-            libbpf.wait_for_programs()
-            for vm, late in _each(pool, lambda vm: changed[vm].finish(), changed):
-                if isinstance(late, VgwError):
-                    outcomes[vm] = late
+            outcomes |= _finish(tools, changed)
     return outcomes
 
 
+def _finish(tools: Tools, changed: Mapping[str, Change]) -> dict[str, VgwError]:
+    """Free what the changes of VMs have replaced; return of which of them that failed.
+
+    What it leaves then is freed by the next change of the VM.
+    """
+    try:
+        libbpf.wait_for_programs()
+    except VgwError as error:
+        failed = dict.fromkeys(changed, error)
+    else:
+        failed = {}
+        for vm, late in _each(lambda vm: changed[vm].finish(), changed):
+            tools.alive()
+            if isinstance(late, VgwError):
+                failed[vm] = late
+    return {
+        vm: reworded(error, f"{vm} was changed, but cleaning up behind it failed: {error}")
+        for vm, error in failed.items()
+    }
+
+
 def _each(
-    pool: ThreadPoolExecutor, function: Callable[[str], _Result], names: Iterable[str]
+    function: Callable[[str], _Result], names: Iterable[str]
 ) -> Iterator[tuple[str, _Result | VgwError]]:
     """Yield what a function returns for each name, or the error that it raises."""
-    futures = {name: pool.submit(function, name) for name in names}
-    for name, future in futures.items():
+    order = list(names)
+    futures = libbpf.outcomes([functools.partial(function, name) for name in order], _WORKERS)
+    for name, future in zip(order, futures, strict=True):
         try:
             yield name, future.result()
         except VgwError as error:
             yield name, error
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            yield name, VgwError(f"{where}{error.strerror}")
+            yield name, files.failure(error)
+        except MemoryError:
+            yield name, out_of_memory()

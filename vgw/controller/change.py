@@ -19,6 +19,7 @@ from vgw.controller import links, pinned
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import Blueprint, BrokenEndpointError, OpenEndpoint
+from vgw.controller.last_flows import recorded
 from vgw.controller.links import InterfaceFacts
 from vgw.controller.manifest import (
     EndpointEntry,
@@ -28,13 +29,20 @@ from vgw.controller.manifest import (
     save_manifest,
 )
 from vgw.controller.paths import unpin_name
-from vgw.controller.pins import endpoint_dirs, quietly, settle
-from vgw.controller.recovery import forget, recovered
+from vgw.controller.pins import endpoint_dirs, quietly
+from vgw.controller.recovery import forget, recovered, restore_manifest
+from vgw.controller.replacement import Placing, destroy, settle
 from vgw.controller.rule_counts import load_counts, save_counts, settle_spares
-from vgw.controller.stages import load_stages, with_stages
+from vgw.controller.stages import (
+    load_stages,
+    missing_stages,
+    unload_stages,
+    with_stages,
+)
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError
+from vgw.loader import Artefact
 from vgw.maps import place_counters
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.model import Hook
@@ -64,7 +72,10 @@ class Change:
         self._kept: dict[str, _Kept] = {}
         self._new: dict[str, InterfaceFacts] = {}
         self._dropped: list[str] = []
+        #: Whole endpoints in whose place new ones are made: their interfaces were.
+        self._replaced: list[OpenEndpoint] = []
         self._staged: dict[str, int] = {}
+        self._placings: list[Placing] = []
         #: Endpoints of which the staged slot has counters of its own.
         self._counting_anew: list[str] = []
         self._restage = False
@@ -94,6 +105,11 @@ class Change:
     def named(self) -> bool:
         """Whether the policy has the VM."""
         return self._desired.named
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is an earlier policy that has the VM."""
+        return self._desired.kept
 
     def pending(self) -> list[str]:
         """Return what the policy asks for that endpoints get only when they are made anew."""
@@ -159,12 +175,15 @@ class Change:
 
     def finish(self) -> None:
         """Free what was replaced; no packet is judged by it any more."""
+        for placing in self._placings:
+            placing.finish()
         self._harvest()
         for name, slot in self._staged.items():
             self._kept[name].endpoint.maps.release(1 - slot)
         for name in self._dropped:
             directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
-            endpoints.destroy(directory, pinned.present_ifindex(name))
+            with recorded(self._tools.last_flows, self._desired.vm, name):
+                destroy(directory, pinned.present_ifindex(name))
         if self.interfaces:
             self._keep_matches()
         else:
@@ -196,6 +215,7 @@ class Change:
         from_vm = endpoint.attachment(facts.ifindex, abi.Path.FROM_VM)
         to_vm = endpoint.attachment(facts.ifindex, abi.Path.TO_VM)
         if from_vm is None or to_vm is None:
+            self._replaced.append(endpoint)
             return None
         wanted = links.choose_hook(self._hook(name))
         return _Kept(endpoint, facts, Hook(from_vm.hook), wanted, endpoint.maps.config())
@@ -221,7 +241,7 @@ class Change:
 
     def _base_manifest(self) -> Manifest:
         """Return the manifest to go on from."""
-        old = self._old or recovered(self._tools.paths, self._desired.vm, self._opened)
+        old = self.remembered()
         override = old.mode_override
         if self._opened and not old.endpoints and override is self._desired.mode:
             override = None  # it was read from the kernel, and needs no order
@@ -237,6 +257,10 @@ class Change:
         used = (kept.endpoint.maps.latest_generation() for kept in self._kept.values())
         return dataclasses.replace(base, generation=max(base.generation, *used, 0))
 
+    def remembered(self) -> Manifest:
+        """Return what is known of the VM, from the state directory or else from the kernel."""
+        return self._old or recovered(self._tools.paths, self._desired.vm, self._opened)
+
     def _policies(self) -> dict[int, PolicyEntry]:
         """Return the policies to remember: the one to be in force and those that it replaces."""
         entry = PolicyEntry(
@@ -245,7 +269,7 @@ class Change:
             staged=self._is_staged,
             defaults=self._desired.effective.defaults,
         )
-        replaced = {kept.config.generation for kept in self._kept.values()}
+        replaced = self.replaced_generations()
         before = {
             generation: policy
             for generation, policy in self._base.policies.items()
@@ -253,11 +277,17 @@ class Change:
         }
         return before | {self.generation: entry}
 
+    def replaced_generations(self) -> set[int]:
+        """Return the generations that flows and events may still carry after the change."""
+        return {kept.config.generation for kept in self._kept.values()}
+
     def _differs(self, name: str) -> bool:
         """Tell whether an endpoint needs another policy or configuration."""
         kept = self._kept[name]
         if self._old is None or name not in self._old.endpoints or not self._has_images(kept):
             return True
+        if not all(self._tools.images.is_pinned(image.digest) for image in self._images.values()):
+            return True  # without the pins nobody could change the configuration alone
         now = kept.config
         if now.generation != self._old.generation:
             return True  # a process died between writing the manifest and switching
@@ -294,6 +324,8 @@ class Change:
             coarse_now_ns() + grace_ns if kept is None else kept.config.grace_until_ns
         )
         config.reject_per_second = self._desired.reject_per_second
+        config.log_per_second = self._desired.log.per_second
+        config.log_flows = self._desired.log.flows
         config.reply_mark = endpoints.reply_mark(config.endpoint, self._wanted_hook(name))
         self._place_counters(config)
         return config
@@ -318,27 +350,29 @@ class Change:
     def _stage(self, undo: contextlib.ExitStack) -> None:
         """Write policy, configuration and counters beside those in force."""
         artefact = self._tools.artefact(endpoints.TABLES)
-        with self._tools.images.opened(artefact, self._images) as policies:
-            for name, kept in self._kept.items():
-                config = self._config(name, self.generation)
-                maps = kept.endpoint.maps
-                if self._has_images(kept):
-                    slot = endpoints.restage(kept.endpoint, config)
-                else:
-                    counters = self._place_counters(config)
-                    with endpoints.counters_map(artefact, counters) as counters_fd:
-                        slot = maps.stage(config, policies, counters_fd)
-                    self._counting_anew.append(name)
-                undo.callback(quietly, maps.release, slot)
-                self._staged[name] = slot
-                self._load_stages(kept)
+        policies = self._tools.images.ready(artefact, self._images)
+        for name, kept in self._kept.items():
+            config = self._config(name, self.generation)
+            maps = kept.endpoint.maps
+            undo.callback(quietly, maps.release, 1 - maps.active_slot())
+            if self._has_images(kept):
+                slot = endpoints.restage(kept.endpoint, config, policies)
+            else:
+                counters = self._place_counters(config)
+                with endpoints.counters_map(artefact, counters) as counters_fd:
+                    slot = maps.stage(config, policies, counters_fd)
+                self._counting_anew.append(name)
+            self._staged[name] = slot
+            self._load_stages(kept, undo)
 
-    def _load_stages(self, kept: _Kept) -> None:
+    def _load_stages(self, kept: _Kept, undo: contextlib.ExitStack) -> None:
         if not self._is_staged:
             return
         programs = list(endpoints.programs_of(kept.hook).values())
         artefact = self._tools.artefact(with_stages(programs))
-        load_stages(artefact, programs, kept.endpoint.fds, self._tools.events_fd())
+        fds = kept.endpoint.fds
+        undo.callback(quietly, unload_stages, fds, missing_stages(artefact, programs, fds))
+        load_stages(artefact, programs, fds, self._tools.events_fd())
 
     def _remember(self, undo: contextlib.ExitStack) -> None:
         """Write the names of rules and the manifest: before an event can carry their numbers."""
@@ -349,8 +383,8 @@ class Change:
         if not self._kept:
             remove_state(self._counts_file)
         if self._manifest != self._old:
+            undo.callback(quietly, restore_manifest, self._file, self._old)
             save_manifest(self._file, self._manifest)
-            undo.callback(quietly, self._restore_manifest)
 
     def _keep_matches(self) -> None:
         for image in self._images.values():
@@ -363,6 +397,8 @@ class Change:
         for name in self._counting_anew:
             maps = self._kept[name].endpoint.maps
             counts = counts.harvesting(maps, 1 - self._staged[name], labels_of)
+        for endpoint in self._replaced:
+            counts = counts.with_all_of(endpoint.maps, labels_of)
         if counts != old:
             known = {entry.endpoint for entry in self._manifest.endpoints.values()}
             rules = [self._tools.names.keys(image.digest) for image in self._images.values()]
@@ -376,22 +412,34 @@ class Change:
         artefact = self._tools.artefact(with_stages(programs) if self._is_staged else programs)
         config = self._config(name, self.generation)
         counters = self._place_counters(config)
-        with self._tools.images.opened(artefact, self._images) as policies:
-            plan = Blueprint(
-                vm=self._desired.vm,
-                interface=facts,
-                hook=hook,
-                config=config,
-                policies=policies,
-                counters=counters,
-                conntrack_max=self._desired.interfaces[name].conntrack_max,
-                staged=self._is_staged,
-                force=self._desired.force,
-                prefer_link=self._tools.prefer_link,
-                replaces=self._former(facts.ifindex),
-            )
-            endpoints.create(artefact, directory, self._tools.events_fd(), plan)
-        undo.callback(quietly, endpoints.destroy, directory, facts.ifindex)
+        plan = Blueprint(
+            vm=self._desired.vm,
+            interface=facts,
+            hook=hook,
+            config=config,
+            policies=self._tools.images.ready(artefact, self._images),
+            counters=counters,
+            conntrack_max=self._desired.interfaces[name].conntrack_max,
+            build=self._tools.build(),
+            staged=self._is_staged,
+            force=self._desired.force,
+            prefer_link=self._tools.prefer_link,
+            replaces=self._former(facts.ifindex),
+        )
+        self.place(artefact, directory, plan, undo)
+
+    def place(
+        self,
+        artefact: Artefact,
+        directory: pathlib.Path,
+        plan: Blueprint,
+        undo: contextlib.ExitStack,
+    ) -> None:
+        """Make one endpoint, which upgrades do in another way. Raises VgwError."""
+        with recorded(self._tools.last_flows, plan.vm, plan.interface.name):
+            placing = endpoints.create(artefact, directory, self._tools.events_fd(), plan)
+        undo.callback(quietly, placing.undo)
+        self._placings.append(placing)
 
     def _former(self, ifindex: int) -> pathlib.Path | None:
         """Return the endpoint to drop that is on an interface, from before that was renamed."""
@@ -414,9 +462,3 @@ class Change:
             staged=staged,
             force=self._desired.force,
         )
-
-    def _restore_manifest(self) -> None:
-        if self._old is None:
-            remove_state(self._file)
-        else:
-            save_manifest(self._file, self._old)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from vgw import abi
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.endpoint import OpenEndpoint
+from vgw.controller.expiry import is_live
 from vgw.controller.policy_store import RuleLabel, RuleNames
 from vgw.controller.reconcile import Host
 from vgw.policy.model import DIRECTION_OF_PATH, ICMP_PROTOCOLS, PORT_PROTOCOLS, Direction
@@ -31,14 +32,6 @@ def list_flows(host: Host, vm: str) -> Row:
         with endpoint:
             flows += _rows(endpoint, labels_of)
     return {"schema": "vgw/v1", "vm": vm, "flows": flows}
-
-
-def is_live(flow: abi.Flow, config: abi.EndpointConfig, now_ns: int) -> bool:
-    """Tell whether packets still find a flow; the programs decide it by the same rule."""
-    if flow.state == abi.FlowState.DEAD or flow.epoch != config.flow_epoch:
-        return False
-    timeout: int = config.timeout_ns[flow.state]
-    return now_ns - int(flow.last_seen_ns) <= timeout
 
 
 def _rows(endpoint: OpenEndpoint, labels_of: _LabelsOf) -> Iterator[Row]:

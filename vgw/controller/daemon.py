@@ -13,22 +13,29 @@ import logging
 import os
 import queue
 import signal
-import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from vgw.controller import api, fitness, links
+from vgw.controller.alarms import Alarms
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
+from vgw.controller.health import MAIN, Health, Watchdog, extending_start, notify
+from vgw.controller.host_policy import START
+from vgw.controller.last_flows import LastFlows
 from vgw.controller.lock import controller_lock
-from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector, MetricsServer
+from vgw.controller.log_choice import LogOptions, open_sinks
+from vgw.controller.metrics import DEFAULT_LISTEN, ApplyTimes, HostCollector
+from vgw.controller.metrics_server import MetricsServer, Tls
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
+from vgw.controller.policy_watch import policy_watch
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
+from vgw.controller.watch import AttachmentWatch
 
 #: Seconds without a message after which the controller tidies up and tries again what failed.
 IDLE_SECONDS: Final = 10.0
@@ -50,22 +57,27 @@ class LinkEvent:
 Messages = queue.SimpleQueue[signal.Signals | LinkEvent]
 
 
-def run(
+def run(  # noqa: PLR0913 (what the verb has options for)
     paths: Paths,
     listen: tuple[str, int] = DEFAULT_LISTEN,
     *,
     log_file: Path | None = None,
+    log_options: LogOptions | None = None,
     rule_metrics: bool = False,
+    tls: Tls | None = None,
 ) -> None:
     """Run the controller in the foreground until SIGTERM or SIGINT; SIGHUP reloads.
 
-    `listen` is the address and port of the metrics, `log_file` overrides that of `paths`,
+    `listen` is the address and port of the metrics, `tls` how they are kept from others, `log_file`
+    overrides that of `paths`, `log_options` say where the log goes (None: to that file),
     `rule_metrics` adds a series for every rule. What is attached stays attached at the end. To be
     called in the main thread. Raises VgwError when this process may not load programs, when there
     is no bpffs, when another controller runs, or when a file or socket cannot be opened.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     fitness.require_capabilities()
+    fitness.require_programs()
+    fitness.require_host_clock()
     fitness.require_bpffs(paths.bpffs)
     if log_file is not None:
         paths = dataclasses.replace(paths, log_file=log_file)
@@ -73,13 +85,18 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(messages))
         stack.enter_context(controller_lock(paths))
-        log = LogWriter(paths.log_file)
+        log = LogWriter(*open_sinks(log_options or LogOptions(), paths.log_file))
         stack.callback(log.close)
-        host, applies = Host(paths), ApplyTimes()
-        operations = Operations(host, log, applies)
         losses = EventLosses(lambda: read_meters(host))
+        health, applies, alarms = Health(), ApplyTimes(), Alarms(log)
+        host = Host(
+            paths,
+            last_flows=LastFlows(paths, log, losses),
+            alive=extending_start(notify, health.change_goes_on),
+        )
+        operations = Operations(host, log, applies, alarms, health)
         # Whatever can fail comes before the reader, which takes the events from any other.
-        server = api.Server(paths.socket, operations.verbs())
+        server = api.Server(paths.socket, operations.verbs(), health.part("socket"))
         stack.callback(server.close)
         metrics = MetricsServer(
             listen,
@@ -87,28 +104,44 @@ def run(
                 lambda: read_endpoints(host, rules=rule_metrics),
                 losses.totals,
                 applies,
+                alarms=alarms.current,
                 rules=rule_metrics,
             ),
+            tls,
+            health.report,
         )
         stack.callback(metrics.close)
-        reader = EventReader(paths.events, EventNames(paths), log, losses)
+        names = EventNames(paths)
+        operations.on_rename = names.outdated
+        reader = EventReader(paths.events, names, log, losses)
+        reader.alive = health.part("events")
         reader.start()
         stack.callback(reader.stop)
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
-        operations.reload()
+        operations.reload(START)
         reader.catch_up()
-        stack.enter_context(_link_watcher(messages))
+        stack.enter_context(policy_watch(paths, operations.look_after_policy))
+        stack.enter_context(_link_watcher(messages, health.part("links")))
         server.start()
+        watch = AttachmentWatch(paths, operations.inspect, health.part("watch"))
+        watch.start()
+        stack.callback(watch.stop)
         stack.callback(operations.finish)
+        watchdog = Watchdog(health, alarms, notify, os.environ)
+        watchdog.start()
+        stack.callback(watchdog.stop)
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
-        _work(messages, operations, log)
+        _work(messages, operations, log, health.part(MAIN))
 
 
-def _work(messages: Messages, operations: Operations, log: LogWriter) -> None:
-    """Do what the messages ask for until one asks to stop."""
+def _work(
+    messages: Messages, operations: Operations, log: LogWriter, alive: Callable[[], None]
+) -> None:
+    """Do what the messages ask for until one asks to stop; call `alive` at every turn."""
     while True:
+        alive()
         batch = _next_batch(messages)
         if any(message in _STOP for message in batch):
             return
@@ -170,13 +203,13 @@ def _signals(messages: Messages) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _link_watcher(messages: Messages) -> Iterator[None]:
+def _link_watcher(messages: Messages, alive: Callable[[], None]) -> Iterator[None]:
     """Have interfaces that come and go sent as messages by a thread; first those that are there."""
 
     def watch() -> None:
         while not stop.is_set():
             try:
-                links.watch_links(lambda *event: messages.put(LinkEvent(*event)), stop)
+                links.watch_links(lambda *event: messages.put(LinkEvent(*event)), stop, alive)
             except OSError as error:
                 _logger.error("cannot follow interfaces: %s; trying again", error)
                 stop.wait(1)
@@ -189,15 +222,3 @@ def _link_watcher(messages: Messages) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-def notify(state: str) -> None:
-    """Tell the service manager about a state, by sd_notify's protocol, if it wants to know."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect(address)
-        sock.send(state.encode())

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vgw import abi
 from vgw.controller import pinned
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
+from vgw.controller.renames import with_renamed
 from vgw.errors import VgwError
 from vgw.policy.guards import endpoint_facts, possible_sources
 from vgw.policy.model import (
@@ -17,6 +18,7 @@ from vgw.policy.model import (
     EffectivePolicy,
     Hook,
     Interface,
+    Logging,
     Network,
     PolicyDocument,
 )
@@ -39,7 +41,8 @@ class Desired:
     `interfaces` are those to protect, which exist; `missing` are names of others. `extra` are
     names, among both, of interfaces that the policy does not list; `hooks` are orders of the user
     for some (AUTO: as the policy says). `sources` are all addresses that the guards let the VM
-    send from, None when they let any. `named`: the policy has the VM.
+    send from, None when they let any. `named`: the policy has the VM. `kept`: it is an earlier
+    policy, for the one that is asked for has not.
     """
 
     vm: str
@@ -54,6 +57,8 @@ class Desired:
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     force: bool = False
     reject_per_second: int = REJECT_PER_SECOND
+    log: Logging = field(default_factory=Logging)
+    kept: bool = False
 
 
 def desired_state(
@@ -72,7 +77,7 @@ def desired_state(
     wanted, extra = desired_interfaces(paths, document, vm, order)
     present = {name: wanted[name] for name in wanted if pinned.present_ifindex(name) is not None}
     missing = tuple(name for name in wanted if name not in present)
-    _refuse_renamed(paths, vm, missing)
+    _refuse_moved(paths, vm, missing)
     _refuse_owned(paths, vm, present, owners)
     return Desired(
         vm=vm,
@@ -87,13 +92,17 @@ def desired_state(
         hooks={} if order.hook is None else dict.fromkeys(present, order.hook),
         force=order.force,
         reject_per_second=REJECT_PER_SECOND if known is None else known.reject_per_second,
+        log=Logging() if known is None else known.log,
     )
 
 
 def desired_interfaces(
     paths: Paths, document: PolicyDocument, vm: str, order: Order
 ) -> tuple[dict[str, Interface], tuple[str, ...]]:
-    """Return a VM's interfaces, existing or not, and names of those not in the document."""
+    """Return a VM's interfaces, existing or not, and names of those not in the document.
+
+    The first are by the names that they have now, the others by those that were ordered.
+    """
     known = document.vms.get(vm)
     listed = {} if known is None else {each.name: each for each in known.interfaces}
     old = load_manifest(paths.manifest(vm))
@@ -110,10 +119,12 @@ def desired_interfaces(
     extra -= set(listed)
     remembered = {} if old is None else old.endpoints
     added = {
-        name: remembered[name].interface if name in remembered else Interface(name)
+        name: replace(remembered[name].interface, name=name)
+        if name in remembered
+        else Interface(name)
         for name in sorted(extra)
     }
-    return listed | added, tuple(added)
+    return with_renamed(paths, vm, listed | added, old), tuple(added)
 
 
 def sources_of(interfaces: Iterable[Interface]) -> tuple[Network, ...] | None:
@@ -132,13 +143,13 @@ def _is_of_another(paths: Paths, document: PolicyDocument, vm: str, interface: s
     return any(owner != vm for owner in pinned.owners(paths).get(interface, ()))
 
 
-def _refuse_renamed(paths: Paths, vm: str, missing: Sequence[str]) -> None:
-    """Raise VgwError rather than take the programs off an interface that has another name now."""
+def _refuse_moved(paths: Paths, vm: str, missing: Sequence[str]) -> None:
+    """Raise VgwError rather than take the programs off an interface that is elsewhere now."""
     for name in set(missing).intersection(pinned.interfaces_of(paths, vm)):
         if not pinned.is_gone(paths, vm, name):
             raise VgwError(
-                f"interface {name} of VM {vm} was renamed or moved and keeps what it has; correct "
-                "its name in the policy, or rename it back"
+                f"interface {name} of VM {vm} was moved to another network namespace and keeps "
+                f"what it has; move it back, or detach {vm}"
             )
 
 

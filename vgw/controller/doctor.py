@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from vgw import abi, libbpf
-from vgw.controller import fitness, links, pinned
+from vgw.controller import fitness, links, links_netlink, pinned
+from vgw.controller.api import Client
 from vgw.controller.foreign import programs_beside
+from vgw.controller.own_namespace import in_own_namespace
 from vgw.controller.paths import Paths
-from vgw.errors import KernelError, VgwError
+from vgw.errors import ControllerUnreachableError, KernelError, VgwError
 from vgw.libbpf import AttachType, ProgType
 from vgw.loader import load_artefact, reads_directly, socket_buffer_options
 
@@ -32,8 +34,6 @@ _FIXED: Final = {(5, 15): 164, (6, 1): 113, (6, 6): 55}
 _APT: Final = "apt install {}"
 _HEADERS: Final = Path("/usr/include/linux/types.h")
 
-#: `mov r0, 0; exit`
-_DO_NOTHING: Final = bytes.fromhex("b700000000000000 9500000000000000")
 #: `bpf_probe_read_kernel(fp - 8, 8, NULL)`
 _READ_KERNEL: Final = b"".join(
     struct.pack("=BBhi", *words)
@@ -46,8 +46,19 @@ _READ_KERNEL: Final = b"".join(
     )
 )
 
+#: Settings of the kernel, and where they are.
+_SETTINGS: Final = Path("/proc/sys")
+_JIT: Final = "net/core/bpf_jit_enable"
+_UNPRIVILEGED: Final = "kernel/unprivileged_bpf_disabled"
+
+#: Every network namespace has this interface, with this index.
+_LOOPBACK: Final = 1
 #: No interface has this index.
 _NO_INTERFACE: Final = 0x7FFFFFFF
+
+#: How long the controller may take to say what it does.
+_ANSWER_SECONDS: Final = 10.0
+_RESTART: Final = "restart it (VMs stay protected meanwhile); its log may say why"
 
 #: What to do where an error gives no advice of its own.
 _OTHERWISE: Final = "put right what it names, then run `vgw doctor` again"
@@ -116,8 +127,11 @@ def _kernel(_: Paths) -> str:
 def _capabilities(_: Paths) -> str:
     missing = fitness.missing_capabilities()
     if missing:
-        raise _UnfitError(f"missing {', '.join(missing)}", "run vgw as root")
-    return f"user id {os.geteuid()} has all that is needed"
+        raise _UnfitError(
+            f"missing {', '.join(missing)}",
+            f"run vgw as root, or with {', '.join(fitness.NEEDED_CAPABILITIES)}",
+        )
+    return f"user id {os.geteuid()} has {', '.join(fitness.NEEDED_CAPABILITIES)}"
 
 
 def _libbpf(_: Paths) -> str:
@@ -146,6 +160,52 @@ def _bpf_load(_: Paths) -> str:
         return "the kernel loads XDP and tc programs"
 
 
+def _jit(_: Paths) -> str:
+    if _setting(_JIT) == 0:
+        raise _UnfitError(
+            "programs are interpreted: they judge the same, and take several times as long",
+            f"run `sysctl -w {_JIT.replace('/', '.')}=1`",
+            ok=True,
+        )
+    return "programs are compiled to the processor's code"
+
+
+def _unprivileged(_: Paths) -> str:
+    if _setting(_UNPRIVILEGED) == 0:
+        raise _UnfitError(
+            "every user may load BPF programs, which vgw does not need",
+            f"run `sysctl -w {_UNPRIVILEGED.replace('/', '.')}=2`",
+            ok=True,
+        )
+    return "other users load no BPF programs"
+
+
+def _setting(name: str) -> int | None:
+    """Return a setting of the kernel, None where it has no such setting."""
+    try:
+        return int((_SETTINGS / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _clock(_: Paths) -> str:
+    fitness.require_host_clock()
+    return "the monotonic clock is that of the packet programs"
+
+
+def _clsact(_: Paths) -> str:
+    """Whether there is a clsact qdisc, where tc programs cannot be attached by links."""
+    if _tcx_known():
+        return "not needed: tc programs are attached by links"
+    in_vain = in_own_namespace(lambda: links_netlink.add_clsact(_LOOPBACK))
+    if in_vain is not None:
+        raise _UnfitError(
+            f"this kernel has neither links for tc nor the clsact qdisc: {in_vain}",
+            "load the modules sch_ingress and cls_bpf, or use a kernel that has them",
+        )
+    return "tc filters of a clsact qdisc can be attached"
+
+
 def _xdp_link(_: Paths) -> str:
     # The loopback device has no native XDP: a kernel that knows the link says that, others EINVAL.
     known = _link_error(ProgType.XDP, 1, AttachType.XDP) == errno.EOPNOTSUPP
@@ -153,8 +213,11 @@ def _xdp_link(_: Paths) -> str:
 
 
 def _tcx_link(_: Paths) -> str:
-    known = _link_error(ProgType.SCHED_CLS, _NO_INTERFACE, AttachType.TCX_INGRESS) == errno.ENODEV
-    return _how_attached("tc", known, "a clsact filter")
+    return _how_attached("tc", _tcx_known(), "a clsact filter")
+
+
+def _tcx_known() -> bool:
+    return _link_error(ProgType.SCHED_CLS, _NO_INTERFACE, AttachType.TCX_INGRESS) == errno.ENODEV
 
 
 def _link_error(kind: ProgType, ifindex: int, attach_type: AttachType) -> int:
@@ -209,7 +272,7 @@ def _cache(paths: Paths) -> str:
 
 
 def _compile(paths: Paths) -> str:
-    artefact = load_artefact(paths.cache_dir)
+    artefact = load_artefact(paths.cache_dir, trusted=fitness.trusted_users(paths.bpffs))
     return f"programs are compiled ({artefact.digest[:12]})"
 
 
@@ -237,10 +300,25 @@ def _others(paths: Paths) -> str:
     return "nothing of somebody else runs on a protected interface"
 
 
+def _controller(paths: Paths) -> str:
+    """Whether the controller, if one runs, answers and makes progress."""
+    if not paths.socket.exists():
+        return "none runs; VMs stay protected, nothing is logged and none that comes is protected"
+    try:
+        health = Client(paths.socket, _ANSWER_SECONDS).status()["health"]
+    except ControllerUnreachableError:
+        return "none runs; what is left of its socket is replaced by the next"
+    except (VgwError, KeyError) as error:
+        raise _UnfitError(f"it gives no answer: {error}", _RESTART) from error
+    if not health["ok"]:
+        raise _UnfitError(f"no progress in: {', '.join(health['stuck'])}", _RESTART)
+    return "it runs and makes progress"
+
+
 @contextlib.contextmanager
 def _program(kind: ProgType, code: bytes = b"") -> Iterator[int]:
     """Load a program that begins with `code` and then does nothing."""
-    fd = libbpf.prog_load(kind, "vgw_probe", code + _DO_NOTHING)
+    fd = libbpf.prog_load(kind, "vgw_probe", code + fitness.DO_NOTHING)
     try:
         yield fd
     finally:
@@ -253,12 +331,17 @@ _CHECKS: Final[dict[str, _Check]] = {
     "libbpf": _libbpf,
     "btf": _btf,
     "bpf": _bpf_load,
+    "jit": _jit,
+    "unprivileged": _unprivileged,
+    "clock": _clock,
     "xdp link": _xdp_link,
     "tc link": _tcx_link,
+    "clsact": _clsact,
     "bpffs": _bpffs,
     "bcc": _bcc,
     "headers": _headers,
     "cache": _cache,
     "programs": _compile,
     "others": _others,
+    "controller": _controller,
 }

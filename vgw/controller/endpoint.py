@@ -11,19 +11,21 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vgw import abi, libbpf, loader
+from vgw import abi, files, libbpf, loader
 from vgw.abi_maps import MAP_SIZES
 from vgw.controller import links
+from vgw.controller.builds import mark_build
 from vgw.controller.links import Attachment, InterfaceFacts, opened
-from vgw.controller.pins import ASIDE, aside_of, entries, quietly, remove_endpoint
+from vgw.controller.replacement import Placing
 from vgw.controller.stages import STAGE_MAPS, load_stages
 from vgw.errors import ForeignProgramError, KernelError, VerifierError, VgwError
 from vgw.loader import Artefact, Instance
-from vgw.maps import ChunkIds, EndpointMaps
+from vgw.maps import EndpointMaps, Image
+from vgw.maps_counters import PinnedCounters
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Hook, Interface
 
@@ -38,7 +40,6 @@ FROM_VM_PROGRAM: Final = {Hook.XDP: "xdp_from_vm", Hook.TC: "tc_from_vm"}
 TO_VM_PROGRAM: Final = "tc_to_vm"
 #: A program that uses every table; enough to make one of its maps.
 TABLES: Final = (TO_VM_PROGRAM,)
-LOG_PER_SECOND: Final = 1000
 
 
 class BrokenEndpointError(VgwError):
@@ -49,22 +50,27 @@ class BrokenEndpointError(VgwError):
 class Blueprint:
     """What an endpoint is made of.
 
-    `policies` are fds of the maps of its policy, `counters` is how many rules count, `staged`
-    whether the policy needs the programs' stages. `replaces` is the directory of an endpoint on the
-    same interface that has another name.
+    `policies` are the maps of its policy, `counters` is how many rules count, `staged`
+    whether the policy needs the programs' stages, `build` of which build the programs are.
+    `replaces` is the directory of an endpoint on the same interface that has another name,
+    `takes_from` that of one of another version, whose places the programs take without its
+    tables. `seed` fills the tables, by name, before anything is attached.
     """
 
     vm: str
     interface: InterfaceFacts
     hook: Hook
     config: abi.EndpointConfig
-    policies: Mapping[abi.Path, ChunkIds]
+    policies: Mapping[abi.Path, Image]
     counters: int
     conntrack_max: int
+    build: str
     staged: bool = False
     force: bool = False
     prefer_link: bool = True
     replaces: pathlib.Path | None = None
+    takes_from: pathlib.Path | None = None
+    seed: Callable[[Mapping[str, int]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,6 @@ def build_config(
         endpoint=endpoint_id,
         flow_epoch=flow_epoch,
         generation=generation,
-        log_per_second=LOG_PER_SECOND,
         half_open_max=max(facts.half_open_max, least_half_open_max()),
         new_per_second=facts.new_per_second,
         address_count=len(facts.owned),
@@ -173,21 +178,34 @@ def open_endpoint(vm: str, interface: str, directory: pathlib.Path) -> OpenEndpo
     """
     fds: dict[str, int] = {}
     try:
-        programs, used = _read_programs(directory)
+        infos = _read_programs(directory)
+        used = {number for info in infos.values() for number in info.map_ids}
         for name in NEEDED_MAPS:
             fds[name] = libbpf.get_pinned(directory / name)
         stray = [name for name in NEEDED_MAPS if libbpf.map_info(fds[name]).id not in used]
+        strangers = [path for path in infos if _active_id(fds) not in infos[path].map_ids]
         fds |= _stage_maps(directory, used)
-        maps = EndpointMaps(fds)
+        maps = EndpointMaps(fds, PinnedCounters(directory))
         if stray:
             raise VgwError(f"its programs do not use the map pinned as {stray[0]}")
+        if maps.has_lost_counters():
+            raise VgwError("the map that its rules count in is not pinned")
+        if strangers:  # one program is of the endpoint before, as after a kill on the way
+            path = strangers[0].name.lower()
+            raise VgwError(f"its {path} program does not use the maps pinned beside it")
     except VgwError as error:
         for fd in fds.values():
             os.close(fd)
         raise BrokenEndpointError(
             f"{vm} {interface}: {error}; attach the VM again to repair it"
         ) from error
+    programs = {path: info.id for path, info in infos.items()}
     return OpenEndpoint(vm, interface, directory, fds, maps, programs)
+
+
+def _active_id(fds: Mapping[str, int]) -> int:
+    """Return the id of a map that every program uses, and that no two endpoints share."""
+    return libbpf.map_info(fds["active"]).id
 
 
 def _stage_maps(directory: pathlib.Path, used: Collection[int]) -> dict[str, int]:
@@ -203,52 +221,56 @@ def _stage_maps(directory: pathlib.Path, used: Collection[int]) -> dict[str, int
     return found
 
 
-def _read_programs(directory: pathlib.Path) -> tuple[dict[abi.Path, int], set[int]]:
-    """Return the ids of the pinned programs and of all maps that they use."""
-    programs: dict[abi.Path, int] = {}
-    used: set[int] = set()
+def _read_programs(directory: pathlib.Path) -> dict[abi.Path, libbpf.ProgInfo]:
+    """Return what the kernel says of the pinned programs."""
+    found: dict[abi.Path, libbpf.ProgInfo] = {}
     for path in abi.Path:
         with opened(links.program_pin(directory, path)) as fd:
-            info = libbpf.prog_info(fd)
-        programs[path] = info.id
-        used.update(info.map_ids)
-    return programs, used
+            found[path] = libbpf.prog_info(fd)
+    return found
 
 
-def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Blueprint) -> None:
+def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Blueprint) -> Placing:
     """Make an endpoint and attach it; once this returns no packet passes unfiltered.
 
-    What is pinned in `directory` already is replaced, and goes on filtering until the new one
-    does, as far as the hooks allow. On failure everything is as it was, and the error says at
-    which step it was; ForeignProgramError when somebody else's program is in the way.
+    What is pinned in `directory` already is replaced, and filters until the new one does. The
+    caller ends the change by finish() or undo() of what is returned. On failure everything is as
+    it was, and the error says at which step it was; ForeignProgramError when somebody else's
+    program is in the way.
     """
     step = "clearing what was there"
     with contextlib.ExitStack() as undo:
         try:
-            aside = _move_aside(directory, plan.interface.ifindex, undo) or plan.replaces
+            placing = Placing(
+                directory, plan.interface.ifindex, plan.replaces, takes_from=plan.takes_from
+            )
+            undo.callback(placing.undo)
             step = "loading the programs"
             names = programs_of(plan.hook)
             instance = _instantiate(artefact, tuple(names.values()), events_fd, plan)
             undo.callback(instance.close)
             step = "writing the policy"
-            _fill(artefact, instance, events_fd, plan)
+            placing.make_room()
+            _fill(artefact, instance, placing.place, events_fd, plan)
             step = "pinning"
-            directory.mkdir(mode=0o700, parents=True)
-            undo.callback(quietly, remove_endpoint, directory)
-            _pin(instance, directory, names)
+            _pin(instance, placing.place, names)
+            mark_build(placing.place, plan.build)
             for path, name in names.items():
                 step = f"attaching {path.name.lower()}"
-                pin = links.link_pin(directory, path)
-                undo.callback(quietly, links.detach, plan.interface.ifindex, path, pin)
-                _attach(instance.programs[name], path, pin, aside, plan)
+                placing.attach(
+                    instance.programs[name],
+                    path,
+                    plan.hook if path is abi.Path.FROM_VM else Hook.TC,
+                    force=plan.force,
+                    prefer_link=plan.prefer_link,
+                )
         except VgwError as error:
             raise _undone(error, plan, step) from error
         except OSError as error:
-            raise _undone(VgwError(f"{error.strerror}: {error.filename}"), plan, step) from error
+            raise _undone(files.failure(error), plan, step) from error
         undo.pop_all()
     instance.close()
-    if aside is not None:
-        destroy(aside, plan.interface.ifindex)
+    return placing
 
 
 def _undone(error: VgwError, plan: Blueprint, step: str) -> VgwError:
@@ -266,20 +288,6 @@ def reworded(error: VgwError, text: str) -> VgwError:
     return ForeignProgramError(text) if isinstance(error, ForeignProgramError) else VgwError(text)
 
 
-def _move_aside(
-    directory: pathlib.Path, ifindex: int, undo: contextlib.ExitStack
-) -> pathlib.Path | None:
-    """Rename what is pinned already, programs running on, and return where it is now."""
-    if not directory.exists():
-        return None
-    aside = aside_of(directory)
-    if aside.exists():
-        destroy(aside, ifindex)
-    directory.rename(aside)
-    undo.callback(quietly, aside.rename, directory)
-    return aside
-
-
 def _instantiate(
     artefact: Artefact, programs: tuple[str, ...], events_fd: int, plan: Blueprint
 ) -> Instance:
@@ -287,14 +295,22 @@ def _instantiate(
     return loader.instantiate(artefact, programs, max_entries=sizes, reuse={"events": events_fd})
 
 
-def _fill(artefact: Artefact, instance: Instance, events_fd: int, plan: Blueprint) -> None:
+def _fill(
+    artefact: Artefact,
+    instance: Instance,
+    directory: pathlib.Path,
+    events_fd: int,
+    plan: Blueprint,
+) -> None:
     """Write counters, configuration and policy, and put them in force."""
-    maps = EndpointMaps(instance.maps)
+    maps = EndpointMaps(instance.maps, PinnedCounters(directory))
     with counters_map(artefact, plan.counters) as counters:
         slot = maps.stage(plan.config, plan.policies, counters)
     if plan.staged:
         load_stages(artefact, instance.programs, instance.maps, events_fd)
     maps.switch(slot)
+    if plan.seed is not None:
+        plan.seed(instance.maps)
 
 
 def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:
@@ -303,25 +319,6 @@ def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, s
             libbpf.pin(instance.maps[name], directory / name)
     for path, program in names.items():
         libbpf.pin(instance.programs[program], links.program_pin(directory, path))
-
-
-def _attach(
-    prog_fd: int,
-    path: abi.Path,
-    pin: pathlib.Path,
-    aside: pathlib.Path | None,
-    plan: Blueprint,
-) -> None:
-    hook = plan.hook if path is abi.Path.FROM_VM else Hook.TC
-    ifindex = plan.interface.ifindex
-    if aside is not None:
-        if hook is Hook.XDP and links.take_over_xdp(prog_fd, ifindex, aside, pin):
-            return
-        old = links.read_attachment(ifindex, path, aside)
-        if old is not None and not old.link:
-            # Without a link two programs of vgw have no room beside each other.
-            links.detach(ifindex, path, links.link_pin(aside, path))
-    links.attach(prog_fd, ifindex, path, hook, pin, force=plan.force, prefer_link=plan.prefer_link)
 
 
 def move_hook(  # noqa: PLR0913
@@ -340,38 +337,34 @@ def move_hook(  # noqa: PLR0913
     On failure the old one stays, alone; ForeignProgramError when somebody else's program is in the
     way and not `force`.
     """
-    directory = endpoint.directory
-    fresh = directory / f"{ASIDE}next"
     path, name = abi.Path.FROM_VM, FROM_VM_PROGRAM[hook]
-    if fresh.exists():
-        destroy(fresh, ifindex)
+    placing = Placing(endpoint.directory, ifindex)
     reuse = {**endpoint.fds, "events": events_fd}
     with loader.instantiate(artefact, (name,), reuse=reuse) as instance:
-        fresh.mkdir(mode=0o700)
         try:
+            placing.make_room()
             program = instance.programs[name]
-            libbpf.pin(program, links.program_pin(fresh, path))
             for map_name, fd in instance.maps.items():
-                libbpf.pin(fd, fresh / map_name)
+                libbpf.pin(fd, placing.place / map_name)
+            libbpf.pin(program, links.program_pin(placing.place, path))
             if staged:
                 fds = {**endpoint.fds, **instance.maps}
                 load_stages(artefact, (name,), fds, events_fd)
-            links.attach(program, ifindex, path, hook, links.link_pin(fresh, path), force=force)
+            placing.attach(program, path, hook, force=force)
         except BaseException:
-            quietly(destroy, fresh, ifindex)
+            placing.undo()
             raise
-    links.detach(ifindex, path, links.link_pin(directory, path))
-    for entry in entries(fresh):
-        entry.replace(directory / entry.name)
-    fresh.rmdir()
+    placing.finish()
 
 
-def restage(endpoint: OpenEndpoint, config: abi.EndpointConfig) -> int:
-    """Put another configuration into the spare slot, beside the policy and counters in force.
+def restage(
+    endpoint: OpenEndpoint, config: abi.EndpointConfig, policies: Mapping[abi.Path, Image]
+) -> int:
+    """Put another configuration into the spare slot, beside the counters in force.
 
-    Return the slot.
+    `policies` are those in force too. Return the slot.
     """
-    with endpoint.maps.in_force() as (policies, counters):
+    with endpoint.maps.counters_in_force() as counters:
         return endpoint.maps.stage(config, policies, counters)
 
 
@@ -383,18 +376,3 @@ def pending_note(endpoint: OpenEndpoint, interface: Interface) -> str | None:
         f"conntrack_max {interface.conntrack_max} takes effect when the VM is detached and "
         "attached again"
     )
-
-
-def destroy(directory: pathlib.Path, ifindex: int | None) -> None:
-    """Detach and remove an endpoint, whole or broken; `ifindex` None: the interface is gone.
-
-    The directory of its VM goes with its last endpoint.
-    """
-    nested = [entry for entry in entries(directory) if entry.name.startswith(ASIDE)]
-    for place in (directory, *nested):
-        for path in abi.Path:
-            links.detach(ifindex, path, links.link_pin(place, path))
-    aside = aside_of(directory)
-    if aside.exists():
-        destroy(aside, ifindex)
-    remove_endpoint(directory)

@@ -38,10 +38,16 @@ class EventNames:
         self._generations: dict[int, int] = {}
         self._store = PolicyStore(paths.policies)
         self._labels: dict[str, list[RuleLabel] | None] = {}
+        self._outdated = False
+
+    def outdated(self) -> None:
+        """Have what changed read before the next answer; may be called by any thread."""
+        self._outdated = True
 
     def endpoint(self, endpoint: int) -> tuple[str, str] | None:
         """Return the VM and the interface of an endpoint's identity."""
-        if endpoint not in self._endpoints:
+        if self._outdated or endpoint not in self._endpoints:
+            self._outdated = False
             self._look()
         found = self._endpoints.get(endpoint)
         return None if found is None else found[:2]

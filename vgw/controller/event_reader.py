@@ -4,13 +4,13 @@
 Programs never wait for this thread: what it is too slow for is lost, and each loss is counted by
 its cause. `suppressed` (over a VM's budget) and `buffer` (no reader, or its buffer was full) are
 counted by the programs in each endpoint's event_meter. `reader` is what the perf buffer told this
-thread about gaps, which are in `buffer` too, and what could not be written to the log. `malformed`
-are records of another size or ABI.
+thread about gaps, which are in `buffer` too. `malformed` are records that are none of this ABI
+(event_decoder.py), `lease` leases that nobody takes, or that whoever takes them failed at.
+`log_file`, `log_journal` and `log_syslog` are what each sink of the log lost; others may have it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vgw import abi, libbpf
+from vgw.controller.event_decoder import Lease, decode
 from vgw.controller.events import LogWriter, Names, Record, control_record, event_record
 from vgw.errors import VgwError
 
@@ -29,11 +30,15 @@ TICK_MS: Final = 100
 CATCH_UP_SECONDS: Final = 2.0
 WAKEUP_EVENTS: Final = 64
 REPORT_SECONDS: Final = 5.0
-CAUSES: Final = ("suppressed", "buffer", "reader", "malformed")
-_EVENT_BYTES: Final = ctypes.sizeof(abi.Event)
-_LONGEST_PADDING: Final = 7
+CAUSES: Final = (
+    *("suppressed", "buffer", "reader", "malformed", "lease"),
+    *("log_file", "log_journal", "log_syslog"),
+)
 
 _logger = logging.getLogger(__name__)
+
+#: Takes a LEASE event and what was captured of the frame it is about.
+LeaseHandler = Callable[[abi.Event, bytes], None]
 
 
 class Meter(NamedTuple):
@@ -109,22 +114,26 @@ class EventReader:
         names: Names,
         log: LogWriter,
         losses: EventLosses,
+        on_lease: LeaseHandler | None = None,
     ) -> None:
-        """Prepare to read the map pinned at `pin`."""
+        """Prepare to read the map pinned at `pin`; `on_lease` is called by the reader's thread."""
         self._pin = pin
         self._names = names
         self._log = log
         self._losses = losses
+        self._on_lease = on_lease
         self._reader: libbpf.PerfReader | None = None
         self._pin_inode: int | None = None
-        self._events: list[abi.Event] = []
-        self._failed_writes = 0
+        self._events: list[tuple[int, abi.Event | abi.FlowEvent]] = []
+        self._lost_by_sinks: dict[str, int] = {}
         #: Whether a record came since the last report, and what the programs had lost by then.
         self._heard = False
         self._buffer_losses: int | None = None
         self._stop = threading.Event()
         self._looks = 0
         self._looked = threading.Condition()
+        #: Called at every turn of the thread.
+        self.alive: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -151,13 +160,14 @@ class EventReader:
         stopping = False
         while not stopping:
             stopping = self._stop.is_set()
+            self.alive()
             try:
                 self._read()
                 self._write()
                 if stopping or time.monotonic() >= report_at:
                     report_at = time.monotonic() + REPORT_SECONDS
                     self._report()
-                self._log.flush()
+                self._log.kick()
             except Exception:
                 # A bug that one event meets must not end the log of all.
                 _logger.exception("reading events goes on after an internal error")
@@ -211,12 +221,26 @@ class EventReader:
 
     def _take(self, _cpu: int, data: bytes) -> None:
         self._heard = True
-        if 0 <= len(data) - _EVENT_BYTES <= _LONGEST_PADDING:
-            event = abi.Event.from_buffer_copy(data)
-            if event.abi == abi.ABI_VERSION:
-                self._events.append(event)
+        match decode(data):
+            case None:
+                self._losses.add("malformed", 1)
+            case Lease(event, frame):
+                self._take_lease(event, frame)
+            case abi.FlowEvent() as flow:
+                self._events.append((flow.event.time_ns, flow))
+            case event:
+                self._events.append((event.time_ns, event))
+
+    def _take_lease(self, event: abi.Event, frame: bytes) -> None:
+        """Hand a lease on; whatever its frame does to who takes it, the log goes on."""
+        if self._on_lease is not None:
+            try:
+                self._on_lease(event, frame)
+            except Exception:
+                _logger.exception("a lease is passed over after an internal error")
+            else:
                 return
-        self._losses.add("malformed", 1)
+        self._losses.add("lease", 1)
 
     def _gap(self, _cpu: int, count: int) -> None:
         self._losses.add("reader", count)
@@ -227,16 +251,13 @@ class EventReader:
         if not events:
             return
         clock_offset_ns = time.time_ns() - time.monotonic_ns()
-        for event in sorted(events, key=lambda event: event.time_ns):
-            try:
-                self._log.add(event_record(event, self._names, clock_offset_ns))
-            except ValueError:
-                self._losses.add("malformed", 1)
+        for _, event in sorted(events, key=lambda timed: timed[0]):
+            self._log.add(event_record(event, self._names, clock_offset_ns))
 
     def _report(self) -> None:
-        failed = self._log.failed
-        self._losses.add("reader", failed - self._failed_writes)
-        self._failed_writes = failed
+        before, self._lost_by_sinks = self._lost_by_sinks, self._log.losses()
+        for kind, lost in self._lost_by_sinks.items():
+            self._losses.add(f"log_{kind}", lost - before.get(kind, 0))
         for record in self._losses.records():
             self._log.add(record)
         self._keep_slots()

@@ -3,7 +3,9 @@
 
 A record is a JSON object on a line of its own with the keys `ts, event, vm, interface, direction,
 verdict, reason, policy, tier, rule, generation, proto, src, sport, dst, dport, icmp_type,
-icmp_code, tcp_flags, length`; what does not apply or was not read is left out.
+icmp_code, tcp_flags, length`; what does not apply or was not read is left out. Those of flows have
+`icmp_id, packets, packets_ingress, packets_egress`, the same of `bytes`, `duration_ms, state` and
+`ended` in place of the last four.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import datetime
 import functools
 import json
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 from vgw import abi
+from vgw.controller.log_file import FileSink, open_rotated
+from vgw.controller.log_sink import DRAIN_SECONDS, Entry, Sink, SinkThread
+from vgw.controller.log_text import cut
 from vgw.errors import VgwError
 from vgw.policy.model import DIRECTION_OF_PATH, ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP
 
@@ -74,29 +78,36 @@ def control_record(event: str, **fields: object) -> Record:
     return {"ts": timestamp(time.time_ns()), "event": event, **known}
 
 
-def event_record(event: abi.Event, names: Names, clock_offset_ns: int) -> Record:
-    """Return the record of a kernel event.
+def event_record(event: abi.Event | abi.FlowEvent, names: Names, clock_offset_ns: int) -> Record:
+    """Return the record of a kernel event that event_decoder.decode() let pass.
 
-    `clock_offset_ns` is what must be added to CLOCK_MONOTONIC to get the time of day. Raises
-    ValueError when a field holds a number that the ABI does not know.
+    `clock_offset_ns` is what must be added to CLOCK_MONOTONIC to get the time of day.
     """
-    verdict, reason = abi.Verdict(event.verdict), abi.Reason(event.reason)
-    record: Record = {
-        "ts": timestamp(event.time_ns + clock_offset_ns),
-        "event": "accept" if verdict is abi.Verdict.ACCEPT else "drop",
-    }
+    if isinstance(event, abi.FlowEvent):
+        kind = abi.EventKind(event.event.kind)
+        record = _judged(event.event, kind.name.lower(), names, clock_offset_ns)
+        record.update(_flow_fields(event))
+        return record
+    name = "accept" if event.verdict == abi.Verdict.ACCEPT else "drop"
+    record = _judged(event, name, names, clock_offset_ns)
+    record.update(_packet_fields(event, abi.Reason(event.reason)))
+    record["length"] = event.length
+    return record
+
+
+def _judged(event: abi.Event, name: str, names: Names, clock_offset_ns: int) -> Record:
+    """Return what all kernel events tell: when, where, and by what it was judged."""
+    record: Record = {"ts": timestamp(event.time_ns + clock_offset_ns), "event": name}
     where = names.endpoint(event.endpoint)
     if where is not None:
         record["vm"], record["interface"] = where
     record["direction"] = DIRECTION_OF_PATH[abi.Path(event.path)].value
-    record["verdict"] = verdict.name.lower()
-    record["reason"] = reason.name
+    record["verdict"] = abi.Verdict(event.verdict).name.lower()
+    record["reason"] = abi.Reason(event.reason).name
     rule = _rule(event, names)
     if rule is not None:
         record["policy"], record["tier"], record["rule"] = rule
     record["generation"] = event.generation
-    record.update(_packet_fields(event, reason))
-    record["length"] = event.length
     return record
 
 
@@ -109,6 +120,32 @@ def _rule(event: abi.Event, names: Names) -> RuleName | None:
         return None
     path = abi.Path(event.rule_path)
     return names.rule(event.endpoint, event.generation, path, event.rule)
+
+
+def _flow_fields(flow: abi.FlowEvent) -> Record:
+    """Return who a flow is between, and of one that ended how much of it there was, and why."""
+    event = flow.event
+    fields: Record = {
+        "proto": _PROTOCOLS.get(event.protocol, event.protocol),
+        "src": _address(bytes(event.source.bytes)),
+        "dst": _address(bytes(event.destination.bytes)),
+    }
+    if event.protocol in PORT_PROTOCOLS:
+        fields["sport"] = abi.be16(event.source_port)
+        fields["dport"] = abi.be16(event.destination_port)
+    elif event.protocol in ICMP_PROTOCOLS:
+        fields["icmp_id"] = abi.be16(event.source_port)
+    if event.kind == abi.EventKind.FLOW_START:
+        return fields
+    for name, counts in (("packets", flow.packets), ("bytes", flow.bytes)):
+        fields[name] = sum(counts)
+        for path, direction in DIRECTION_OF_PATH.items():
+            fields[f"{name}_{direction}"] = counts[path]
+    fields["duration_ms"] = max(flow.last_seen_ns - flow.created_ns, 0) // 1_000_000
+    if event.state != abi.FlowState.DEAD:
+        fields["state"] = abi.FlowState(event.state).name.lower()
+    fields["ended"] = abi.FlowEnd(event.end).name.lower()
+    return fields
 
 
 def _packet_fields(event: abi.Event, reason: abi.Reason) -> Record:
@@ -165,92 +202,71 @@ def _second(seconds: int) -> str:
 
 
 class LogWriter:
-    """Appends records to the log file; safe to use from several threads.
+    """Hands records to the sinks of the log; safe to use from several threads.
 
-    Records wait in memory until `flush`. What cannot be written is counted in `failed` and
-    forgotten: a full disk must not stop the controller.
+    No sink waits for another, and nobody for a sink that is slow or away: see log_sink.py.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, mode 0640, and make its directory. Raises VgwError when that fails."""
-        self._path = path
-        self._lock = threading.Lock()
-        self._lines: list[str] = []
-        self._reopen = False
-        self.failed = 0
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = self._open()
-        except OSError as error:
-            raise VgwError(
-                f"cannot write the log {path}: {error.strerror}; choose another by VGW_LOG"
-            ) from error
+    def __init__(self, first: Path | Sink, *more: Sink) -> None:
+        """Begin to feed sinks; a path is a file of JSON lines. Raises VgwError for that."""
+        sinks = (FileSink(first) if isinstance(first, Path) else first, *more)
+        self._sinks = [SinkThread(sink) for sink in sinks]
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take a record; it is in the file after the next flush."""
-        line = json.dumps(record, separators=(",", ":")) + "\n"
-        with self._lock:
-            self._lines.append(line)
+        """Take a record; it is where it belongs after the next flush."""
+        kept = {
+            key: cut(value) if isinstance(value, str) else value for key, value in record.items()
+        }
+        entry = Entry(kept, json.dumps(kept, separators=(",", ":")) + "\n")
+        for sink in self._sinks:
+            sink.add(entry)
+
+    def kick(self) -> None:
+        """Have the records that wait written, without waiting for that."""
+        for sink in self._sinks:
+            sink.kick()
 
     def flush(self) -> None:
-        """Write the records that wait."""
-        with self._lock:
-            if self._reopen:
-                self._switch_file()
-            if self._lines:
-                self._write()
+        """Have the records that wait written; return soon, even where a sink does not take them."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        for sink, wanted in [(sink, sink.kick()) for sink in self._sinks]:
+            sink.drain(wanted, deadline)
+
+    def losses(self) -> dict[str, int]:
+        """Return how many records were lost, by the kind of the sink that lost them."""
+        lost: Counter[str] = Counter()
+        for sink in self._sinks:
+            lost[sink.kind] += sink.lost
+        return dict(lost)
 
     def reopen(self) -> None:
-        """Go on in a new file of the same name from the next flush on: it was rotated away."""
-        self._reopen = True
+        """Have the sinks begin anew from the next flush on: the file was rotated away."""
+        for sink in self._sinks:
+            sink.reopen()
 
     def close(self) -> None:
-        """Write what waits and close the file."""
-        self.flush()
-        os.close(self._fd)
-
-    def _open(self) -> int:
-        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        size = os.fstat(fd).st_size
-        # A file that ends inside a line was left so by a writer that died: begin a new line.
-        self._torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        return fd
-
-    def _switch_file(self) -> None:
-        self._reopen = False
-        try:
-            fresh = self._open()
-        except OSError:
-            return  # the old file is still good to write to
-        os.close(self._fd)
-        self._fd = fresh
-
-    def _write(self) -> None:
-        lines, self._lines = self._lines, []
-        begin = b"\n" if self._torn else b""
-        data = memoryview(begin + "".join(lines).encode())
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
-        except OSError:
-            whole = bytes(data[len(begin) : written]).count(b"\n")
-            self._torn = self._torn or written > 0
-            self.failed += len(lines) - whole
-        else:
-            self._torn = False
+        """Write what waits and give the sinks back."""
+        for sink in self._sinks:
+            sink.kick()
+        for sink in self._sinks:
+            sink.close()
 
 
 def read_log(
-    path: Path, vm: str | None = None, follow: bool = False, last: int | None = None
+    path: Path,
+    vm: str | None = None,
+    follow: bool = False,
+    last: int | None = None,
+    events: Collection[str] = (),
 ) -> Iterator[Record]:
     """Yield the records of a log file, oldest first, and with `follow` those to come.
 
-    With `vm` only the records of that VM, and those of losses that may have been its own; with
-    `last` only so many of those that are there already. A rotated file is read to its end before
-    the new one; lines that are no record (cut short by a full disk or still being written) are
-    passed over. Raises VgwError when the file cannot be read; with `follow` a file that does not
-    exist is waited for.
+    What was rotated away to `path`.1, .2 and so on comes before it. With `vm` only the records of
+    that VM, and those of losses that may have been its own; with `events` only those of these
+    kinds; with `last` only so many of those that are there already. A file that is rotated is read
+    to its end before the new one; lines that are no record (cut short by a full disk or still being
+    written) are passed over. Raises VgwError when the file cannot be read; with `follow` a file
+    that does not exist is waited for.
     """
     held = None if last is None else deque[Record](maxlen=last)
     for line in _lines(path, follow):
@@ -259,7 +275,7 @@ def read_log(
             held = None
             continue
         record = _record_for(vm, line)
-        if record is None:
+        if record is None or (events and record.get("event") not in events):
             continue
         if held is None:
             yield record
@@ -283,6 +299,7 @@ def _lines(path: Path, follow: bool) -> Iterator[bytes | None]:
     """Yield lines, and None once: where the end of the file was first met."""
     file = _open_log(path, wait=follow)
     try:
+        yield from _old_lines(path, file)
         rest = b""
         caught_up = False
         while True:
@@ -305,6 +322,19 @@ def _lines(path: Path, follow: bool) -> Iterator[bytes | None]:
                 time.sleep(FOLLOW_SECONDS)
     finally:
         file.close()
+
+
+def _old_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of what was rotated away, but for `file`, if that was just now."""
+    opened = open_rotated(path)
+    try:
+        for old in opened:
+            if not os.path.sameopenfile(old.fileno(), file.fileno()):
+                with open(old.fileno(), "rb", closefd=False) as buffered:
+                    yield from buffered
+    finally:
+        for old in opened:
+            old.close()
 
 
 def _open_log(path: Path, *, wait: bool) -> BinaryIO:

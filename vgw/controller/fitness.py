@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this process may do its work here: its capabilities, and a bpffs for the pins."""
+"""Whether this process may do its work here: capabilities, kernel, clock, a bpffs for the pins."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import resource
+import stat
 from pathlib import Path
 from typing import Final
 
-from vgw.errors import VgwError
+from vgw import libbpf
+from vgw.errors import KernelError, VgwError
+from vgw.loader import socket_buffer_options
 
-#: Bits of linux/capability.h; ids of maps and programs are opened under CAP_SYS_ADMIN only.
+#: Bits of linux/capability.h: to attach; for pointers in programs and the perf buffer; to load.
 NEEDED_CAPABILITIES: Final = {
     "CAP_NET_ADMIN": 12,
-    "CAP_SYS_ADMIN": 21,
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
+
+#: `mov r0, 0; exit`
+DO_NOTHING: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
 DEFAULT_BPFFS: Final = Path("/sys/fs/bpf")
 
@@ -35,8 +40,37 @@ def require_capabilities() -> None:
     missing = missing_capabilities()
     if missing:
         raise VgwError(
-            f"no permission to load BPF programs: run vgw as root ({missing[0]} is missing)"
+            f"no permission to load and attach BPF programs: {', '.join(missing)} is missing; run "
+            f"vgw as root, or with {', '.join(NEEDED_CAPABILITIES)}"
         )
+
+
+def require_programs() -> None:
+    """Raise VgwError unless this kernel loads tc programs and describes its socket buffers.
+
+    Both are asked for by every program. What else a kernel may lack has a way around: links and
+    tcx (netlink and clsact), native XDP (generic, or tc), the JIT compiler (slower).
+    """
+    try:
+        os.close(libbpf.prog_load(libbpf.ProgType.SCHED_CLS, "vgw_probe", DO_NOTHING))
+    except KernelError as error:
+        raise VgwError(
+            f"this kernel loads no tc programs ({os.strerror(error.errno)}): vgw needs "
+            "CONFIG_NET_CLS_ACT and CONFIG_BPF_SYSCALL; `vgw doctor` says more"
+        ) from error
+    socket_buffer_options()
+
+
+def require_host_clock() -> None:
+    """Raise VgwError where the monotonic clock is not that by which packets are judged."""
+    with contextlib.suppress(OSError):  # a kernel without time namespaces has one clock
+        for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+            name, *offset = line.split()
+            if name == "monotonic" and any(int(number) for number in offset):
+                raise VgwError(
+                    "this process is in a time namespace of its own, whose clock is not that of "
+                    "the packet programs; run vgw in the host's"
+                )
 
 
 def allow_many_files() -> None:
@@ -48,6 +82,16 @@ def allow_many_files() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def trusted_users(bpffs: Path) -> set[int]:
+    """Return the users whose compiled programs this process may load: those whose pins it changes.
+
+    So root goes on with what a service with a user of its own has compiled.
+    """
+    with contextlib.suppress(OSError):
+        return {bpffs.stat().st_uid}
+    return set()
 
 
 def require_bpffs(directory: Path) -> None:
@@ -63,6 +107,23 @@ def require_bpffs(directory: Path) -> None:
             else f"mkdir -p {directory} && mount -t bpf bpf {directory}"
         )
         raise VgwError(f"{directory} is not in a bpffs: run `{command}`")
+
+
+def require_own(*directories: Path) -> None:
+    """Raise VgwError if another user may change what is in a directory that is there.
+
+    Who can put pins there could have this process adopt them.
+    """
+    for directory in directories:
+        try:
+            facts = directory.stat()
+        except FileNotFoundError:
+            continue
+        if facts.st_uid not in {0, os.geteuid()} or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise VgwError(
+                f"{directory} is open to other users: if what is pinned there is yours, run "
+                f"`chown {os.geteuid()} {directory}` and `chmod 700 {directory}`"
+            )
 
 
 def filesystem_type(path: Path) -> str:

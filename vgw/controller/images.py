@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The maps of compiled policies, the same for all endpoints of the host whose policies are equal.
 
-An image lies in maps of one chunk each, and a map of maps, pinned under the image's digest, has
-them in their order. It is pinned once all is written, so a pin is never half an image. The
-endpoints' own maps keep the chunks alive; the pin is only how others find them, and goes when no
-endpoint uses the image any more.
+An image lies in maps of one chunk each, which are pinned by their number in a directory with the
+image's digest as its name. The directory gets that name once all is written, so there is never half
+an image. The endpoints' own maps keep the chunks alive; the pins are how they are found by a
+process that may not open maps by id, and go when no endpoint uses the image any more.
 """
 
 from __future__ import annotations
@@ -13,21 +13,70 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from vgw import abi, libbpf, loader
+from vgw import abi, files, libbpf, loader
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.paths import Paths
-from vgw.controller.pins import entries
+from vgw.controller.pins import ASIDE, entries, quietly, remove_tree
 from vgw.errors import KernelError, VgwError
 from vgw.loader import Artefact
-from vgw.maps import ChunkIds, image_chunks, put_fds, read_chunks, write_chunk
+from vgw.maps import ChunkIds, EndpointMaps, Image, image_chunks, put_fds, write_chunk
 from vgw.policy.compile import PolicyImage
 
 _ID_BYTES: Final = 4
 #: Maps of an image that are open at a time: a process may have 1,024 files.
 _AT_ONCE: Final = 64
+
+
+class PinnedImage:
+    """An image that is pinned in a directory."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+
+    def pins(self) -> list[pathlib.Path]:
+        """Return the pins of the chunks in their order; none, if they are not numbered from 0."""
+        names = {entry.name for entry in entries(self.directory)}
+        pins = [str(number) for number in range(len(names))]
+        return [self.directory / name for name in pins] if names == {*pins} else []
+
+    def ids(self) -> ChunkIds:
+        """Return the ids of the chunks in their order. Raises KernelError."""
+        return [_map_id(pin) for pin in self.pins()]
+
+    def put(self, fd: int, first: int) -> None:
+        """Put the chunks into a map of maps, from index `first` on. Raises KernelError."""
+        pins = self.pins()
+        for start in range(0, len(pins), _AT_ONCE):
+            with contextlib.ExitStack() as stack:
+                fds: list[int] = []
+                for pin in pins[start : start + _AT_ONCE]:
+                    fds.append(libbpf.get_pinned(pin))
+                    stack.callback(os.close, fds[-1])
+                put_fds(fd, first + start, fds)
+
+
+class PrivateImage:
+    """An image that no one else finds: its maps are made where they are put."""
+
+    def __init__(self, artefact: Artefact, data: bytes) -> None:
+        """Remember the data; `artefact` says what a map is like."""
+        self._artefact = artefact
+        self._data = data
+
+    def put(self, fd: int, first: int) -> None:
+        """Put maps with the data into a map of maps, from index `first` on. Raises KernelError."""
+        for start, fds in _chunk_maps(self._artefact, self._data):
+            put_fds(fd, first + start, fds)
+
+
+def private_images(
+    artefact: Artefact, images: Mapping[abi.Path, PolicyImage]
+) -> dict[abi.Path, Image]:
+    """Return images that no one else finds."""
+    return {path: PrivateImage(artefact, image.data) for path, image in images.items()}
 
 
 class Images:
@@ -39,131 +88,100 @@ class Images:
         self._locks = KeyedLocks()
         self._checked: set[str] = set()
 
-    @contextlib.contextmanager
-    def opened(
+    def ready(
         self, artefact: Artefact, images: Mapping[abi.Path, PolicyImage]
-    ) -> Iterator[dict[abi.Path, ChunkIds]]:
-        """Give the maps of images for a `with` block; those that the host lacks are made.
+    ) -> dict[abi.Path, Image]:
+        """Return the maps of images; those that the host lacks are made.
 
         `artefact` says what such a map is like. Raises VgwError.
         """
-        with contextlib.ExitStack() as stack:
-            found: dict[abi.Path, ChunkIds] = {}
-            for path, image in images.items():
-                fd = self._open(artefact, image)
-                stack.callback(os.close, fd)
-                found[path] = _chunks(fd)
-            yield found
+        return {path: self._ready(artefact, image) for path, image in images.items()}
 
-    def _open(self, artefact: Artefact, image: PolicyImage) -> int:
+    def is_pinned(self, digest: str) -> bool:
+        """Tell whether an image of this name is there, whatever it holds."""
+        return (self._directory / digest).is_dir()
+
+    def in_force(self, maps: EndpointMaps) -> dict[abi.Path, Image]:
+        """Return the images that an endpoint judges packets by.
+
+        Raises VgwError when they are not pinned any more.
+        """
+        digests = _first_chunks(self._directory)
+        found: dict[abi.Path, Image] = {}
+        for path, chunks in maps.policies(maps.active_slot()).items():
+            image = PinnedImage(self._directory / digests.get(next(iter(chunks), 0), ASIDE))
+            if not chunks or image.ids() != chunks:
+                raise VgwError("the policy in force is not pinned: apply the policy of the VM")
+            found[path] = image
+        return found
+
+    def _ready(self, artefact: Artefact, image: PolicyImage) -> PinnedImage:
+        pinned = PinnedImage(self._directory / image.digest)
         with self._locks.of(image.digest):
-            fd = self._adopt(artefact, image)
-            return self._make(artefact, image) if fd is None else fd
-
-    def _adopt(self, artefact: Artefact, image: PolicyImage) -> int | None:
-        """Open what is pinned; None when there is nothing, or it is not this image."""
-        try:
-            fd = libbpf.get_pinned(self._directory / image.digest)
-        except KernelError:
-            return None
-        if image.digest not in self._checked and not _holds(artefact, fd, image):
-            os.close(fd)
-            return None
-        self._checked.add(image.digest)
-        return fd
-
-    def _make(self, artefact: Artefact, image: PolicyImage) -> int:
-        fd = make_image(artefact, image.data)
-        try:
-            pin = self._directory / image.digest
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            pin.unlink(missing_ok=True)
-            libbpf.pin(fd, pin)
-        except OSError as error:
-            os.close(fd)
-            raise VgwError(f"cannot pin the policy: {error.strerror}: {error.filename}") from error
-        except BaseException:
-            os.close(fd)
-            raise
-        self._checked.add(image.digest)
-        return fd
+            if image.digest not in self._checked:
+                if not _holds(artefact, pinned, image):
+                    _make(artefact, pinned.directory, image)
+                self._checked.add(image.digest)
+        return pinned
 
 
-def make_image(artefact: Artefact, data: bytes) -> int:
-    """Write an image into maps of its own, and return the fd of a map of maps that has them.
-
-    Raises KernelError.
-    """
-    chunks = list(image_chunks(data))
-    fds: list[int] = []
-    image = None
+def _make(artefact: Artefact, directory: pathlib.Path, image: PolicyImage) -> None:
+    """Write an image into maps and pin them, all or none. Raises VgwError."""
+    fresh = directory.with_name(f"{ASIDE}{image.digest}")
     try:
-        for number, chunk in enumerate(chunks):
-            fds.append(loader.new_inner(artefact, "policies", 1))
-            write_chunk(fds[-1], chunk)
-            if image is None:
-                kind = libbpf.MapType.ARRAY_OF_MAPS
-                image = libbpf.map_create(kind, "image", 4, 4, len(chunks), inner_fd=fds[0])
-            if len(fds) == _AT_ONCE or number == len(chunks) - 1:
-                put_fds(image, number + 1 - len(fds), fds)
-                while fds:
-                    os.close(fds.pop())
+        _remove(fresh)
+        files.mkdir(fresh, 0o700)
+        for start, fds in _chunk_maps(artefact, image.data):
+            for number, fd in enumerate(fds, start):
+                libbpf.pin(fd, fresh / str(number))
+        _remove(directory)
+        files.rename(fresh, directory)
+    except OSError as error:
+        quietly(_remove, fresh)
+        raise VgwError(f"cannot pin the policy: {error.strerror}: {error.filename}") from error
     except BaseException:
-        for fd in (*fds, *(() if image is None else (image,))):
-            os.close(fd)
+        quietly(_remove, fresh)
         raise
-    if image is None:
-        raise VgwError("a policy without a header is none; please report this")
-    return image
 
 
-@contextlib.contextmanager
-def private_image(artefact: Artefact, data: bytes) -> Iterator[ChunkIds]:
-    """Give maps of an image that no one else finds, for a `with` block. Raises KernelError."""
-    fd = make_image(artefact, data)
-    try:
-        yield _chunks(fd)
-    finally:
-        os.close(fd)
+def _chunk_maps(artefact: Artefact, data: bytes) -> Iterator[tuple[int, Sequence[int]]]:
+    """Make the maps of an image; yield number of the first and fds of some, which close then."""
+    chunks = list(image_chunks(data))
+    for start in range(0, len(chunks), _AT_ONCE):
+        with contextlib.ExitStack() as stack:
+            fds: list[int] = []
+            for chunk in chunks[start : start + _AT_ONCE]:
+                fds.append(loader.new_inner(artefact, "policies", 1))
+                stack.callback(os.close, fds[-1])
+                write_chunk(fds[-1], chunk)
+            yield start, fds
 
 
-@contextlib.contextmanager
-def private_images(
-    artefact: Artefact, images: Mapping[abi.Path, PolicyImage]
-) -> Iterator[dict[abi.Path, ChunkIds]]:
-    """Give maps of images as private_image() does."""
-    with contextlib.ExitStack() as stack:
-        yield {
-            path: stack.enter_context(private_image(artefact, image.data))
-            for path, image in images.items()
-        }
+def _remove(place: pathlib.Path) -> None:
+    """Remove an image, or whatever is in its place."""
+    if place.is_dir():
+        remove_tree(place)
+    else:
+        files.unlink(place)
 
 
-def _chunks(fd: int) -> ChunkIds:
-    """Return the maps of an image in their order."""
-    return [chunk for _, chunk in sorted(read_chunks(fd).items())]
-
-
-def _holds(artefact: Artefact, fd: int, image: PolicyImage) -> bool:
-    """Tell whether a map of maps holds an image, whole."""
+def _holds(artefact: Artefact, pinned: PinnedImage, image: PolicyImage) -> bool:
+    """Tell whether an image is pinned, whole."""
     wanted = list(image_chunks(image.data))
+    pins = pinned.pins()
     try:
-        info = libbpf.map_info(fd)
-        if (info.map_type, info.max_entries) != (libbpf.MapType.ARRAY_OF_MAPS, len(wanted)):
-            return False
-        found = _chunks(fd)
-        return len(found) == len(wanted) and all(
-            _is_chunk(artefact, chunk, data) for chunk, data in zip(found, wanted, strict=True)
+        return len(pins) == len(wanted) and all(
+            _is_chunk(artefact, pin, data) for pin, data in zip(pins, wanted, strict=True)
         )
     except KernelError:
         return False
 
 
-def _is_chunk(artefact: Artefact, map_id: int, data: bytes) -> bool:
-    """Tell whether a map is of the right kind and has this part of an image."""
+def _is_chunk(artefact: Artefact, pin: pathlib.Path, data: bytes) -> bool:
+    """Tell whether a pin is a map of the right kind and has this part of an image."""
     spec = artefact.maps[artefact.maps["policies"].inner or ""]
     wanted = (spec.map_type, spec.key_size, spec.value_size, spec.max_entries, spec.flags)
-    fd = libbpf.map_fd_by_id(map_id)
+    fd = libbpf.get_pinned(pin)
     try:
         info = libbpf.map_info(fd)
         kind = (info.map_type, info.key_size, info.value_size, info.max_entries, info.flags)
@@ -172,12 +190,25 @@ def _is_chunk(artefact: Artefact, map_id: int, data: bytes) -> bool:
         os.close(fd)
 
 
+def _map_id(pin: pathlib.Path) -> int:
+    fd = libbpf.get_pinned(pin)
+    try:
+        return libbpf.map_info(fd).id
+    finally:
+        os.close(fd)
+
+
 def pinned_images(paths: Paths) -> dict[int, str]:
     """Return the digest of each image that is pinned, by the id of its first map."""
+    return _first_chunks(paths.images)
+
+
+def _first_chunks(directory: pathlib.Path) -> dict[int, str]:
     found: dict[int, str] = {}
-    for pin in entries(paths.images):
-        with contextlib.suppress(KernelError, VgwError):
-            found[_first_chunk(pin, 0)] = pin.name
+    for image in entries(directory):
+        if not image.name.startswith(ASIDE):
+            with contextlib.suppress(KernelError):
+                found[_map_id(image / "0")] = image.name
     return found
 
 
@@ -191,9 +222,9 @@ def remove_unused_images(paths: Paths) -> None:
         for map_id in _inner_ids(policies):
             unused.discard(digests.get(map_id, ""))
     for name in unused:
-        (paths.images / name).unlink(missing_ok=True)
+        _remove(paths.images / name)
     with contextlib.suppress(OSError):
-        paths.images.rmdir()
+        files.rmdir(paths.images)
 
 
 def _inner_ids(pin: pathlib.Path) -> Iterator[int]:

@@ -15,7 +15,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +34,7 @@ _RTMGRP_LINK: Final = 1
 _RTM_NEWLINK: Final = 16
 _RTM_DELLINK: Final = 17
 _RTM_GETLINK: Final = 18
+_NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _NLM_F_REQUEST: Final = 0x1
 _NLM_F_DUMP: Final = 0x300
@@ -88,7 +90,7 @@ def choose_hook(wanted: Hook) -> Hook:
 
 
 def _hardware_type(sock: socket.socket, name: str) -> int:
-    request = struct.pack(f"16s{_IFREQ_SIZE - 16}x", name.encode())
+    request = struct.pack(f"16s{_IFREQ_SIZE - 16}x", os.fsencode(name))
     try:
         answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)
     except OSError as error:
@@ -99,7 +101,8 @@ def _hardware_type(sock: socket.socket, name: str) -> int:
 def _driver(sock: socket.socket, name: str) -> str:
     info = ctypes.create_string_buffer(_DRVINFO_SIZE)
     struct.pack_into("=I", info, 0, _ETHTOOL_GDRVINFO)
-    request = struct.pack("16sP", name.encode(), ctypes.addressof(info)).ljust(_IFREQ_SIZE, b"\0")
+    request = struct.pack("16sP", os.fsencode(name), ctypes.addressof(info))
+    request = request.ljust(_IFREQ_SIZE, b"\0")
     try:
         fcntl.ioctl(sock, _SIOCETHTOOL, request)
     except OSError:
@@ -107,23 +110,58 @@ def _driver(sock: socket.socket, name: str) -> str:
     return info.raw[4:36].split(b"\0", 1)[0].decode(errors="replace") or "other"
 
 
-def watch_links(on_event: OnLink, stop: threading.Event) -> None:
+def watch_links(
+    on_event: OnLink,
+    stop: threading.Event,
+    alive: Callable[[], None] = lambda: None,
+    *,
+    receive_buffer: int = _RECEIVE_BUFFER,
+) -> None:
     """Report interfaces until `stop` is set: ("new" or "gone", name, ifindex).
 
+    `alive` is called at every turn, several times a second.
     Starts with a "new" for each interface that exists. A renamed one is gone under its old name
     and new under its new one. When the kernel had to drop messages everything is listed again, and
     what was missed is reported then.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.bind((0, _RTMGRP_LINK))
         watcher = LinkWatcher(sock, on_event)
         watcher.start_listing()
         poll = select.poll()  # select() takes no file beyond the 1,024th
         poll.register(sock, select.POLLIN)
         while not stop.is_set():
+            alive()
             if poll.poll(_STOP_PERIOD * 1000):
                 watcher.receive()
+
+
+def wait_for(names: Iterable[str], seconds: float) -> list[str]:
+    """Wait until there are interfaces of these names; return which are not when the time is over.
+
+    Raises OSError when interfaces cannot be watched.
+    """
+    wanted = set(names)
+    missing = wanted.difference(name for _, name in socket.if_nameindex())
+    deadline = time.monotonic() + seconds
+    stop = threading.Event()
+
+    def note(event: str, name: str, _: int) -> None:
+        if event == "new":
+            missing.discard(name)
+        elif name in wanted:
+            missing.add(name)
+        if not missing:
+            stop.set()
+
+    def look_at_the_clock() -> None:
+        if time.monotonic() >= deadline:
+            stop.set()
+
+    if missing and seconds > 0:
+        watch_links(note, stop, look_at_the_clock)
+    return sorted(missing)
 
 
 class LinkWatcher:
@@ -135,9 +173,18 @@ class LinkWatcher:
         self._known: dict[int, str] = {}
         self._listed: set[int] = set()
         self._sequence = 0
+        #: Whether a listing is under way, and whether another has to follow it.
+        self._listing = self._list_again = False
 
     def start_listing(self) -> None:
-        """Ask the kernel for all interfaces."""
+        """Ask the kernel for all interfaces, at once or when it has answered the last time.
+
+        It refuses a second question while it answers one.
+        """
+        if self._listing:
+            self._list_again = True
+            return
+        self._listing, self._list_again = True, False
         self._sequence += 1
         self._listed.clear()
         body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
@@ -165,8 +212,9 @@ class LinkWatcher:
     def _take(self, kind: int, flags: int, sequence: int, body: bytes) -> None:
         if sequence not in (0, self._sequence):
             return
-        if kind == _NLMSG_DONE:
-            if flags & _NLM_F_DUMP_INTR:
+        if kind in (_NLMSG_DONE, _NLMSG_ERROR) and sequence:
+            self._listing = False
+            if kind == _NLMSG_ERROR or flags & _NLM_F_DUMP_INTR or self._list_again:
                 self.start_listing()
             else:
                 self._finish_listing()

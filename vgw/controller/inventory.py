@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ def read_sources(path: Path) -> list[tuple[str, str]]:
         files = _yaml_files(path) if path.is_dir() else [path]
         if not files:
             raise VgwError(f"policy {path} has no *.yaml files; write one or name another path")
-        return [(str(file), _read_text(file)) for file in files]
+        return _read_texts(files)
     except OSError as error:
         advice = "run vgw as root" if isinstance(error, PermissionError) else "write it"
         raise VgwError(
@@ -43,6 +44,21 @@ def read_policy(path: Path) -> PolicyDocument:
 def _yaml_files(directory: Path) -> list[Path]:
     # glob() takes a directory that it may not read for an empty one.
     return sorted(file for file in directory.iterdir() if file.suffix == ".yaml")
+
+
+def _read_texts(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return name and text of files. Raises VgwError before they take more memory than may be."""
+    found: list[tuple[str, str]] = []
+    room = MAX_POLICY_BYTES
+    for file in files:
+        text = _read_text(file)
+        room -= len(text)
+        if room < 0:
+            raise VgwError(
+                f"policy {file.parent} is larger than {MAX_POLICY_BYTES >> 20} MiB; shorten it"
+            )
+        found.append((str(file), text))
+    return found
 
 
 def _read_text(file: Path) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from vgw import libbpf
+from vgw import files, libbpf
 from vgw.abi import Path
 from vgw.controller import links_netlink as netlink
 from vgw.controller.interfaces import (
@@ -36,11 +36,13 @@ __all__ = [
     "InterfaceFacts",
     "OnLink",
     "attach",
+    "attached_ifindex",
     "choose_hook",
     "detach",
     "find_interface",
+    "interface_name",
+    "is_still",
     "read_attachment",
-    "take_over_xdp",
     "watch_links",
 ]
 
@@ -48,17 +50,19 @@ HookName = Literal["xdp", "tc"]
 ModeName = Literal["native", "generic", "tcx", "clsact"]
 
 #: Modes in the order in which they are tried.
-_XDP_MODES: Final[dict[ModeName, int]] = {
+XDP_MODES: Final[dict[ModeName, int]] = {
     "native": libbpf.XDP_NATIVE,
     "generic": libbpf.XDP_GENERIC,
 }
-_TCX_TYPE: Final = {Path.FROM_VM: AttachType.TCX_INGRESS, Path.TO_VM: AttachType.TCX_EGRESS}
+TCX_TYPE: Final = {Path.FROM_VM: AttachType.TCX_INGRESS, Path.TO_VM: AttachType.TCX_EGRESS}
 
 #: What a driver or kernel answers that does not have what was asked for.
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.E2BIG)
 
 #: A directory beside the pins says that vgw made the clsact qdisc.
 _MADE_CLSACT: Final = "made_clsact"
+#: One with this prefix and an index says where programs are that have no links.
+_MARK: Final = "on_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ def attach(  # noqa: PLR0913
         return _attach_xdp(prog_fd, ifindex, pin, force=force, prefer_link=prefer_link)
     if prefer_link:
         try:
-            _attach_link(prog_fd, ifindex, _TCX_TYPE[path], 0, pin)
+            _attach_link(prog_fd, ifindex, TCX_TYPE[path], 0, pin)
         except KernelError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -124,32 +128,6 @@ def attach(  # noqa: PLR0913
             return _attached(ifindex, path, pin.parent)
     _attach_clsact(prog_fd, ifindex, path, pin.parent)
     return _attached(ifindex, path, pin.parent)
-
-
-def take_over_xdp(prog_fd: int, ifindex: int, old_dir: pathlib.Path, pin: pathlib.Path) -> bool:
-    """Let the XDP link of the endpoint in `old_dir` run another program, without a gap.
-
-    The link is pinned at `pin` from then on. Returns False when there is no such link on the
-    interface; raises KernelError when the kernel refuses, and the old program runs on then.
-    """
-    old_pin = link_pin(old_dir, Path.FROM_VM)
-    try:
-        link = libbpf.get_pinned(old_pin)
-    except KernelError:
-        return False
-    try:
-        info = libbpf.link_info(link)
-        if (info.type, info.ifindex) != (libbpf.LinkType.XDP, ifindex):
-            return False
-        old_pin.rename(pin)
-        try:
-            libbpf.link_update(link, prog_fd)
-        except BaseException:
-            pin.rename(old_pin)
-            raise
-    finally:
-        os.close(link)
-    return True
 
 
 def detach(ifindex: int | None, path: Path, pin: pathlib.Path) -> None:
@@ -162,18 +140,19 @@ def detach(ifindex: int | None, path: Path, pin: pathlib.Path) -> None:
         # Without this the program would run on for as long as anybody holds the link open.
         with contextlib.suppress(KernelError), opened(pin) as fd:
             libbpf.link_detach(fd)
-        pin.unlink(missing_ok=True)
+        files.unlink(pin)
         return
-    program = _pinned_program(pin.parent, path)
+    program = pinned_program(pin.parent, path)
     if ifindex is None or program is None:
         return
     if program.prog_type == libbpf.ProgType.XDP:
         there = libbpf.xdp_program(ifindex)
         if there is not None and there[0] == program.id:
-            _remove_xdp(ifindex, *there)
-    elif _has_filter(ifindex, path, program.id):
+            with opened(program_pin(pin.parent, path)) as fd:
+                netlink.clear_xdp(ifindex, fd, XDP_MODES[mode_name(there[1])])
+    elif program_of_filter(ifindex, path) == program.id:
         netlink.remove_filter(ifindex, path)
-        _remove_clsact_if_ours(ifindex, pin.parent)
+        remove_clsact_if_ours(ifindex, pin.parent)
 
 
 def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment | None:
@@ -182,7 +161,7 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
     Says only what the kernel says: a pinned link that was detached, or that is on another
     interface, is no attachment.
     """
-    program = _pinned_program(pin_dir, path)
+    program = pinned_program(pin_dir, path)
     if program is None:
         return None
     pin = link_pin(pin_dir, path)
@@ -191,15 +170,25 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
         there = libbpf.xdp_program(ifindex)
         if there is None or there[0] != program.id:
             return None
-        return Attachment("xdp", _mode(there[1]), linked, program.id)
-    programs = libbpf.tcx_programs(ifindex, _TCX_TYPE[path])
+        return Attachment("xdp", mode_name(there[1]), linked, program.id)
+    programs = libbpf.tcx_programs(ifindex, TCX_TYPE[path])
     if program.id in programs:
         ahead = (*_xdp_ahead(ifindex, path), *programs[: programs.index(program.id)])
         return Attachment("tc", "tcx", linked, program.id, ahead)
-    if not pin.exists() and _has_filter(ifindex, path, program.id):
+    if not pin.exists() and program_of_filter(ifindex, path) == program.id:
         ahead = (*_xdp_ahead(ifindex, path), *programs)
         return Attachment("tc", "clsact", False, program.id, ahead)
     return None
+
+
+def is_still(attachment: Attachment, ifindex: int, path: Path) -> bool:
+    """Tell by one question whether an attachment is as it was read before.
+
+    False also where one question does not tell: read_attachment() does then.
+    """
+    return attachment.mode == "tcx" and attachment.prog_id in libbpf.tcx_programs(
+        ifindex, TCX_TYPE[path]
+    )
 
 
 def _xdp_ahead(ifindex: int, path: Path) -> tuple[int, ...]:
@@ -208,7 +197,7 @@ def _xdp_ahead(ifindex: int, path: Path) -> tuple[int, ...]:
     return () if there is None else (there[0],)
 
 
-def _pinned_program(pin_dir: pathlib.Path, path: Path) -> libbpf.ProgInfo | None:
+def pinned_program(pin_dir: pathlib.Path, path: Path) -> libbpf.ProgInfo | None:
     """Return what is pinned as the program of one path, or None when there is none."""
     try:
         with opened(program_pin(pin_dir, path)) as fd:
@@ -230,6 +219,30 @@ def linked_ifindex(pin_dir: pathlib.Path) -> int | None:
     return None
 
 
+def attached_ifindex(pin_dir: pathlib.Path) -> int | None:
+    """Return the index of the interface that an endpoint was put on, whatever its name is now.
+
+    By its links, which end with the interface, else by what was noted when it was attached.
+    """
+    linked = linked_ifindex(pin_dir)
+    if linked is not None or any(link_pin(pin_dir, path).exists() for path in Path):
+        return linked
+    return next((int(mark.name.removeprefix(_MARK)) for mark in _marks(pin_dir)), None)
+
+
+def _marks(pin_dir: pathlib.Path) -> list[pathlib.Path]:
+    return [mark for mark in pin_dir.glob(f"{_MARK}*") if mark.name[len(_MARK) :].isdecimal()]
+
+
+def mark_interface(pin_dir: pathlib.Path, ifindex: int) -> None:
+    """Note on which interface programs without links are, by which it is found when renamed."""
+    mark = pin_dir / f"{_MARK}{ifindex}"
+    files.mkdir(mark, 0o700, exist_ok=True)
+    for other in _marks(pin_dir):
+        if other != mark:
+            files.rmdir(other)
+
+
 def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
     attachment = read_attachment(ifindex, path, pin_dir)
     if attachment is None:
@@ -238,16 +251,23 @@ def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
             f"interface {interface_name(ifindex)}: the {path.name.lower()} program was attached "
             "and is gone again; find out which tool removes it, then attach again"
         )
+    if not attachment.link:
+        mark_interface(pin_dir, ifindex)
     return attachment
 
 
 def _linked_program(pin: pathlib.Path, ifindex: int) -> int | None:
+    info = read_link(pin)
+    return info.prog_id if info is not None and info.ifindex == ifindex else None
+
+
+def read_link(pin: pathlib.Path) -> libbpf.LinkInfo | None:
+    """Return what the kernel says of a pinned link, None when there is none."""
     try:
         with opened(pin) as fd:
-            info = libbpf.link_info(fd)
+            return libbpf.link_info(fd)
     except KernelError:
         return None
-    return info.prog_id if info.ifindex == ifindex else None
 
 
 def _attach_link(
@@ -256,6 +276,8 @@ def _attach_link(
     link = libbpf.link_create(prog_fd, ifindex, attach_type, flags)
     try:
         libbpf.pin(link, pin)
+    except KernelError as error:
+        raise VgwError(str(error)) from error  # which tells nothing of what the hook takes
     finally:
         os.close(link)  # a link that could not be pinned goes with its last descriptor
 
@@ -272,13 +294,13 @@ def _attach_xdp(
             f"interface {interface_name(ifindex)} already has an XDP program that is not vgw's (id "
             f"{foreign[0]}, {foreign[1]}); remove it, or use --force to replace it"
         )
-    foreign_fd = libbpf.prog_fd_by_id(foreign[0])
+    foreign_fd = _open_foreign(ifindex, foreign[0])
     try:
-        _evict_xdp(ifindex, *foreign)
+        _evict_xdp(ifindex, foreign_fd, *foreign)
         try:
             _place_xdp(prog_fd, ifindex, pin, prefer_link)
         except VgwError:
-            netlink.set_xdp(ifindex, foreign_fd, _XDP_MODES[_mode(foreign[1])])
+            netlink.set_xdp(ifindex, foreign_fd, XDP_MODES[mode_name(foreign[1])])
             raise
     finally:
         os.close(foreign_fd)
@@ -289,7 +311,7 @@ def _place_xdp(prog_fd: int, ifindex: int, pin: pathlib.Path, prefer_link: bool)
     """Attach by the first of link native, link generic, netlink native, netlink generic."""
     refusal: KernelError | None = None
     for link in (True, False) if prefer_link else (False,):
-        for flag in _XDP_MODES.values():
+        for flag in XDP_MODES.values():
             try:
                 if link:
                     _attach_link(prog_fd, ifindex, AttachType.XDP, flag, pin)
@@ -306,15 +328,30 @@ def _place_xdp(prog_fd: int, ifindex: int, pin: pathlib.Path, prefer_link: bool)
     ) from refusal
 
 
-def _mode(text: str) -> ModeName:
+def mode_name(text: str) -> ModeName:
+    """Return the mode of XDP that libbpf.xdp_program() calls so."""
     return "native" if text == "native" else "generic"
 
 
-def _evict_xdp(ifindex: int, prog_id: int, mode: str) -> None:
+def _open_foreign(ifindex: int, prog_id: int) -> int:
+    """Open somebody else's program, which has to be put back when ours cannot take its place."""
+    try:
+        return libbpf.prog_fd_by_id(prog_id)
+    except KernelError as error:
+        if error.errno != errno.EPERM:
+            raise
+        name = interface_name(ifindex)
+        raise VgwError(
+            f"replacing the XDP program {prog_id} of interface {name} needs CAP_SYS_ADMIN too: "
+            f"remove it by `ip link set dev {name} xdp off`, then attach again"
+        ) from error
+
+
+def _evict_xdp(ifindex: int, prog_fd: int, prog_id: int, mode: str) -> None:
     """Remove the XDP program of somebody else, however it is attached."""
     link = libbpf.xdp_link(ifindex, prog_id)
     if link is None:
-        _remove_xdp(ifindex, prog_id, mode)
+        netlink.clear_xdp(ifindex, prog_fd, XDP_MODES[mode_name(mode)])
         return
     try:
         libbpf.link_detach(link)
@@ -322,22 +359,15 @@ def _evict_xdp(ifindex: int, prog_id: int, mode: str) -> None:
         os.close(link)
 
 
-def _remove_xdp(ifindex: int, prog_id: int, mode: str) -> None:
-    """Remove the XDP program `prog_id` attached by netlink, and only that one."""
-    fd = libbpf.prog_fd_by_id(prog_id)
-    try:
-        netlink.clear_xdp(ifindex, fd, _XDP_MODES[_mode(mode)])
-    finally:
-        os.close(fd)
-
-
 def _attach_clsact(prog_fd: int, ifindex: int, path: Path, pin_dir: pathlib.Path) -> None:
-    if netlink.add_clsact(ifindex):
-        (pin_dir / _MADE_CLSACT).mkdir(mode=0o700, exist_ok=True)
+    if not netlink.has_clsact(ifindex):
+        # First, for what nobody knows to be ours would stay for ever.
+        files.mkdir(pin_dir / _MADE_CLSACT, 0o700, exist_ok=True)
     try:
-        netlink.add_filter(ifindex, path, prog_fd, _filter_name(path, libbpf.prog_info(prog_fd).id))
+        netlink.add_clsact(ifindex)
+        netlink.add_filter(ifindex, path, prog_fd, filter_name(path, libbpf.prog_info(prog_fd).id))
     except KernelError as error:
-        _remove_clsact_if_ours(ifindex, pin_dir)
+        remove_clsact_if_ours(ifindex, pin_dir)
         if error.errno not in (errno.EEXIST, errno.EINVAL):
             raise
         raise ForeignProgramError(
@@ -346,17 +376,27 @@ def _attach_clsact(prog_fd: int, ifindex: int, path: Path, pin_dir: pathlib.Path
         ) from error
 
 
-def _remove_clsact_if_ours(ifindex: int, pin_dir: pathlib.Path) -> None:
+def remove_clsact_if_ours(ifindex: int, pin_dir: pathlib.Path) -> None:
     """Remove the clsact qdisc if vgw made it and nobody has a filter in it."""
     marker = pin_dir / _MADE_CLSACT
     if marker.exists() and netlink.remove_clsact(ifindex):
-        marker.rmdir()
+        files.rmdir(marker)
 
 
-def _has_filter(ifindex: int, path: Path, prog_id: int) -> bool:
-    """Tell whether the program is attached to a path as a clsact filter of ours."""
-    return netlink.filter_name(ifindex, path) == _filter_name(path, prog_id)
+def hand_on_clsact(old_dir: pathlib.Path, new_dir: pathlib.Path) -> None:
+    """Note that the clsact qdisc, if vgw made it, is there for another endpoint now."""
+    if (old_dir / _MADE_CLSACT).exists():
+        files.mkdir(new_dir / _MADE_CLSACT, 0o700, exist_ok=True)
+        files.rmdir(old_dir / _MADE_CLSACT)
 
 
-def _filter_name(path: Path, prog_id: int) -> str:
+def program_of_filter(ifindex: int, path: Path) -> int | None:
+    """Return the id of the program that is attached to a path as a clsact filter of ours."""
+    name = netlink.filter_name(ifindex, path) or ""
+    number = name.removeprefix(filter_name(path, ""))
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def filter_name(path: Path, prog_id: int | str) -> str:
+    """Return the name of the filter by which a program is attached to a path."""
     return f"vgw/{path.name.lower()}/{prog_id}"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from vgw import files
 from vgw.controller.paths import Paths
 from vgw.errors import VgwError
 
@@ -40,8 +41,9 @@ class DirectoryLock:
             except OSError as error:
                 if self._was_removed(error):
                     continue
+                _remove_if_empty(self.path.parent)
                 raise VgwError(
-                    f"cannot lock {self.path}: {error.strerror}; run vgw as root, or choose other "
+                    f"cannot lock {self.path}: {error.strerror}; {files.advice(error)}choose other "
                     "directories by VGW_BPFFS and VGW_RUN_DIR"
                 ) from error
             if not _try_lock(fd):
@@ -80,7 +82,7 @@ class DirectoryLock:
         return isinstance(error, FileExistsError) and not self.path.is_file()
 
     def _open(self) -> int:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.mkdir(self.path, 0o700, exist_ok=True)
         return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -176,4 +178,4 @@ def _is_in_place(fd: int, path: Path) -> bool:
 
 def _remove_if_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):
-        directory.rmdir()
+        files.rmdir(directory)

@@ -17,7 +17,11 @@ from typing import Any, Final, TypeVar
 
 from vgw import abi
 from vgw.abi import Action, Mode
+from vgw.controller.paths import pin_name
 from vgw.controller.state_file import read_state, write_state
+from vgw.controller.typed import is_typed
+from vgw.errors import VgwError
+from vgw.policy import values
 from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface, Tracking
 
 SCHEMA: Final = "vgw/manifest/v2"
@@ -52,8 +56,19 @@ class EndpointEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeNote:
+    """Why a mode was ordered, since when (RFC 3339, by the wall clock), and by whom."""
+
+    reason: str
+    since: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything remembered of a VM. `mode` is what the policy says, `mode_override` the user.
+
+    `mode_note` is about the latter; None: there is none, or it is lost.
 
     `extra` names interfaces that were attached by name, without the policy listing them; they are
     protected again when they come back. Without `endpoints` the rest is unknown: it was lost.
@@ -70,6 +85,7 @@ class Manifest:
     endpoints: Mapping[str, EndpointEntry] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     policies: Mapping[int, PolicyEntry] = field(default_factory=dict)
+    mode_note: ModeNote | None = None
 
     @property
     def effective_mode(self) -> Mode:
@@ -107,12 +123,17 @@ class Manifest:
 
 
 def load_manifest(path: Path) -> Manifest | None:
-    """Return what is remembered in a file; None when there is none or it is damaged."""
+    """Return what is remembered in a file; None when there is none, or it is damaged.
+
+    A file that was made for another VM counts as damaged.
+    """
     body = read_state(path, SCHEMA)
     try:
-        return None if body is None else _from_json(body)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        manifest = None if body is None else _from_json(body)
+        is_own = manifest is not None and pin_name(manifest.vm) == path.stem
+    except (VgwError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
+    return manifest if is_own and is_typed(manifest, Manifest) else None
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
@@ -127,6 +148,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "generation": manifest.generation,
         "mode": manifest.mode.name,
         "mode_override": None if override is None else override.name,
+        "mode_note": None if manifest.mode_note is None else dataclasses.asdict(manifest.mode_note),
         "policy": manifest.policy,
         "named": manifest.named,
         "endpoints": {
@@ -147,11 +169,13 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 def _from_json(body: Mapping[str, Any]) -> Manifest:
     override = body["mode_override"]
+    note = body.get("mode_note")  # which earlier versions did not write
     return Manifest(
         vm=body["vm"],
         generation=body["generation"],
         mode=Mode[body["mode"]],
         mode_override=None if override is None else Mode[override],
+        mode_note=None if note is None else ModeNote(**note),
         policy=body["policy"],
         named=body["named"],
         endpoints={
@@ -211,7 +235,7 @@ def _interface_to_json(interface: Interface) -> dict[str, Any]:
 def _interface_from_json(body: Mapping[str, Any]) -> Interface:
     return Interface(
         name=body["name"],
-        mac=body["mac"],
+        mac=None if body["mac"] is None else values.mac(body["mac"]),
         addresses=tuple(ipaddress.ip_address(text) for text in body["addresses"]),
         allowed_pairs=tuple(
             AllowedPair(ipaddress.ip_network(network), mac)

@@ -2,7 +2,8 @@
 """Prometheus metrics: read from the kernel's maps at the moment of a scrape, never from events.
 
 Because the counters live in the maps of the endpoints, they go on over restarts of the controller
-and their series go when a VM is detached.
+and their series go when a VM is detached. Labels are names of VMs, interfaces and rules, and words
+of vgw's own: nothing that a packet brings. However many there are, a scrape has its limit.
 """
 
 from __future__ import annotations
@@ -13,23 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vgw import __version__, abi
-from vgw.errors import VgwError
+from vgw.controller.alarms import Alarm
+from vgw.controller.metrics_text import CounterFamily, GaugeFamily, keep
 from vgw.maps import Counter
 from vgw.policy.model import DIRECTION_OF_PATH, Direction
 
 DEFAULT_LISTEN: Final = ("127.0.0.1", 9477)
 _APPLY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Samples of a scrape; 1,000 interfaces have 30,000 without those of rules.
+MAX_SAMPLES: Final = 200_000
 _ENDPOINT: Final = ("vm", "interface")
 _REFUSED: Final = (abi.Verdict.DROP, abi.Verdict.REJECT)
 _ALWAYS_SHOWN: Final = (abi.Verdict.ACCEPT, abi.Verdict.DROP)
@@ -98,11 +95,11 @@ class ApplyTimes:
             buckets=buckets,
             sum_value=total,
         )
-        yield CounterMetricFamily(
-            "vgw_policy_apply_errors",
-            "VMs and policies that could not be applied.",
-            value=errors,
+        failed = CounterFamily(
+            "vgw_policy_apply_errors", "VMs and policies that could not be applied."
         )
+        failed.add_metric((), errors)
+        yield failed
 
 
 class HostCollector(Collector):
@@ -114,9 +111,11 @@ class HostCollector(Collector):
         losses: Callable[[], Mapping[str, int]],
         applies: ApplyTimes,
         *,
+        alarms: Callable[[], Iterable[Alarm]] = tuple,
         rules: bool = False,
     ) -> None:
         """Remember where values come from; `rules` adds a series for every rule."""
+        self._alarms = alarms
         self._read = read
         self._losses = losses
         self._applies = applies
@@ -127,14 +126,33 @@ class HostCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families."""
+        """Yield the families, as far as there is room for their samples."""
+        left = MAX_SAMPLES
+        omitted = 0
+        for family in self._families():
+            kept, cut = keep(family, left)
+            left -= kept
+            omitted += cut
+            yield family
+        missing = GaugeFamily(
+            "vgw_omitted_samples",
+            f"Samples that this scrape lacks because it has {MAX_SAMPLES} others.",
+        )
+        missing.add_metric((), omitted)
+        yield missing
+
+    def _families(self) -> Iterator[Metric]:
+        """Yield all families, those first that must not be missing."""
         readings = list(self._read())
+        yield from self._host_families()
+        yield from _endpoint_families(readings)
         yield from _packet_families(readings)
         yield from _conntrack_families(readings)
         if self._rules:
             yield _rule_family(readings)
-        yield from _endpoint_families(readings)
-        lost = CounterMetricFamily(
+
+    def _host_families(self) -> Iterator[Metric]:
+        lost = CounterFamily(
             "vgw_events_lost",
             "Events not logged: over a VM's budget (suppressed), no room in the perf buffer "
             "(buffer), gaps the reader noticed, which are in buffer too, or could not log "
@@ -144,6 +162,7 @@ class HostCollector(Collector):
         for cause, count in self._losses().items():
             lost.add_metric((cause,), count)
         yield lost
+        yield _alarm_family(self._alarms())
         yield from self._applies.collect()
         yield InfoMetricFamily(
             "vgw_build",
@@ -154,11 +173,11 @@ class HostCollector(Collector):
 
 def _packet_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     labels = (*_ENDPOINT, "direction", "verdict")
-    packets = CounterMetricFamily("vgw_packets", "Packets by what they got.", labels=labels)
-    octets = CounterMetricFamily(
+    packets = CounterFamily("vgw_packets", "Packets by what they got.", labels=labels)
+    octets = CounterFamily(
         "vgw_bytes", "Bytes on the wire of packets by what they got.", labels=labels
     )
-    dropped = CounterMetricFamily(
+    dropped = CounterFamily(
         "vgw_dropped_packets",
         "Packets dropped or rejected, by reason.",
         labels=(*_ENDPOINT, "direction", "reason"),
@@ -195,25 +214,25 @@ def _by_reason(stats: Stats) -> dict[tuple[abi.Path, abi.Reason], int]:
 
 
 def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
-    entries = GaugeMetricFamily(
+    entries = GaugeFamily(
         "vgw_conntrack_entries",
         "Flows in the connection table, dead ones that wait for removal included.",
         labels=_ENDPOINT,
     )
-    limit = GaugeMetricFamily(
+    limit = GaugeFamily(
         "vgw_conntrack_max_entries", "Flows the connection table can hold.", labels=_ENDPOINT
     )
-    half_open = GaugeMetricFamily(
+    half_open = GaugeFamily(
         "vgw_conntrack_half_open",
         "Flows that wait for an answer, by the direction of their first packet.",
         labels=(*_ENDPOINT, "direction"),
     )
-    half_open_limit = GaugeMetricFamily(
+    half_open_limit = GaugeFamily(
         "vgw_conntrack_half_open_max",
         "Half-open flows that there may be in each direction.",
         labels=_ENDPOINT,
     )
-    created = CounterMetricFamily(
+    created = CounterFamily(
         "vgw_new_connections",
         "Flows created, by the direction of their first packet.",
         labels=(*_ENDPOINT, "direction"),
@@ -231,7 +250,7 @@ def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]
 
 
 def _rule_family(readings: Sequence[EndpointReading]) -> Metric:
-    family = CounterMetricFamily(
+    family = CounterFamily(
         "vgw_rule_packets",
         "Packets that a rule decided, not those of the flows it opened.",
         labels=(*_ENDPOINT, "direction", "policy", "rule"),
@@ -246,22 +265,22 @@ def _rule_family(readings: Sequence[EndpointReading]) -> Metric:
 
 
 def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
-    events = CounterMetricFamily(
+    events = CounterFamily(
         "vgw_events", "Events the packet programs put into the perf buffer.", labels=_ENDPOINT
     )
-    answers = CounterMetricFamily(
+    answers = CounterFamily(
         "vgw_reject_answers",
         "Answers to rejected packets: sent, over the VM's budget (suppressed), or not possible "
         "(failed).",
         labels=(*_ENDPOINT, "result"),
     )
-    attached = GaugeMetricFamily(
+    attached = GaugeFamily(
         "vgw_attached",
         "1 if both programs of an endpoint are attached; hook and mode are of the one that sees "
         "packets from the VM.",
         labels=(*_ENDPOINT, "hook", "mode"),
     )
-    generation = GaugeMetricFamily(
+    generation = GaugeFamily(
         "vgw_policy_generation", "Number of the policy in force.", labels=("vm",)
     )
     for reading in readings:
@@ -278,25 +297,12 @@ def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     yield generation
 
 
-class MetricsServer:
-    """Serves the metrics by HTTP until closed."""
-
-    def __init__(self, listen: tuple[str, int], collector: HostCollector) -> None:
-        """Listen on an address and port. Raises VgwError when it cannot."""
-        address, port = listen
-        registry = CollectorRegistry()
-        registry.register(collector)
-        try:
-            self._server, self._thread = start_http_server(port, address, registry)
-        except OSError as error:
-            raise VgwError(
-                f"cannot serve metrics on {address} port {port}: {error.strerror or error}; "
-                "choose another address by --listen"
-            ) from error
-        self.port: int = self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def _alarm_family(alarms: Iterable[Alarm]) -> Metric:
+    family = GaugeFamily(
+        "vgw_alarm",
+        "1 for each alarm that stands; `vgw status` says what it is about.",
+        labels=("alarm", *_ENDPOINT),
+    )
+    for alarm in alarms:
+        family.add_metric((alarm.alarm, alarm.vm or "", alarm.interface or ""), 1)
+    return family

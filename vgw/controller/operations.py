@@ -9,21 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from vgw import __version__, abi
+from vgw.controller.actor import one_line, this_process
+from vgw.controller.alarms import Alarms
 from vgw.controller.api import Verb
 from vgw.controller.conntrack import list_flows
 from vgw.controller.events import LogWriter, control_record
-from vgw.controller.inventory import read_policy
+from vgw.controller.health import Health
+from vgw.controller.host_policy import HostPolicy, Loaded
+from vgw.controller.inspection import Inspector, Outcome
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.parameters import Parameters
-from vgw.controller.reconcile import AttachResult, Host
+from vgw.controller.pinned import is_gone
+from vgw.controller.policy_keeper import ApplyOrder, PolicyKeeper
+from vgw.controller.policy_source import SourceReader, Texts
+from vgw.controller.reconcile import ApplyResult, AttachResult, Host
+from vgw.controller.recording import Work, results_of
+from vgw.controller.renames import say_renamed
+from vgw.controller.restore import Suspect
+from vgw.controller.samples import sample, talkers
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import Hook, PolicyDocument
 from vgw.policy.parse import parse_sources
@@ -34,14 +46,33 @@ _logger = logging.getLogger(__name__)
 class Operations:
     """Everything by which this process changes the host; may be used from several threads."""
 
-    def __init__(self, host: Host, log: LogWriter, applies: ApplyTimes) -> None:
-        """Work on a host; `log` gets a record of each change, `applies` its duration."""
+    def __init__(
+        self,
+        host: Host,
+        log: LogWriter,
+        applies: ApplyTimes,
+        alarms: Alarms | None = None,
+        health: Health | None = None,
+    ) -> None:
+        """Work on a host; `log` gets a record of each change, `applies` its duration.
+
+        What stands wrong is in `alarms`, and `health` is told of changes that are under way.
+        """
+        self._health = Health() if health is None else health
         self._host = host
         self._log = log
+        self._alarms = Alarms(log) if alarms is None else alarms
+        #: Called when interfaces have other names than before.
+        self.on_rename: Callable[[], None] = lambda: None
+        self._inspector = Inspector(host, self._alarms, log)
+        #: Whether all endpoints were looked at for a name that the policy does not use.
+        self._names_known = False
         self._applies = applies
         self._lock = threading.RLock()
+        self._reload_lock = threading.Lock()
         self._finished = False
-        self._document: PolicyDocument | None = None
+        self._keeper = PolicyKeeper(host, log.add, SourceReader(host.paths.policy))
+        self._policy = HostPolicy(self._keeper)
         #: Interface -> the index it had when it was protected; of these nothing is to be done.
         self._protected: dict[str, int] = {}
         #: VM -> why it could not be protected.
@@ -56,32 +87,65 @@ class Operations:
             "attach": self._attach,
             "detach": self._detach,
             "apply": self._apply,
-            "status": lambda parameters: self._host.status(parameters.optional_text("vm")),
+            "rollback": self._rollback,
+            "confirm": self._confirm,
+            "settle": self._settle,
+            "status": self._status,
             "rules": lambda parameters: self._host.rules(parameters.text("vm")),
             "conntrack": lambda parameters: list_flows(self._host, parameters.text("vm")),
+            "conntrack_import": self._put_flows,
+            "sample": lambda _: {**sample(self._host), "alarms": self._alarm_reports(None)},
+            "talkers": lambda parameters: talkers(self._host, parameters.text("vm")),
             "flush": self._flush,
             "mode": self._set_mode,
         }
 
     # --- what happens by itself -----------------------------------------------------------
 
-    def reload(self) -> None:
-        """Read the policy and bring the host to it.
+    def reload(self, event: str = "reload") -> None:
+        """Read the policy and bring the host to it; `event` says why it is read.
 
-        A policy that is missing or invalid changes nothing: what is in force stays, and the log
-        says why.
+        A policy that is missing, invalid or not for this host changes nothing: what is in force
+        stays, VMs that come get the last good one, and an alarm says why.
         """
+        with self._reload_lock:  # what was read first is not put in force last
+            texts = self._policy.read_file()  # which may take a while, and nobody waits for it
+            self._reload(event, texts)
+
+    def _reload(self, event: str, texts: Texts | VgwError) -> None:
         with self._changing():
+            self._follow_renames()
             self._sweep()
-            try:
-                document = read_policy(self._host.paths.policy)
-            except VgwError as error:
-                self._applies.record(0.0, failures=1)
-                self._complain(f"{error}; what is in force stays in force")
+            self._upgrade()
+            found = self._policy.load(event, texts)
+            self._tell_of_the_file()
+            if self._document is None:
                 return
-            self._document = document
             self._protected.clear()
-            self._protect(self._present_vms().union(self._host.attached()))
+            present, attached = self._present_vms(), self._host.attached()
+            if found.everywhere:
+                self._protect(present.union(attached), self._remembering(event, found))
+            else:
+                self._protect(present.difference(attached))
+
+    def look_after_policy(self) -> None:
+        """Do what has become due: go back from a policy, read a file that may be back."""
+        with self._changing():
+            due = self._policy.is_put_off and self._keeper.waiting() is None
+        if due or self._policy.may_be_back():
+            self.reload()
+
+    def _upgrade(self) -> None:
+        """Bring what an older or newer version left attached to this one."""
+        try:
+            upgrades = self._host.upgrade()
+        except VgwError as error:
+            self._complain(f"nothing was upgraded: {error}")
+            return
+        for done in upgrades.done:
+            self._log.add(control_record("upgrade", **dataclasses.asdict(done)))
+        for vm, text in upgrades.failures.items():
+            self._complain(text, vm)
 
     def links_changed(self, came: Mapping[str, int], gone: Iterable[str]) -> None:
         """Protect VMs whose interfaces came (name: index), forget those whose went."""
@@ -90,6 +154,7 @@ class Operations:
             for name in lost:
                 self._protected.pop(name, None)
             if lost:
+                self._follow_renames()
                 self._sweep()
             owners = self._owners()
             fresh = (name for name, index in came.items() if self._protected.get(name) != index)
@@ -100,16 +165,52 @@ class Operations:
         with self._changing():
             with contextlib.suppress(VgwError):  # it will be tried again, and nothing depends on it
                 self._host.expire()
+            self._inspector.end_alarms()
+            self._say_names([] if self._names_known else self._host.attached())
+            self._names_known = True
             if self._sweep_failure is not None:
                 self._sweep()
             if self._failures:
                 there = self._present_vms().union(self._host.attached())
                 self._protect(there.intersection(self._failures))
 
+    def inspect(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Look at endpoints that somebody may have taken apart; return those that stay so.
+
+        What was taken off is put back; an endpoint of which too little is left is made anew.
+        """
+        with self._changing():
+            outcomes = {suspect: self._inspector.inspect(suspect) for suspect in suspects}
+            anew = [each for each in suspects if outcomes[each] is Outcome.MAKE_ANEW]
+            if anew:
+                self._protect({suspect.vm for suspect in anew})
+            wrong = [each for each in anew if not self._inspector.made_anew(each)]
+            if any(is_gone(self._host.paths, each.vm, each.interface) for each in suspects):
+                self._sweep()
+        return wrong + [each for each in suspects if outcomes[each] is Outcome.WRONG]
+
     def finish(self) -> None:
         """Wait for the change under way and refuse others: the process is about to end."""
         with self._lock:
             self._finished = True
+
+    def _follow_renames(self) -> None:
+        """Call endpoints as their interfaces are called now."""
+        try:
+            renamed = self._host.follow_renames()
+        except VgwError as error:
+            self._complain(str(error))
+            return
+        for each in renamed:
+            self._log.add(
+                control_record("renamed", vm=each.vm, interface=each.new, before=each.old)
+            )
+        if renamed:
+            self.on_rename()
+        self._say_names(each.vm for each in renamed)
+
+    def _say_names(self, vms: Iterable[str]) -> None:
+        say_renamed(self._host.paths, vms, self._alarms)
 
     def _owners(self) -> dict[str, str]:
         """Return which VM each interface belongs to, by the current policy or by an order."""
@@ -122,15 +223,44 @@ class Operations:
         present = {name for _, name in socket.if_nameindex()}
         return {vm for name, vm in self._owners().items() if name in present}
 
-    def _protect(self, names: Iterable[str]) -> None:
+    @property
+    def _document(self) -> PolicyDocument | None:
+        return self._policy.document
+
+    def _tell_of_the_file(self) -> None:
+        """Raise or end the alarm about the policy's file."""
+        problem = self._policy.problem
+        if problem is None:
+            self._alarms.clear("policy_unreadable")
+            return
+        text = f"{problem}; what is in force stays in force"
+        if text not in {alarm.text for alarm in self._alarms.current()}:
+            self._applies.record(0.0, failures=1)
+            self._complain(text)
+        self._alarms.set("policy_unreadable", text)
+
+    def _remembering(self, event: str, found: Loaded) -> Callable[[Work], ApplyResult] | None:
+        """Return what makes a change and remembers the policy of the file, None: it is known."""
+        document, sources = self._document, found.sources
+        if document is None or sources is None:
+            return None
+        who = this_process("controller")
+        return lambda work: self._keeper.record_reload(event, sources, document, who, work)
+
+    def _protect(
+        self, names: Iterable[str], remembering: Callable[[Work], ApplyResult] | None = None
+    ) -> None:
         """Attach VMs, or bring them up to date; failures are logged and remembered."""
         before = set(self._host.attached())
         # Without a policy what is in force stays; where nothing is, the defaults protect.
         vms = sorted(names if self._document is not None else set(names).difference(before))
         if not vms:
+            if remembering is not None:
+                remembering(ApplyResult)
             return
         started = time.monotonic()
-        results, failures = self._attach_all(self._document or PolicyDocument(), vms)
+        document = self._document or PolicyDocument()
+        results, failures = self._attach_all(document, vms, remembering)
         self._applies.record(time.monotonic() - started, len(failures))
         for result in results:
             if result.vm not in before:
@@ -138,6 +268,7 @@ class Operations:
             elif result.changed:
                 self._record("apply", result)
             self._note_protected(result)
+        self._alarm_of_kept(results)
         known = {vm: self._failures.pop(vm, None) for vm in vms}
         self._failures.update(failures)
         for vm, text in failures.items():
@@ -145,13 +276,17 @@ class Operations:
                 self._complain(text, vm)
 
     def _attach_all(
-        self, document: PolicyDocument, vms: Sequence[str]
+        self,
+        document: PolicyDocument,
+        vms: Sequence[str],
+        remembering: Callable[[Work], ApplyResult] | None,
     ) -> tuple[Sequence[AttachResult], dict[str, str]]:
         """Return what became of the VMs that are protected now, and why others are not."""
+        work = functools.partial(self._host.attach_many, document, vms)
         try:
-            return self._host.attach_many(document, vms).vms, {}
+            return (work() if remembering is None else remembering(work)).vms, {}
         except PartlyAppliedError as error:
-            return _results(error), error.failures
+            return results_of(error), error.failures
         except VgwError as error:
             return (), dict.fromkeys(vms, str(error))
 
@@ -178,48 +313,99 @@ class Operations:
     def _ping(self, _: Parameters) -> dict[str, object]:
         return {"pid": os.getpid(), "version": __version__, "abi": abi.ABI_VERSION}
 
+    def _status(self, parameters: Parameters) -> dict[str, object]:
+        vm = parameters.optional_text("vm")
+        return {
+            **self._host.status(vm),
+            "host_policy": self._keeper.report(),
+            "alarms": self._alarm_reports(vm),
+            "health": self._health.report(),
+        }
+
+    def _alarm_reports(self, vm: str | None) -> list[dict[str, object]]:
+        """Return the alarms that stand, None: of all VMs and of the host."""
+        alarms = self._alarms.current()
+        return [alarm.report() for alarm in alarms if vm in (None, alarm.vm)]
+
     def _attach(self, parameters: Parameters) -> dict[str, object]:
-        sources = parameters.sources()
-        document = None if sources is None else parse_sources(sources)
+        sources, force = parameters.sources(), parameters.flag("force")
+        given = None if sources is None else parse_sources(sources)
         vms = parameters.texts("vms")
         with self._changing(), self._timed():
-            document = document or self._document
-            if vms is not None:
-                with self._taking_part("attach"):
-                    many = self._host.attach_many(
-                        document or PolicyDocument(), vms, force=parameters.flag("force")
-                    )
-                self._take("attach", many.vms)
-                return dataclasses.asdict(many)
-            one = self._host.attach(
-                document,
-                parameters.text("vm"),
-                interfaces=parameters.texts("interfaces") or (),
-                hook=parameters.choice("hook", Hook),
-                force=parameters.flag("force"),
-            )
-            self._take("attach", [one])
-        return dataclasses.asdict(one)
+            document = given or self._document
+            if given is not None and sources is not None:
+                held = self._keeper.held(given) if parameters.flag("own") else None
+                document = self._document if held is not None else given
+                self._keeper.admit(given, force=force)
+            asked = [parameters.text("vm")] if vms is None else vms
+            many = vms is not None
+
+            def work() -> ApplyResult:
+                if many:
+                    return self._host.attach_many(document or PolicyDocument(), asked, force=force)
+                one = self._host.attach(
+                    document,
+                    asked[0],
+                    interfaces=parameters.texts("interfaces") or (),
+                    hook=parameters.choice("hook", Hook),
+                    force=force,
+                )
+                return ApplyResult([one])
+
+            with self._taking_part("attach"):
+                if given is None or sources is None or document is not given:
+                    result = work()
+                else:
+                    who = parameters.who()
+                    result = self._keeper.record_attach(sources, given, who, asked, work)
+            self._policy.refresh()
+            self._take("attach", result.vms)
+        return dataclasses.asdict(result if many else result.vms[0])
 
     def _apply(self, parameters: Parameters) -> dict[str, object]:
         sources = parameters.sources()
         if sources is None:
             raise VgwError("the request has no sources: the policy as [[name, text], ...]")
-        dry_run = parameters.flag("dry_run")
+        order = ApplyOrder(
+            parameters.texts("vms"),
+            force=parameters.flag("force"),
+            confirm_seconds=parameters.seconds("confirm_seconds"),
+            supersede=parameters.flag("supersede"),
+        )
         with self._changing(), self._timed():
             document = parse_sources(sources)
-            names = parameters.texts("vms")
-            if dry_run:
-                return dataclasses.asdict(self._host.apply(document, names, dry_run=True))
+            if parameters.flag("dry_run"):
+                return dataclasses.asdict(self._host.apply(document, order.vms, dry_run=True))
             with self._taking_part("apply"):
                 try:
-                    result = self._host.apply(document, names)
-                except PartlyAppliedError:
-                    self._document = document  # some VMs have it now, so it is this host's
+                    result = self._keeper.apply(sources, document, parameters.who(), order)
+                except PartlyAppliedError as error:
+                    if error.done:  # some VMs have it now, so it is this host's
+                        self._policy.document = document
                     raise
-            self._document = document
+            self._policy.document = document
+            self._alarms.clear("rollback_failed")
             self._take("apply", result.vms)
         return dataclasses.asdict(result)
+
+    def _rollback(self, parameters: Parameters) -> dict[str, object]:
+        with self._changing(), self._timed(), self._taking_part("apply"):
+            entry, result = self._keeper.rollback(
+                parameters.optional_number("number"), parameters.who()
+            )
+            self._policy.refresh()
+            self._alarms.clear("rollback_failed")
+            self._take("apply", result.vms)
+        return {"policy": entry.number, "back": entry.back, **dataclasses.asdict(result)}
+
+    def _confirm(self, parameters: Parameters) -> dict[str, object]:
+        with self._changing():
+            return {"policy": self._keeper.confirm(parameters.who())}
+
+    def _settle(self, parameters: Parameters) -> dict[str, object]:
+        with self._changing():
+            done = self._keeper.settle_overdue(parameters.who())
+        return {"rolled_back": done}
 
     def _detach(self, parameters: Parameters) -> dict[str, object]:
         with self._changing():
@@ -230,8 +416,27 @@ class Operations:
                 self._host.detach(detached[0])
             for vm in detached:
                 self._failures.pop(vm, None)
+                self._alarms.forget(vm)
                 self._log.add(control_record("detach", vm=vm))
         return {"detached": detached}
+
+    def _put_flows(self, parameters: Parameters) -> dict[str, int]:
+        # numpy takes memory that a host from which and to which no VM moves can spare.
+        from vgw.controller.flow_import import Piece, put_piece  # noqa: PLC0415
+
+        piece = Piece(
+            parameters.text("vm"),
+            parameters.text("interface"),
+            parameters.text("stream"),
+            parameters.number("sequence"),
+            parameters.data("records"),
+            parameters.flag("last"),
+        )
+        with self._changing():
+            filled = put_piece(self._host, piece)
+            if piece.last:
+                self._log.add(control_record("import", vm=piece.vm, sequence=piece.sequence))
+        return filled
 
     def _flush(self, parameters: Parameters) -> dict[str, object]:
         vm = parameters.text("vm")
@@ -241,27 +446,44 @@ class Operations:
         return {"vm": vm, "entries": entries}
 
     def _set_mode(self, parameters: Parameters) -> dict[str, object]:
-        vm = parameters.text("vm")
+        vm, reason = parameters.text("vm"), parameters.optional_text("reason") or ""
         mode = parameters.choice("mode", abi.Mode)
-        if mode is None:
+        lifted = parameters.flag("release")
+        if (mode is None) != lifted:
             raise VgwError("the request has no mode")
+        by = parameters.who().text()
         with self._changing():
-            if self._host.set_mode(vm, mode):
-                self._log.add(control_record("mode", vm=vm, mode=mode.name.lower()))
-        return {"vm": vm, "mode": mode.name.lower()}
+            changed = self._host.set_mode(vm, mode, reason, by)
+            if mode is None:
+                mode = self._host.manifest(vm).mode
+            name = mode.name.lower()
+            if changed:
+                text = one_line(reason) or None
+                self._log.add(control_record("mode", vm=vm, mode=name, user=by, message=text))
+        return {"vm": vm, "mode": name}
 
     # --- what all have in common ----------------------------------------------------------
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Hold the lock for a change; its records are in the file when it is done."""
-        with self._lock:
+        with self._lock, self._health.changing():
             if self._finished:
                 raise VgwError("the controller is stopping; try again when it is gone")
             try:
+                self._go_back_if_due()
+                self._policy.refresh()
                 yield
             finally:
                 self._log.flush()
+
+    def _go_back_if_due(self) -> None:
+        """Go back from a policy that was not confirmed in time, whatever else is to be done."""
+        try:
+            if self._keeper.settle_overdue(this_process("controller")):
+                self._alarms.clear("rollback_failed")
+        except VgwError as error:
+            self._alarms.set("rollback_failed", str(error))
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -282,18 +504,29 @@ class Operations:
         try:
             yield
         except PartlyAppliedError as error:
-            self._take(event, _results(error))
+            self._take(event, results_of(error))
             for vm, text in error.failures.items():
                 self._complain(text, vm)
             raise
 
-    def _take(self, event: str, results: Iterable[AttachResult]) -> None:
+    def _alarm_of_kept(self, results: Iterable[AttachResult]) -> None:
+        """Raise or end the alarms about VMs that the policy does not name any more."""
+        for result in results:
+            if result.kept:
+                text = "not in the policy any more; keeps its last one, `vgw detach` ends that"
+                self._alarms.set("vm_not_in_policy", text, vm=result.vm)
+            else:
+                self._alarms.clear("vm_not_in_policy", vm=result.vm)
+
+    def _take(self, event: str, results: Sequence[AttachResult]) -> None:
         """Remember what a verb did for VMs."""
+        self._alarm_of_kept(results)
         for result in results:
             if result.changed:
                 self._record(event, result)
             self._note_protected(result)
             self._failures.pop(result.vm, None)
+        self._say_names(())
 
     def _record(self, event: str, result: AttachResult) -> None:
         self._log.add(
@@ -310,8 +543,3 @@ class Operations:
         """Say what went wrong where there is nobody to raise it to."""
         _logger.error("%s%s", "" if vm is None else f"{vm}: ", message)
         self._log.add(control_record("error", vm=vm, message=message))
-
-
-def _results(error: PartlyAppliedError) -> list[AttachResult]:
-    """Return what became of the VMs that did not fail."""
-    return [AttachResult(**fields) for fields in error.done]

@@ -6,6 +6,7 @@ Each place can be moved by a variable or an option, which is how tests isolate t
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ IMAGES_PIN: Final = "images"
 #: File systems allow 255 bytes; what is left is for the suffixes of temporary files.
 _LONGEST_NAME: Final = 200
 
+_NOT_UTF_8: Final = re.compile("[\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
 _PINNED: Final = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})+")
 
@@ -44,9 +46,10 @@ def pin_name(name: str) -> str:
     bpffs refuses dots, and `/` must not leave the directory, so every byte but letters, digits,
     `_` and `-` becomes `%` and two hex digits. Raises VgwError when there is no such file name.
     """
+    # What has no UTF-8, half of a surrogate pair, makes nothing.
     pinned = "".join(
         char if _PLAIN.match(char) else "".join(f"%{byte:02x}" for byte in char.encode())
-        for char in name
+        for char in ("" if _NOT_UTF_8.search(name) else name)
     )
     if name in {EVENTS_PIN, IMAGES_PIN}:
         pinned = f"%{ord(name[0]):02x}{name[1:]}"
@@ -59,6 +62,7 @@ def pin_name(name: str) -> str:
     return pinned
 
 
+@functools.lru_cache(maxsize=8192)
 def unpin_name(pinned: str) -> str | None:
     """Return the name that `pin_name` made this of, or None when it made nothing like it."""
     if not _PINNED.fullmatch(pinned):
@@ -139,3 +143,7 @@ class Paths:
     def counts(self, vm: str) -> Path:
         """Return the file of what a VM's rules had counted before its policy last changed."""
         return self.state_dir / "counts" / f"{pin_name(vm)}.json"
+
+    def flow_import(self, vm: str) -> Path:
+        """Return the file of which export of another host a VM's flows are, and up to where."""
+        return self.state_dir / "imports" / f"{pin_name(vm)}.json"

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections import defaultdict
 from pathlib import Path
 
 from vgw import abi
 from vgw.controller import links
+from vgw.controller.links import InterfaceFacts
 from vgw.controller.paths import Paths, unpin_name
 from vgw.controller.pins import endpoint_dirs
 from vgw.errors import VgwError
@@ -21,19 +23,19 @@ def interfaces_of(paths: Paths, vm: str) -> list[str]:
 
 def attached_vms(paths: Paths) -> list[str]:
     """Return the VMs that have endpoints, in order of their names."""
-    return [vm for vm in _pinned_vms(paths) if interfaces_of(paths, vm)]
+    return [vm for vm in pinned_vms(paths) if interfaces_of(paths, vm)]
 
 
 def known_vms(paths: Paths) -> list[str]:
     """Return the VMs of which there is any trace, pinned or remembered."""
     remembered = (unpin_name(file.stem) for file in paths.manifests.glob("*.json"))
-    return sorted({*_pinned_vms(paths), *(name for name in remembered if name is not None)})
+    return sorted({*pinned_vms(paths), *(name for name in remembered if name is not None)})
 
 
 def owners(paths: Paths) -> dict[str, list[str]]:
     """Return the VMs that have something pinned for an interface, by interface."""
     found: dict[str, list[str]] = defaultdict(list)
-    for vm in _pinned_vms(paths):
+    for vm in pinned_vms(paths):
         for name in interfaces_of(paths, vm):
             found[name].append(vm)
     return found
@@ -55,6 +57,24 @@ def is_gone(paths: Paths, vm: str, interface: str) -> bool:
     return links.linked_ifindex(paths.endpoint_dir(vm, interface)) is None
 
 
+def located(paths: Paths, vm: str, interface: str) -> InterfaceFacts | None:
+    """Return the interface here that an endpoint's programs are on, whatever its name is now.
+
+    None when they are on none, or on one in another network namespace.
+    """
+    directory = paths.endpoint_dir(vm, interface)
+    ifindex = links.attached_ifindex(directory)
+    if ifindex is None:
+        return None
+    try:
+        # Another interface may have the index here that ours has elsewhere.
+        if any(links.read_attachment(ifindex, path, directory) for path in abi.Path):
+            return links.find_interface(socket.if_indextoname(ifindex))
+    except (OSError, VgwError):
+        pass  # there is no interface of that index here
+    return None
+
+
 def present_ifindex(interface: str) -> int | None:
     """Return the index of an interface, None when there is none to protect of that name."""
     try:
@@ -63,7 +83,8 @@ def present_ifindex(interface: str) -> int | None:
         return None
 
 
-def _pinned_vms(paths: Paths) -> list[str]:
+def pinned_vms(paths: Paths) -> list[str]:
+    """Return the VMs for which there is a directory, in order of their names."""
     names = (unpin_name(entry.name) for entry in _directories(paths.pins))
     return sorted(name for name in names if name is not None)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directories of endpoints in bpffs, whatever is in them: list, set aside, settle, remove."""
+"""The directories of endpoints in bpffs, whatever is in them: list, name, remove."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from vgw import files
 from vgw.errors import VgwError
 
-#: Prefix of what is not (any more) in its place; pin_name() makes nothing like it.
+#: Prefix of what is not yet in its place; pin_name() makes nothing like it.
 ASIDE: Final = "%%"
 
 
-def aside_of(directory: Path) -> Path:
-    """Return where an endpoint is put while another takes its place."""
+#: Prefix of an endpoint that is on its way to another name, of all such names.
+MOVING: Final = f"{ASIDE}%"
+
+
+def moving(directory: Path) -> Path:
+    """Return where an endpoint waits until the place of its new name is free."""
+    return directory.with_name(MOVING + directory.name)
+
+
+def beside(directory: Path) -> Path:
+    """Return where an endpoint is made that is to take the place of another."""
     return directory.with_name(ASIDE + directory.name)
-
-
-def settle(vm_dir: Path) -> None:
-    """Put back what a process that died in the middle of `create` had moved aside."""
-    for entry in entries(vm_dir):
-        if entry.name.startswith(ASIDE):
-            place = entry.with_name(entry.name.removeprefix(ASIDE))
-            if not place.exists():
-                entry.rename(place)
 
 
 def remove_endpoint(directory: Path) -> None:
     """Remove an endpoint's directory, and that of its VM with the last one."""
     remove_tree(directory)
     with contextlib.suppress(OSError):
-        directory.parent.rmdir()
+        files.rmdir(directory.parent)
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove the empty directories in a directory: of VMs whose last endpoint is gone."""
+    for entry in entries(directory):
+        if entry.is_dir() and not entries(entry):
+            quietly(files.rmdir, entry)
 
 
 def remove_tree(directory: Path) -> None:
@@ -41,9 +49,9 @@ def remove_tree(directory: Path) -> None:
         if entry.is_dir():
             remove_tree(entry)
         else:
-            entry.unlink(missing_ok=True)
+            files.unlink(entry)
     with contextlib.suppress(FileNotFoundError):
-        directory.rmdir()
+        files.rmdir(directory)
 
 
 def entries(directory: Path) -> list[Path]:

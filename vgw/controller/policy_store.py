@@ -13,13 +13,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from vgw import files
 from vgw.abi import Action
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.pins import entries
 from vgw.controller.state_file import is_whole, read_state, remove_state, write_state
+from vgw.controller.typed import is_typed
 from vgw.policy.model import Direction, EffectiveRule, Network, Service, Tier
 
 _NAMES_SCHEMA: Final = "vgw/rule-names/v1"
@@ -27,6 +30,9 @@ _MATCHES_SCHEMA: Final = "vgw/rule-matches/v1"
 _DAMAGED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError)
 
 _Item = TypeVar("_Item")
+_ServiceSets = tuple[tuple[Service, ...], ...]
+_LAST_PORT: Final = 65535
+_PortSets = tuple[tuple[tuple[int, int], ...], ...]
 
 
 class RuleLabel(NamedTuple):
@@ -110,7 +116,7 @@ class PolicyStore:
             remove_state(file)
             self._whole.discard(file)
         with contextlib.suppress(OSError):
-            self._directory.rmdir()
+            files.rmdir(self._directory)
 
     def _keep(self, file: Path, schema: str, body: Callable[[], dict[str, Any]]) -> None:
         with self._locks.of(str(file)):
@@ -164,6 +170,8 @@ def _names_body(rules: Sequence[EffectiveRule]) -> dict[str, Any]:
 def _labels(body: Mapping[str, Any]) -> list[RuleLabel]:
     actions = [action.name.lower() for action in Action]
     policies = body["policies"]
+    if not set(map(type, chain(body["name"], *policies))) <= {str}:
+        raise ValueError("names that are none")
     rows = zip(body["policy"], body["name"], body["action"], body["log"], strict=True)
     return [
         RuleLabel._make((*policies[policy], name, actions[action], log == 1))
@@ -204,6 +212,13 @@ def _rules(labels: Sequence[RuleLabel], body: Mapping[str, Any]) -> Iterator[Eff
     )
     service_sets = [tuple(_service(*row) for row in rows) for rows in body["service_sets"]]
     port_sets = [tuple((low, high) for low, high in row) for row in body["port_sets"]]
+    if not is_typed((*service_sets,), _ServiceSets) or not is_typed((*port_sets,), _PortSets):
+        raise ValueError("services or ports of other types")
+    spans = [each.ports for each in chain(*service_sets) if each.ports]
+    if not all(low <= high <= _LAST_PORT for low, high in chain(spans, *port_sets)):
+        raise ValueError("ports that are none")
+    numbers = ((s.protocol, s.icmp_type, s.icmp_code) for s in chain(*service_sets))
+    bytes(number or 0 for number in chain(*numbers))  # a ValueError where one is none of a byte
     columns = (body[name] for name in ("peers", "local", "services", "source_ports"))
     for label, peers, local, services, ports in zip(labels, *columns, strict=True):
         yield EffectiveRule(

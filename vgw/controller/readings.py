@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What metrics and loss reports need from the maps of every endpoint, read when asked for.
 
-Endpoints are opened, read and closed VM by VM: no lock is held, no file descriptors are kept, and
-what is detached meanwhile is left out.
+The maps stay open between looks (kept_maps.py), but for those of rules, which few ask for. What is
+detached meanwhile is left out.
 """
 
 from __future__ import annotations
@@ -10,56 +10,66 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from vgw import libbpf
 from vgw.abi import Path
+from vgw.controller import links
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.event_reader import Meter
+from vgw.controller.kept_maps import KeptEndpoint
+from vgw.controller.links import Attachment
 from vgw.controller.manifest import Manifest, load_manifest
 from vgw.controller.metrics import EndpointReading, RuleReading
-from vgw.controller.pinned import interfaces_of
 from vgw.controller.policy_store import RuleNames
 from vgw.controller.reconcile import Host
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus, read_steadily
 from vgw.controller.status import reject_answers
 from vgw.errors import VgwError
-from vgw.maps import EndpointMaps
 from vgw.policy.model import PATH_OF_DIRECTION
 
+#: Endpoints from which on threads are worth their while, and how many there are at most.
+_FEW: Final = 64
+_THREADS: Final = 4
 
-def read_endpoints(host: Host, *, rules: bool = False) -> Iterator[EndpointReading]:
-    """Yield what a scrape shows of each endpoint; with `rules` that of each rule too."""
-    names = RuleNames(host.store)
-    for vm in host.attached():
-        with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(endpoint) for endpoint in host.open_endpoints(vm)]
-            counted = _rules(host, vm, opened, names) if rules else [()] * len(opened)
-            for endpoint, counts in zip(opened, counted, strict=True):
-                yield _reading(endpoint, counts)
+_Rules = Mapping[tuple[str, str], tuple[RuleReading, ...]]
 
 
-def read_meters(host: Host) -> Iterator[Meter]:
-    """Yield the event meter of each endpoint; only that map is opened, for this is done often."""
-    for vm in host.attached():
-        for interface in interfaces_of(host.paths, vm):
-            pin = host.paths.endpoint_dir(vm, interface) / "event_meter"
-            with contextlib.suppress(OSError, VgwError), contextlib.ExitStack() as stack:
-                made = pin.stat().st_ino
-                fd = libbpf.get_pinned(pin)
-                stack.callback(os.close, fd)
-                yield Meter(vm, interface, made, EndpointMaps({"event_meter": fd}).event_meter())
+def read_endpoints(host: Host, *, rules: bool = False) -> list[EndpointReading]:
+    """Return what a scrape shows of each endpoint; with `rules` that of each rule too.
+
+    Much of the time passes in the kernel, so threads share the endpoints between them.
+    """
+    counted = _rules_of_all(host) if rules else {}
+    ifindexes = {name: ifindex for ifindex, name in socket.if_nameindex()}
+    with host.kept.endpoints() as endpoints:
+        threads = min(_THREADS, len(os.sched_getaffinity(0))) if len(endpoints) >= _FEW else 1
+        read: dict[int, EndpointReading] = {}
+
+        def read_part(first: int) -> None:
+            for place in range(first, len(endpoints), threads):
+                read[place] = _reading(endpoints[place], ifindexes, counted)
+
+        libbpf.side_by_side(*(partial(read_part, first) for first in range(threads)))
+    return [read[place] for place in sorted(read)]
 
 
-def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> EndpointReading:
+def read_meters(host: Host) -> list[Meter]:
+    """Return the event meter of each endpoint."""
+    with host.kept.endpoints() as endpoints:
+        return [
+            Meter(each.vm, each.interface, each.made, each.maps.event_meter()) for each in endpoints
+        ]
+
+
+def _reading(
+    endpoint: KeptEndpoint, ifindexes: Mapping[str, int], counted: _Rules
+) -> EndpointReading:
     maps = endpoint.maps
     meta, config = maps.meta(), maps.config()
-    from_vm = to_vm = None
-    # The interface may be gone, or go at this moment: it is not attached then.
-    with contextlib.suppress(OSError, VgwError):
-        ifindex = socket.if_nametoindex(endpoint.interface)
-        from_vm = endpoint.attachment(ifindex, Path.FROM_VM)
-        to_vm = endpoint.attachment(ifindex, Path.TO_VM)
+    from_vm, to_vm = _attachments(endpoint, ifindexes.get(endpoint.interface))
     return EndpointReading(
         vm=endpoint.vm,
         interface=endpoint.interface,
@@ -69,7 +79,7 @@ def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> Endpoint
         mode=from_vm.mode if from_vm is not None else "",
         stats=maps.stats(),
         conntrack_entries=meta.entries,
-        conntrack_max=maps.conntrack_max(),
+        conntrack_max=endpoint.conntrack_max,
         half_open={
             direction: meta.half_open[path] for direction, path in PATH_OF_DIRECTION.items()
         },
@@ -79,8 +89,43 @@ def _reading(endpoint: OpenEndpoint, rules: tuple[RuleReading, ...]) -> Endpoint
         },
         events=maps.event_meter().sent,
         reject_answers=reject_answers(maps),
-        rules=rules,
+        rules=counted.get((endpoint.vm, endpoint.interface), ()),
     )
+
+
+def _attachments(
+    endpoint: KeptEndpoint, ifindex: int | None
+) -> tuple[Attachment | None, Attachment | None]:
+    """Return how an endpoint is attached from the VM and to it; None where it is not."""
+    # The interface may be gone, or go at this moment: it is not attached then.
+    if ifindex is None:
+        return None, None
+    known = endpoint.attachments
+    with contextlib.suppress(OSError, VgwError):
+        if known is not None and known[0] == ifindex:
+            _, from_vm, to_vm = known
+            if links.is_still(from_vm, ifindex, Path.FROM_VM) and links.is_still(
+                to_vm, ifindex, Path.TO_VM
+            ):
+                return from_vm, to_vm
+        found_from_vm = links.read_attachment(ifindex, Path.FROM_VM, endpoint.directory)
+        found_to_vm = links.read_attachment(ifindex, Path.TO_VM, endpoint.directory)
+        if found_from_vm is not None and found_to_vm is not None:
+            endpoint.attachments = (ifindex, found_from_vm, found_to_vm)
+        return found_from_vm, found_to_vm
+    return None, None
+
+
+def _rules_of_all(host: Host) -> _Rules:
+    """Return the counts of the rules in force of all endpoints."""
+    names = RuleNames(host.store)
+    found: dict[tuple[str, str], tuple[RuleReading, ...]] = {}
+    for vm in host.attached():
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(endpoint) for endpoint in host.open_endpoints(vm)]
+            counts = _rules(host, vm, opened, names)
+            found |= {(vm, each.interface): one for each, one in zip(opened, counts, strict=True)}
+    return found
 
 
 def _rules(

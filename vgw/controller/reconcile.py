@@ -9,34 +9,53 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from vgw import abi, libbpf
+from vgw import abi, files
 from vgw.controller import endpoint as endpoints
 from vgw.controller import fitness, pinned
 from vgw.controller import status as reports
 from vgw.controller.batch import ApplyResult, AttachResult, run_changes
 from vgw.controller.desired import Desired, Order, desired_state, nothing_to_attach
+from vgw.controller.elsewhere import endpoints_elsewhere, remove_elsewhere
 from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint
-from vgw.controller.expiry import expire_idle
+from vgw.controller.expiry import Expiry, vms_to_look_at
 from vgw.controller.images import Images, remove_unused_images
+from vgw.controller.kept_maps import KeptMaps
+from vgw.controller.last_flows import LastFlows, recorded
+from vgw.controller.last_known import LastKnown
+from vgw.controller.layouts import layout_file
 from vgw.controller.lock import WriterLock, remove_stale
 from vgw.controller.manifest import Manifest, load_manifest, save_manifest
+from vgw.controller.mode_order import with_order
 from vgw.controller.paths import Paths
-from vgw.controller.pins import remove_tree, settle
+from vgw.controller.pins import quietly, remove_empty, remove_tree
 from vgw.controller.policy_store import PolicyStore, RuleNames
-from vgw.controller.recovery import forget, recovered, remove_unused_records
-from vgw.controller.rule_counts import read_steadily, settle_spares
+from vgw.controller.reconfigure import reconfigure
+from vgw.controller.recovery import (
+    forget,
+    recovered,
+    remove_unused_records,
+    restore_manifest,
+)
+from vgw.controller.renames import Renamed, follow_renames
+from vgw.controller.replacement import destroy, settle
+from vgw.controller.restore import Restored, Suspect, restore
+from vgw.controller.rule_counts import keep_counts, read_steadily
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
-from vgw.errors import PartlyAppliedError, VgwError
-from vgw.loader import Artefact, load_artefact
+from vgw.controller.upgrade import Upgrades, give_up_flows, upgrade_vms
+from vgw.errors import PartlyAppliedError, VgwError, out_of_memory
+from vgw.loader import Artefact, load_artefact, packet_build
 from vgw.policy.model import Hook, PolicyDocument
 
-__all__ = ["ApplyResult", "AttachResult", "Host"]
+_logger = logging.getLogger(__name__)
+
+__all__ = ["ApplyResult", "AttachResult", "Host", "Upgrades"]
 
 
 class Host:
@@ -48,15 +67,27 @@ class Host:
         *,
         prefer_link: bool = True,
         progress: Callable[[str], None] | None = None,
+        last_flows: LastFlows | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Work under `paths`; `progress` is told what takes long, such as compiling."""
+        """Work under `paths`.
+
+        `progress` is told what takes long, such as compiling; `last_flows` logs the flows of
+        endpoints that go; `alive` is called whenever a part of a change is done.
+        """
+        self._alive = alive
         self.paths = paths
         self._progress = progress
+        #: For what is looked at often: metrics, lost events, dead flows.
+        self.kept = KeptMaps(paths)
         self._lock = WriterLock(paths.bpffs)
         self._artefacts: dict[frozenset[str], Artefact] = {}
         self._artefacts_lock = threading.Lock()
+        self._build = Once(packet_build)
         self._compiled = False
         self._prefer_link = prefer_link
+        self._last_flows = last_flows
+        self._expiry = Expiry(paths.events)
 
     def artefact(self, programs: Collection[str]) -> Artefact:
         """Return some of the packet programs, compiling those that the cache lacks."""
@@ -64,7 +95,10 @@ class Host:
         with self._artefacts_lock:
             if wanted not in self._artefacts:
                 self._artefacts[wanted] = load_artefact(
-                    self.paths.cache_dir, self._report, programs=wanted
+                    self.paths.cache_dir,
+                    self._report,
+                    programs=wanted,
+                    trusted=fitness.trusted_users(self.paths.bpffs),
                 )
             return self._artefacts[wanted]
 
@@ -86,9 +120,12 @@ class Host:
         Raises VgwError when an interface is missing or anything fails; nothing is changed then.
         """
         with self._changing() as tools:
+            follow_renames(self.paths)
             order = Order(interfaces, hook, force)
-            owners = pinned.owners(self.paths)
-            desired = desired_state(self.paths, document or PolicyDocument(), vm, order, owners)
+            known = LastKnown(self.paths, document or PolicyDocument())
+            desired = self._desired(known, vm, order, pinned.owners(self.paths))
+            if isinstance(desired, AttachResult):
+                return desired
             # Interfaces of earlier orders may be away, any other has to be there.
             away = set(desired.extra).difference(interfaces)
             if not desired.interfaces or not away.issuperset(desired.missing):
@@ -114,8 +151,9 @@ class Host:
     ) -> ApplyResult:
         """Bring attached VMs (None: all) up to date with a document.
 
-        One that the document does not name keeps its interfaces and gets the defaults. With
-        `dry_run` only finds out what would change. Errors are those of `attach_many`.
+        One that the document does not name keeps what the last one said that did; if there was
+        none, it gets the defaults on the interfaces that it has. With `dry_run` only finds out what
+        would change. Errors are those of `attach_many`.
         """
         attached = self.attached()
         names = attached if vms is None else list(vms)
@@ -127,7 +165,8 @@ class Host:
     def detach(self, vm: str) -> None:
         """Stop protecting a VM and remove every trace of it. Raises VgwError if it is unknown."""
         with self._changing():
-            if vm not in pinned.known_vms(self.paths):
+            follow_renames(self.paths)
+            if vm not in self._known():
                 raise VgwError(f"VM {vm} is not attached, so there is nothing to detach")
             self._detach(vm)
             self._tidy()
@@ -135,11 +174,29 @@ class Host:
     def detach_all(self) -> list[str]:
         """Stop protecting every VM; return their names."""
         with self._changing():
-            names = pinned.known_vms(self.paths)
+            follow_renames(self.paths)
+            names = self._known()
             for vm in names:
                 self._detach(vm)
             self._tidy()
         return names
+
+    def follow_renames(self) -> list[Renamed]:
+        """Call endpoints as their interfaces are called now; return which were renamed."""
+        with self._changing():
+            return follow_renames(self.paths)
+
+    def restore(self, suspect: Suspect) -> Restored | None:
+        """Put back what somebody took off an endpoint; None: it has to be made anew.
+
+        Raises VgwError.
+        """
+        with self._changing() as tools:
+            restored = restore(tools, suspect)
+            moved = None if restored is None else restored.moved
+            if moved is not None:
+                self._reconfigure(suspect.vm, lambda config: _judge_at_tc(config, moved))
+        return restored
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
@@ -149,36 +206,60 @@ class Host:
         """
         removed: list[tuple[str, str]] = []
         with self._changing():
-            for vm in self.attached():
+            follow_renames(self.paths)
+            for vm in pinned.known_vms(self.paths):
                 there = pinned.interfaces_of(self.paths, vm)
                 gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
-                for name in gone:
-                    endpoints.destroy(self.paths.endpoint_dir(vm, name), None)
-                removed += [(vm, name) for name in gone]
+                if there and not gone:
+                    continue
                 manifest = load_manifest(self.paths.manifest(vm))
-                if gone and manifest is not None:
+                if manifest is not None and len(gone) < len(there):
+                    self._keep_counts(manifest, gone)
+                for name in gone:
+                    with recorded(self._last_flows, vm, name):
+                        destroy(self.paths.endpoint_dir(vm, name), None)
+                removed += [(vm, name) for name in gone]
+                # Without endpoints but with their policies: one that died had removed only those.
+                if manifest is not None and (gone or manifest.policies):
                     self._forget_endpoints(manifest, gone)
             self._tidy()
         return removed
 
-    def set_mode(self, vm: str, mode: abi.Mode) -> bool:
+    def upgrade(self) -> Upgrades:
+        """Bring what is attached to this version, packets and flows untouched.
+
+        Raises VgwError only when nothing at all could be tried.
+        """
+        with self._changing() as tools:
+            try:
+                return upgrade_vms(tools, None)
+            finally:
+                self._tidy()
+
+    def set_mode(self, vm: str, mode: abi.Mode | None, reason: str = "", by: str = "") -> bool:
         """Order a mode for a VM, and return whether it had another one, or another order.
 
-        Ordering what its policy says lifts the order.
+        Without a reason, ordering what its policy says lifts the order; None lifts any. Raises
+        VgwError when the VM is not attached, or when nobody knows what its policy says.
         """
         with self._changing(), contextlib.ExitStack() as stack:
             self._require_attached(vm)
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
             old = load_manifest(self.paths.manifest(vm))
-            manifest = old or recovered(self.paths, vm, opened)
-            override = None if manifest.endpoints and mode is manifest.mode else mode
-            ordered = dataclasses.replace(manifest, mode_override=override)
-            if ordered != old:
-                save_manifest(self.paths.manifest(vm), ordered)
+            manifest = (
+                self.manifest(vm) if mode is None else old or recovered(self.paths, vm, opened)
+            )
+            ordered = with_order(manifest, mode, reason, by)
+            wanted = manifest.mode if mode is None else mode
             running = {endpoint.maps.config().mode for endpoint in opened}
-            if running != {mode}:
-                self._reconfigure(vm, lambda config: setattr(config, "mode", mode))
-        return ordered != manifest or running != {mode}
+            with contextlib.ExitStack() as undo:
+                if ordered != old:
+                    undo.callback(quietly, restore_manifest, self.paths.manifest(vm), old)
+                    save_manifest(self.paths.manifest(vm), ordered)
+                if running != {wanted}:
+                    self._reconfigure(vm, lambda config: setattr(config, "mode", wanted))
+                undo.pop_all()
+        return ordered != manifest or running != {wanted}
 
     def flush(self, vm: str) -> int:
         """Forget every flow of a VM; return how many entries its tables had."""
@@ -203,10 +284,10 @@ class Host:
         Changes nothing that a packet could notice, so it needs no lock.
         """
         deleted = 0
-        for name in self.attached() if vm is None else [vm]:
+        for name in vms_to_look_at(self.kept) if vm is None else [vm]:
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(name)]
-                deleted += expire_idle(self.artefact, opened)
+                deleted += self._expiry.run(self.artefact, opened)
         return deleted
 
     # --- looking ------------------------------------------------------------------------
@@ -230,10 +311,14 @@ class Host:
 
     def status(self, vm: str | None = None) -> dict[str, Any]:
         """Return what is attached, read back from the kernel, as JSON. Raises VgwError."""
-        if vm is not None:
+        others = reports.elsewhere_status(self.paths, vm)
+        if vm is not None and not others:
             self._require_attached(vm)
-        names = self.attached() if vm is None else [vm]
-        rows = [reports.vm_status(self.paths, name) for name in names]
+        names = [name for name in self.attached() if vm in (None, name)]
+        build = None
+        with contextlib.suppress(VgwError):  # which only a change needs to know
+            build = self._build()
+        rows = [reports.vm_status(self.paths, name, build) for name in names] + others
         return {"schema": reports.SCHEMA, "vms": rows}
 
     def rules(self, vm: str) -> dict[str, Any]:
@@ -270,6 +355,10 @@ class Host:
             found |= {} if manifest is None else dict.fromkeys(manifest.extra, vm)
         return found
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the writer lock over several changes; raises VgwError when it stays taken."""
+        return self._lock.held()
+
     # --- how ----------------------------------------------------------------------------
 
     def _require_attached(self, vm: str) -> None:
@@ -282,12 +371,20 @@ class Host:
             self._progress(text)
 
     @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Be the one who changes this host's endpoints for a `with` block. Raises VgwError."""
+        with self._changing():
+            yield
+
+    @contextlib.contextmanager
     def _changing(self) -> Iterator[Tools]:
         """Hold the writer lock, and make sure first that changes can be made here."""
         fitness.require_capabilities()
+        fitness.require_host_clock()
         fitness.allow_many_files()
         fitness.require_bpffs(self.paths.bpffs)
-        with self._lock.held(), contextlib.ExitStack() as stack:
+        fitness.require_own(self.paths.bpffs, self.paths.pins)
+        with _saying_what_failed(), self._lock.held(), contextlib.ExitStack() as stack:
             events = Once(lambda: open_events(self.paths, stack))
             images, store = Images(self.paths.images), self.store
             yield Tools(
@@ -297,8 +394,11 @@ class Host:
                 RuleNames(store),
                 self.artefact,
                 events,
+                self._build,
                 self._prefer_link,
                 self._progress,
+                self._last_flows,
+                self._alive,
             )
 
     def _change_many(
@@ -312,11 +412,17 @@ class Host:
         started = time.monotonic()
         failures: dict[str, VgwError] = {}
         wanted: list[Desired] = []
+        untouched: list[AttachResult] = []
         with self._changing() as tools:
+            follow_renames(self.paths)
             owners = pinned.owners(self.paths)
+            known = LastKnown(self.paths, document)
             for vm in names:
                 try:
-                    desired = desired_state(self.paths, document, vm, order, owners)
+                    desired = self._desired(known, vm, order, owners)
+                    if isinstance(desired, AttachResult):
+                        untouched.append(desired)
+                        continue
                     if not desired.interfaces and not pinned.interfaces_of(self.paths, vm):
                         raise nothing_to_attach(desired)
                     wanted.append(desired)
@@ -324,6 +430,7 @@ class Host:
                     failures[vm] = error
             outcomes = self._run(tools, wanted, dry_run=dry_run)
         done = [outcome for outcome in outcomes.values() if isinstance(outcome, AttachResult)]
+        done += untouched
         failures |= {vm: out for vm, out in outcomes.items() if isinstance(out, VgwError)}
         if len(failures) == 1 and not done:
             raise next(iter(failures.values()))
@@ -333,33 +440,85 @@ class Host:
         waiting = {desired.vm: list(desired.missing) for desired in wanted if desired.missing}
         return ApplyResult(done, waiting, time.monotonic() - started)
 
+    def _desired(
+        self, known: LastKnown, vm: str, order: Order, owners: Mapping[str, Sequence[str]]
+    ) -> Desired | AttachResult:
+        """Return what a VM shall have; or what became of it, when it is left as it is.
+
+        That is where the policy does not name it any more and the last one that did is lost.
+        """
+        document = known.document_of(vm)
+        interfaces = pinned.interfaces_of(self.paths, vm)
+        manifest = load_manifest(self.paths.manifest(vm))
+        if document is None and interfaces and manifest is not None:
+            return AttachResult(
+                vm, interfaces, manifest.generation, False, False, 0.0, manifest.named, kept=True
+            )
+        document = document or known.asked
+        return known.keeping(desired_state(self.paths, document, vm, order, owners), document)
+
     def _run(
         self, tools: Tools, wanted: Sequence[Desired], *, dry_run: bool = False
     ) -> dict[str, AttachResult | VgwError]:
         self._compiled = False
+        if dry_run:
+            return run_changes(tools, wanted, lambda: self._compiled, dry_run=True)
         try:
-            return run_changes(tools, wanted, lambda: self._compiled, dry_run=dry_run)
+            known = {desired.vm: desired for desired in wanted}
+            upgrades = upgrade_vms(tools, known, known)
+            changed = [each for each in wanted if each.force or each.vm not in upgrades.elsewhere]
+            outcomes = run_changes(tools, changed, lambda: self._compiled)
+            give_up_flows(tools, upgrades, outcomes)
+            return upgrades.noted(outcomes)
         finally:
-            self._tidy()
+            try:
+                self._tidy()
+            except (OSError, VgwError) as error:  # no reason to say that the change failed
+                _logger.warning("what no VM uses any more stays until the next change: %s", error)
+
+    def _known(self) -> list[str]:
+        """Return the VMs of which there is any trace, of this version or another."""
+        others = {each.vm for each in endpoints_elsewhere(self.paths)}
+        return sorted(others.union(pinned.known_vms(self.paths)))
 
     def _detach(self, vm: str) -> None:
+        others = endpoints_elsewhere(self.paths, vm)
+        for each in others:
+            each.layout(self.paths)
+        for each in others:
+            remove_elsewhere(self.paths, each, pinned.present_ifindex(each.interface))
         settle(self.paths.vm_dir(vm))
         for name in pinned.interfaces_of(self.paths, vm):
-            endpoints.destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
+            with recorded(self._last_flows, vm, name):
+                destroy(self.paths.endpoint_dir(vm, name), pinned.present_ifindex(name))
         remove_tree(self.paths.vm_dir(vm))
         remove_state(self.paths.counts(vm))
+        remove_state(self.paths.flow_import(vm))
         remove_state(self.paths.manifest(vm))
 
     def _tidy(self) -> None:
         """Remove what no endpoint uses: policies, and without endpoints all that they shared."""
         remove_unused_images(self.paths)
         remove_unused_records(self.paths, self.store)
+        remove_empty(self.paths.pins)
         if self.attached():
             return
-        self.paths.events.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a directory that cannot be has nothing to remove
+            remove_state(layout_file(self.paths.state_dir, abi.ABI_VERSION))
+        files.unlink(self.paths.events)
         with contextlib.suppress(OSError):
-            self.paths.pins.rmdir()
+            files.rmdir(self.paths.pins)
         remove_stale(self.paths.bpffs)
+
+    def _keep_counts(self, manifest: Manifest, gone: Collection[str]) -> None:
+        """Keep for the rules of a VM what they had counted on interfaces that are gone."""
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(each) for each in self.open_endpoints(manifest.vm)]
+            keep_counts(
+                self.paths.counts(manifest.vm),
+                [endpoint.maps for endpoint in opened if endpoint.interface in gone],
+                manifest.in_generation(self.store.labels),
+            )
 
     def _forget_endpoints(self, manifest: Manifest, gone: Sequence[str]) -> None:
         left = manifest.only({*manifest.endpoints}.difference(gone).union(manifest.extra))
@@ -370,24 +529,26 @@ class Host:
 
     def _reconfigure(self, vm: str, edit: Callable[[abi.EndpointConfig], None]) -> None:
         """Change the configuration of a VM's endpoints, under the policy that they have."""
-        staged: list[tuple[OpenEndpoint, int]] = []
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(endpoint) for endpoint in self.open_endpoints(vm)]
-            manifest = load_manifest(self.paths.manifest(vm)) or recovered(self.paths, vm, opened)
-            settle_spares(
-                self.paths.counts(vm),
-                [endpoint.maps for endpoint in opened],
-                manifest.in_generation(self.store.labels),
-            )
-            for endpoint in opened:
-                config = endpoint.maps.config()
-                edit(config)
-                staged.append((endpoint, endpoints.restage(endpoint, config)))
-            for endpoint, slot in staged:
-                endpoint.maps.switch(slot)
-            libbpf.wait_for_programs()
-            for endpoint, slot in staged:
-                endpoint.maps.release(1 - slot)
+            reconfigure(self.paths, self.store, vm, opened, edit)
+
+
+@contextlib.contextmanager
+def _saying_what_failed() -> Iterator[None]:
+    """Raise as VgwError that a file could not be changed, or that memory is short."""
+    try:
+        yield
+    except OSError as error:
+        raise files.failure(error) from error
+    except MemoryError:
+        raise out_of_memory() from None
+
+
+def _judge_at_tc(config: abi.EndpointConfig, moved: int) -> None:
+    """Have the endpoint of an identity know that its programs meet each other's answers."""
+    if config.endpoint == moved:
+        config.reply_mark = endpoints.reply_mark(moved, Hook.TC)
 
 
 def _not_attached(vm: str) -> str:

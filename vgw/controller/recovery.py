@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 from vgw import abi
@@ -17,7 +18,7 @@ from vgw.controller.state_file import remove_state
 from vgw.policy.model import EffectivePolicy
 
 #: Modes from that which lets most through to that which lets nothing through.
-_STRICTNESS: Final = (abi.Mode.MONITOR, abi.Mode.ENFORCE, abi.Mode.QUARANTINE)
+STRICTNESS: Final = (abi.Mode.MONITOR, abi.Mode.ENFORCE, abi.Mode.QUARANTINE)
 
 
 def recovered(paths: Paths, vm: str, opened: Sequence[OpenEndpoint]) -> Manifest:
@@ -31,7 +32,7 @@ def recovered(paths: Paths, vm: str, opened: Sequence[OpenEndpoint]) -> Manifest
     return Manifest(
         vm,
         generation=max(config.generation for config in configs),
-        mode_override=max((abi.Mode(config.mode) for config in configs), key=_STRICTNESS.index),
+        mode_override=max((abi.Mode(config.mode) for config in configs), key=STRICTNESS.index),
         policies=_policies(paths, opened),
     )
 
@@ -67,9 +68,18 @@ def policy_of(manifest: Manifest, generation: int, store: PolicyStore) -> Effect
     return EffectivePolicy(manifest.vm, ingress, egress, entry.defaults)
 
 
+def restore_manifest(file: Path, manifest: Manifest | None) -> None:
+    """Have what was remembered in a file before a change, None: nothing. Raises VgwError."""
+    if manifest is None:
+        remove_state(file)
+    else:
+        save_manifest(file, manifest)
+
+
 def forget(paths: Paths, manifest: Manifest) -> None:
     """Remove what is remembered of a VM without endpoints, but for what the user ordered."""
     remove_state(paths.counts(manifest.vm))
+    remove_state(paths.flow_import(manifest.vm))
     left = dataclasses.replace(manifest.only(manifest.extra), policies={})
     if left.mode_override is None and not left.extra:
         remove_state(paths.manifest(manifest.vm))

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from vgw import abi, libbpf
 from vgw.controller.policy_store import RuleLabel
 from vgw.controller.state_file import read_state, write_state
+from vgw.controller.typed import is_typed
 from vgw.maps import EndpointMaps, RuleCount
 
 _SCHEMA: Final = "vgw/rule-counts/v1"
@@ -52,6 +53,20 @@ class RuleCounts:
         config = maps.config(slot)
         harvested = {**self.harvested, config.endpoint: config.generation}
         return RuleCounts(carried, harvested)
+
+    def with_all_of(self, maps: EndpointMaps, labels_of: LabelsOf) -> RuleCounts:
+        """Return these with everything that an endpoint has counted that is not among them."""
+        left = self.left_over(maps)
+        counts = self if left is None else self.harvesting(maps, left, labels_of)
+        if counts.has_all_of(maps):
+            return counts
+        return counts.harvesting(maps, maps.active_slot(), labels_of)
+
+    def has_all_of(self, maps: EndpointMaps) -> bool:
+        """Tell whether the counts of the policy in force are among these: no more will come."""
+        config = maps.config()
+        last = self.harvested.get(config.endpoint, 0)
+        return last >= int(config.generation)
 
     def only(self, keys: Collection[str], endpoints: Collection[int]) -> RuleCounts:
         """Return what is known of some rules and endpoints."""
@@ -103,9 +118,11 @@ def counted_now(
 ) -> Iterator[tuple[str, RuleCount]]:
     """Yield key and counts of the rules that have counted in an endpoint and are not in `counts`.
 
-    A rule appears twice while what it counted under the policy before is in the spare slot.
+    A rule appears twice while what it counted under the policy before is in the spare slot. Of an
+    endpoint whose interface is gone all may be in `counts` before it is removed.
     """
-    yield from counts_in(maps, maps.active_slot(), labels_of)
+    if not counts.has_all_of(maps):
+        yield from counts_in(maps, maps.active_slot(), labels_of)
     left = counts.left_over(maps)
     if left is not None:
         yield from counts_in(maps, left, labels_of)
@@ -151,20 +168,32 @@ def settle_spares(file: Path, opened: Iterable[EndpointMaps], labels_of: LabelsO
         maps.release(1 - maps.active_slot())
 
 
+def keep_counts(file: Path, opened: Iterable[EndpointMaps], labels_of: LabelsOf) -> None:
+    """Add up what endpoints have counted that no packet meets any more and that are about to go.
+
+    `file` is that of the VM's counts. What was added before is not added again. Raises VgwError.
+    """
+    counts = old = load_counts(file)
+    for maps in opened:
+        counts = counts.with_all_of(maps, labels_of)
+    if counts != old:
+        save_counts(file, counts)
+
+
 def load_counts(path: Path) -> RuleCounts:
     """Return what is remembered in a file, nothing when there is none or it is damaged."""
     body = read_state(path, _SCHEMA)
     try:
-        return (
-            RuleCounts()
-            if body is None
-            else RuleCounts(
+        if body is not None:
+            counts = RuleCounts(
                 {key: RuleCount(*row) for key, row in body["carried"].items()},
                 {int(number): last for number, last in body["harvested"].items()},
             )
-        )
+            if is_typed(counts, RuleCounts):
+                return counts
     except (ValueError, KeyError, TypeError, AttributeError):
-        return RuleCounts()
+        pass
+    return RuleCounts()
 
 
 def save_counts(path: Path, counts: RuleCounts) -> None:

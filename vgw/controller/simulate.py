@@ -229,13 +229,14 @@ class _Bench:
             max_entries=endpoints.conntrack_sizes(subject.interface.conntrack_max),
             reuse=shared,
         )
-        self._maps = EndpointMaps({**self._instance.maps, **shared})
         self._open = contextlib.ExitStack()
         self._open.callback(self._instance.close)
+        fds = {**self._instance.maps, **shared}
+        self._maps = EndpointMaps({name: os.dup(fd) for name, fd in fds.items()})
+        self._open.callback(self._maps.close)
         try:
             self._fill(artefact)
             if subject.staged:
-                fds = {**self._instance.maps, **shared}
                 load_stages(artefact, self._instance.programs, fds, fds["events"])
         except BaseException:
             self._open.close()
@@ -311,8 +312,8 @@ class _Bench:
         config: abi.EndpointConfig,
         images: Mapping[abi.Path, PolicyImage],
     ) -> None:
-        with private_images(artefact, images) as policies:
-            self._maps.switch(self._maps.stage(config, policies, self._counters))
+        policies = private_images(artefact, images)
+        self._maps.switch(self._maps.stage(config, policies, self._counters))
 
     def _run(self, path: abi.Path, frame: bytes) -> Row:
         hook = self._subject.hook if path is abi.Path.FROM_VM else Hook.TC

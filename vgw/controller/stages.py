@@ -51,12 +51,7 @@ def load_stages(
     `artefact` does not have there are none: a lookup that needs one drops the packet. Raises
     VgwError when the endpoint lacks a map.
     """
-    wanted = [STAGES[name] for name in programs if name in STAGES]
-    missing = [
-        stage
-        for stage in wanted
-        if stage.program in artefact.programs and not _is_loaded(fds, stage)
-    ]
+    missing = missing_stages(artefact, programs, fds)
     if not missing:
         return
     reuse = {**fds, "events": events_fd}
@@ -70,6 +65,30 @@ def load_stages(
         for stage in missing:
             program = instance.programs[stage.program]
             libbpf.map_update(fds[stage.map_name], _u32(stage.place), _u32(program))
+
+
+def has_stages(fds: Mapping[str, int]) -> bool:
+    """Tell whether an endpoint, whose maps these are, has any stage loaded."""
+    return any(_is_loaded(fds, stage) for stage in STAGES.values())
+
+
+def missing_stages(
+    artefact: Artefact, programs: Collection[str], fds: Mapping[str, int]
+) -> list[Stage]:
+    """Return the stages of an endpoint's programs that are not in their places."""
+    wanted = [STAGES[name] for name in programs if name in STAGES]
+    return [
+        stage
+        for stage in wanted
+        if stage.program in artefact.programs and not _is_loaded(fds, stage)
+    ]
+
+
+def unload_stages(fds: Mapping[str, int], stages: Iterable[Stage]) -> None:
+    """Take stages out of their places again; those that are not there are no error."""
+    for stage in stages:
+        if stage.map_name in fds:
+            libbpf.map_delete(fds[stage.map_name], _u32(stage.place))
 
 
 def _is_loaded(fds: Mapping[str, int], stage: Stage) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the state directory: JSON with a schema and a checksum, replaced as a whole.
+"""Files of the state directory: JSON with a schema, the host and a checksum, replaced as a whole.
 
 The body comes last in the file, and the checksum is that of the body's own bytes.
 """
@@ -7,31 +7,24 @@ The body comes last in the file, and the checksum is that of the body's own byte
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from vgw import files
 from vgw.abi import ABI_VERSION
 from vgw.errors import VgwError
 
-#: What may help besides another directory, by error number.
-_ADVICE: Final = {
-    errno.ENOSPC: "make room there, or ",
-    errno.EDQUOT: "make room there, or ",
-    errno.EACCES: "run vgw as root, or ",
-    errno.EPERM: "run vgw as root, or ",
-}
-
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _BODY: Final = b',"body":'
 _END: Final = b"}"
 
 
 def read_state(path: Path, schema: str) -> dict[str, Any] | None:
-    """Return the body of a file; None when there is none, or it is damaged or something else.
+    """Return the body of a file; None when there is none, or it is damaged or another host's.
 
     A damaged file counts as none: it is written anew by the next change, and never half used.
     """
@@ -54,35 +47,37 @@ def is_whole(path: Path, schema: str) -> bool:
 def write_state(path: Path, schema: str, body: Mapping[str, Any]) -> None:
     """Write a file so that a crash leaves the old one or the new one. Raises VgwError."""
     text = json.dumps(body, separators=(",", ":")).encode()
-    described = {"schema": schema, "abi": ABI_VERSION, "checksum": _checksum(text)}
+    described = {
+        "schema": schema,
+        "abi": ABI_VERSION,
+        "host": _host(),
+        "checksum": _checksum(text),
+    }
     head = json.dumps(described, separators=(",", ":")).encode().removesuffix(_END)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.mkdir(path.parent, 0o755, exist_ok=True)
         draft = _draft(path)
         try:
-            with draft.open("wb") as file:
-                draft.chmod(0o600)
-                file.write(b"".join((head, _BODY, text, _END)))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(path)
+            files.write(draft, b"".join((head, _BODY, text, _END)), 0o600)
+            files.rename(draft, path)
         except BaseException:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                files.unlink(draft)
             raise
-        _sync_directory(path.parent)
+        files.sync_directory(path.parent)
     except OSError as error:
         raise VgwError(
-            f"cannot write {path}: {error.strerror}; {_ADVICE.get(error.errno or 0, '')}choose "
+            f"cannot write {path}: {error.strerror}; {files.advice(error)}choose "
             "another directory by VGW_STATE_DIR"
         ) from error
 
 
 def remove_state(path: Path) -> None:
     """Remove a file and what a write that was killed left of it; the last takes the directory."""
-    _draft(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    files.unlink(_draft(path))
+    files.unlink(path)
     with contextlib.suppress(OSError):
-        path.parent.rmdir()
+        files.rmdir(path.parent)
 
 
 def _body(path: Path, schema: str) -> bytes | None:
@@ -91,20 +86,21 @@ def _body(path: Path, schema: str) -> bytes | None:
     text = rest.removesuffix(_END)
     described = json.loads(head + _END)
     whole = described["schema"] == schema and described["checksum"] == _checksum(text)
-    return text if whole else None
+    return text if whole and described["host"] == _host() else None
+
+
+@functools.cache
+def _host() -> str:
+    """Return what tells this host from others, which must not go on from each other's files."""
+    try:
+        return _MACHINE_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _draft(path: Path) -> Path:
     """Return where a file is written before it takes its place; writers hold the host's lock."""
     return path.with_name(f".{path.name}.tmp")
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _checksum(text: bytes) -> str:

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from vgw import abi
 from vgw.controller import links, pinned
+from vgw.controller.builds import build_of
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
+from vgw.controller.elsewhere import endpoints_elsewhere
 from vgw.controller.endpoint import (
     BrokenEndpointError,
     OpenEndpoint,
@@ -17,8 +19,9 @@ from vgw.controller.endpoint import (
     pending_note,
 )
 from vgw.controller.foreign import programs_beside
-from vgw.controller.links import Attachment
-from vgw.controller.manifest import Manifest, load_manifest
+from vgw.controller.links import Attachment, InterfaceFacts
+from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest
+from vgw.controller.mode_order import order_report
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
 from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
@@ -31,14 +34,22 @@ SCHEMA: Final = "vgw/v1"
 
 Row = dict[str, Any]
 
+#: What is not known of a VM whose tables are of another version.
+_UNKNOWN: Final = dict.fromkeys(("mode", "mode_policy", "generation", "policy", "named"))
 
-def vm_status(paths: Paths, vm: str) -> Row:
-    """Return the status of one VM. What is broken is said, and does not raise."""
+
+def vm_status(paths: Paths, vm: str, build: str | None = None) -> Row:
+    """Return the status of one VM. What is broken is said, and does not raise.
+
+    `build` is this version's, None if that is not known.
+    """
     manifest = load_manifest(paths.manifest(vm))
     if manifest is not None and not manifest.endpoints:
         manifest = None
     names = pinned.interfaces_of(paths, vm)
     rows = [_interface_status(paths, vm, name, manifest) for name in names]
+    for row, _ in rows:
+        row["pending"] = row["pending"] or _build_note(row, build)
     configs = [config for _, config in rows if config is not None]
     mode = abi.Mode(configs[0].mode).name.lower() if configs else None
     if mode is None and manifest is not None:
@@ -48,6 +59,7 @@ def vm_status(paths: Paths, vm: str) -> Row:
         "vm": vm,
         "mode": mode,
         "mode_policy": None if manifest is None else manifest.mode.name.lower(),
+        "mode_order": order_report(manifest),
         "generation": generation,
         "policy": None if manifest is None else manifest.policy or None,
         "named": None if manifest is None else manifest.named,
@@ -55,15 +67,41 @@ def vm_status(paths: Paths, vm: str) -> Row:
     }
 
 
-def _interface_status(
-    paths: Paths, vm: str, name: str, manifest: Manifest | None
-) -> tuple[Row, abi.EndpointConfig | None]:
-    ifindex = pinned.present_ifindex(name)
+def _build_note(row: Row, build: str | None) -> str | None:
+    """Return what is to be known of an endpoint whose programs are not of `build`."""
+    if build is None or not row["attached"] or row["build"] == build:
+        return None
+    return (
+        f"its programs are of another build ({row['build'] or 'unknown'}, this is {build}); a "
+        "start of the controller, attach or apply brings them to this one"
+    )
+
+
+def elsewhere_status(paths: Paths, vm: str | None) -> list[Row]:
+    """Return the status of VMs whose tables are of another ABI: only that they are."""
+    found: dict[str, Row] = {}
+    for each in endpoints_elsewhere(paths, vm):
+        if each.interface in pinned.interfaces_of(paths, each.vm):
+            continue  # which has taken over, or is about to
+        interface = _empty_row(each.interface, pinned.present_ifindex(each.interface), None)
+        interface["build"] = build_of(each.directory)
+        interface["reason"] = (
+            f"it filters with the tables of ABI {each.abi}, of another version; start that one, or "
+            f"`vgw attach --vm {each.vm}` to go on with this one"
+        )
+        row = found.setdefault(each.vm, {"vm": each.vm, **_UNKNOWN, "interfaces": []})
+        row["interfaces"].append(interface)
+    return list(found.values())
+
+
+def _empty_row(name: str, ifindex: int | None, manifest: Manifest | None) -> Row:
+    """Return the status of an interface of which nothing has been read."""
     entry = None if manifest is None else manifest.endpoints.get(name)
-    row: Row = {
+    return {
         "name": name,
         "ifindex": ifindex,
         "attached": False,
+        "build": None,
         "from_vm": None,
         "to_vm": None,
         "rules": _rule_counts(manifest),
@@ -76,6 +114,18 @@ def _interface_status(
         "beside": [],
         "guards_off": None if entry is None else _guards_off(entry.interface),
     }
+
+
+def _interface_status(
+    paths: Paths, vm: str, name: str, manifest: Manifest | None
+) -> tuple[Row, abi.EndpointConfig | None]:
+    ifindex = pinned.present_ifindex(name)
+    renamed = pinned.located(paths, vm, name) if ifindex is None else None
+    if renamed is not None:
+        ifindex = renamed.ifindex
+    entry = None if manifest is None else manifest.endpoints.get(name)
+    row = _empty_row(name, ifindex, manifest)
+    row["build"] = build_of(paths.endpoint_dir(vm, name))
     try:
         with open_endpoint(vm, name, paths.endpoint_dir(vm, name)) as endpoint:
             config = endpoint.maps.config()
@@ -84,7 +134,8 @@ def _interface_status(
             if ifindex is not None:
                 row["beside"] = programs_beside(ifindex, _known_programs(row))
             if entry is not None and row["from_vm"] is not None:
-                row["guards_off"] |= _not_seen(name, row["from_vm"]["hook"])
+                now = name if renamed is None else renamed.name
+                row["guards_off"] |= _not_seen(now, row["from_vm"]["hook"])
             meta, config = endpoint.maps.meta(), endpoint.maps.config()
             row["conntrack"] = {"entries": meta.entries, "max": endpoint.maps.conntrack_max()}
             row["half_open"] = {
@@ -98,11 +149,24 @@ def _interface_status(
     except BrokenEndpointError as error:
         row["reason"] = str(error)
         return row, None
+    if row["reason"] is None:
+        row["reason"] = _name_note(name, renamed, entry)
     if row["reason"] is None and manifest is None:
         row["reason"] = (
             f"{paths.manifest(vm)} is lost or damaged; apply the policy to write it anew"
         )
     return row, config
+
+
+def _name_note(
+    name: str, renamed: InterfaceFacts | None, entry: EndpointEntry | None
+) -> str | None:
+    """Return that an interface has another name than the policy or its pins say, if it has."""
+    if renamed is not None:
+        return f"interface {name} is called {renamed.name} now; correct its name in the policy"
+    if entry is not None and entry.interface.name != name:
+        return f"the policy calls it {entry.interface.name}; correct its name there"
+    return None
 
 
 def _read_attachments(row: Row, endpoint: OpenEndpoint, ifindex: int | None) -> str | None:
@@ -112,8 +176,8 @@ def _read_attachments(row: Row, endpoint: OpenEndpoint, ifindex: int | None) -> 
         if elsewhere is None:
             return f"interface {endpoint.interface} does not exist"
         return (
-            f"interface {endpoint.interface} was renamed or moved (its index is {elsewhere}); the "
-            "programs still run on it; correct the policy"
+            f"interface {endpoint.interface} was moved to another network namespace (its index "
+            f"is {elsewhere}); the programs still run on it"
         )
     problem = None
     for path in abi.Path:

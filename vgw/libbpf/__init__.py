@@ -13,6 +13,7 @@ from vgw.libbpf.links import (
     AttachType,
     LinkInfo,
     LinkType,
+    TcxLists,
     get_pinned,
     link_create,
     link_detach,
@@ -54,8 +55,8 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
-from vgw.libbpf.side_by_side import side_by_side
-from vgw.libbpf.xdp_query import xdp_program
+from vgw.libbpf.side_by_side import outcomes, side_by_side
+from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [
     "LICENSE",
@@ -73,6 +74,7 @@ __all__ = [
     "PerfReader",
     "ProgInfo",
     "ProgType",
+    "TcxLists",
     "TestRun",
     "TypeKind",
     "array_values",
@@ -93,6 +95,7 @@ __all__ = [
     "map_memory",
     "map_update",
     "map_update_many",
+    "outcomes",
     "pin",
     "possible_cpus",
     "prog_fd_by_id",
@@ -106,4 +109,5 @@ __all__ = [
     "wait_for_programs",
     "xdp_link",
     "xdp_program",
+    "xdp_programs",
 ]

@@ -7,9 +7,11 @@ import ctypes
 import errno
 import functools
 import os
+from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Final
 
+from vgw import steps
 from vgw.errors import KernelError, VgwError
 
 #: The kernel's own "operation not supported"; user space has no name for it.
@@ -21,6 +23,9 @@ _HINTS: Final = {
     errno.EPERM: "run vgw as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno.EACCES: "run vgw as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno.ENOMEM: "free memory on this host, or raise the memory limit of vgw's control group",
+    errno.E2BIG: "it is more than this kernel or map takes; lower the limits of the VM",
+    errno.ENOSPC: "make room there, or lower the limits of the VM",
+    errno.EROFS: "remount the file system by `mount -o remount,rw`",
     errno.ENOSYS: "this kernel was built without BPF: use one with CONFIG_BPF_SYSCALL",
 }
 
@@ -33,7 +38,6 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "bpf_map_get_next_key": (c_int, c_void_p, c_void_p),
     "bpf_map_lookup_batch": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, _COUNT, c_void_p),
     "bpf_map_update_batch": (c_int, c_void_p, c_void_p, _COUNT, c_void_p),
-    "bpf_map_get_fd_by_id": (c_uint32,),
     "bpf_prog_load": (c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p),
     "bpf_prog_test_run_opts": (c_int, c_void_p),
     "bpf_prog_get_fd_by_id": (c_uint32,),
@@ -85,6 +89,12 @@ def failure(what: str, number: int, hint: str | None = None) -> KernelError:
     text = "Operation not supported" if number == ENOTSUPP else os.strerror(number)
     hint = hint or _HINTS.get(number)
     return KernelError(f"cannot {what}: {text}" + (f"; {hint}" if hint else ""), number)
+
+
+def change(step: str, target: object, call: Callable[..., int], *arguments: object) -> int:
+    """Make a call that changes something in the kernel; return its result or negative errno."""
+    refused = steps.announce(step, target)
+    return -refused if refused else call(*arguments)
 
 
 def check(result: int, what: str) -> int:

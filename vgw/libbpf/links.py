@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vgw.libbpf.library import check, failure, library
+from vgw.libbpf.library import change, check, failure, library
 
 XDP_GENERIC: Final = 1 << 1
 XDP_NATIVE: Final = 1 << 2
@@ -79,18 +79,22 @@ def link_create(prog_fd: int, ifindex: int, attach_type: int, flags: int = 0) ->
     if attach_type in _TCX:
         flags |= _BEFORE
     opts = _LinkCreateOpts(ctypes.sizeof(_LinkCreateOpts), flags=flags)
-    created = library().bpf_link_create(prog_fd, ifindex, attach_type, ctypes.byref(opts))
+    call = library().bpf_link_create
+    created = change(
+        "link create", prog_fd, call, prog_fd, ifindex, attach_type, ctypes.byref(opts)
+    )
     return check(created, f"attach a program to the interface with index {ifindex}")
 
 
 def link_detach(fd: int) -> None:
     """Detach the program of a link, whoever else holds the link; raises KernelError."""
-    check(library().bpf_link_detach(fd), "detach a program")
+    check(change("link detach", fd, library().bpf_link_detach, fd), "detach a program")
 
 
 def link_update(fd: int, prog_fd: int) -> None:
     """Make a link run another program from the next packet on; raises KernelError."""
-    check(library().bpf_link_update(fd, prog_fd, None), "replace the program of a link")
+    updated = change("link update", prog_fd, library().bpf_link_update, fd, prog_fd, None)
+    check(updated, "replace the program of a link")
 
 
 def xdp_link(ifindex: int, prog_id: int) -> int | None:
@@ -137,9 +141,26 @@ def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
     return list(ids[: count.value])
 
 
+class TcxLists:
+    """Reads lists of programs over and over: what the question needs is made once."""
+
+    def __init__(self) -> None:
+        self._query = library().bpf_prog_query
+        self._ids = (c_uint32 * _MAX_PROGRAMS)()
+        self._count = c_uint32()
+        self._references = ctypes.byref(c_uint32()), self._ids, ctypes.byref(self._count)
+
+    def read(self, ifindex: int, attach_type: int) -> list[int]:
+        """Return what tcx_programs returns; an empty list where that raises an error."""
+        self._count.value = _MAX_PROGRAMS
+        if self._query(ifindex, attach_type, 0, *self._references) < 0:
+            return []
+        return self._ids[: self._count.value]
+
+
 def pin(fd: int, path: str | os.PathLike[str]) -> None:
     """Keep a map, program or link alive under `path` in a bpffs; raises KernelError."""
-    result = library().bpf_obj_pin(fd, os.fsencode(path))
+    result = change("pin", path, library().bpf_obj_pin, fd, os.fsencode(path))
     if result < 0:
         where = Path(path).parent
         refused = -result in {errno.EPERM, errno.EINVAL}

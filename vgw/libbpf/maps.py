@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vgw.libbpf.library import ENOTSUPP, check, failure, library
+from vgw.errors import KernelError
+from vgw.libbpf.library import ENOTSUPP, change, check, failure, library
 from vgw.libbpf.side_by_side import side_by_side
 
 BATCH_ENTRIES: Final = 4096
@@ -111,8 +112,10 @@ def map_create(  # noqa: PLR0913, PLR0917 (the kernel's own parameters)
     opts = _MapCreateOpts(ctypes.sizeof(_MapCreateOpts), map_flags=flags)
     if inner_fd is not None:
         opts.inner_map_fd = inner_fd
-    created = library().bpf_map_create(
-        map_type, name[:15].encode(), key_size, value_size, max_entries, ctypes.byref(opts)
+    sizes = key_size, value_size, max_entries
+    call = library().bpf_map_create
+    created = change(
+        "map create", name, call, map_type, name[:15].encode(), *sizes, ctypes.byref(opts)
     )
     return check(created, f"create the map {name} ({max_entries} entries)")
 
@@ -133,7 +136,10 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
     """Write one entry; raises KernelError. In a map of maps the value is a map's fd."""
-    check(library().bpf_map_update_elem(fd, key, value, flags), "write to a map")
+    call = library().bpf_map_update_elem
+    written = change("map update", fd, call, fd, key, value, flags)
+    if written < 0:
+        raise failure(f"write to {_named(fd)}", -written)
 
 
 def map_update_many(fd: int, entries: Mapping[bytes, bytes]) -> None:
@@ -144,12 +150,14 @@ def map_update_many(fd: int, entries: Mapping[bytes, bytes]) -> None:
     """
     keys, values = b"".join(entries), b"".join(entries.values())
     count = c_uint32(len(entries))
-    result = library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), None)
+    call = library().bpf_map_update_batch
+    result = change("map update", fd, call, fd, keys, values, ctypes.byref(count), None)
     if -result in _UNSUPPORTED:
         for key, value in entries.items():
             map_update(fd, key, value)
         return
-    check(result, f"write {len(entries)} entries to a map")
+    if result < 0:
+        raise failure(f"write {len(entries)} entries to {_named(fd)}", -result)
 
 
 def map_delete_many(fd: int, keys: Sequence[bytes]) -> None:
@@ -165,10 +173,11 @@ def map_delete_many(fd: int, keys: Sequence[bytes]) -> None:
 
 def map_delete(fd: int, key: bytes) -> bool:
     """Delete one entry and return whether it was there; raises KernelError."""
-    result = library().bpf_map_delete_elem(fd, key)
+    result = change("map delete", fd, library().bpf_map_delete_elem, fd, key)
     if result == -errno.ENOENT:
         return False
-    check(result, "delete from a map")
+    if result < 0:
+        raise failure(f"remove an entry of {_named(fd)}", -result)
     return True
 
 
@@ -251,7 +260,8 @@ def map_fill(fd: int, values: bytes, value_size: int) -> None:
     total = len(values) // value_size
     keys = array.array("I", range(total)).tobytes()
     count = c_uint32(total)
-    result = library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), None)
+    call = library().bpf_map_update_batch
+    result = change("map update", fd, call, fd, keys, values, ctypes.byref(count), None)
     if -result in _UNSUPPORTED and not count.value:
         for index in range(total):
             value = values[index * value_size : (index + 1) * value_size]
@@ -277,8 +287,16 @@ def map_info(fd: int) -> MapInfo:
     )
 
 
+def _named(fd: int) -> str:
+    """Return what to call a map in an error."""
+    try:
+        return f"the map {map_info(fd).name}"
+    except KernelError:
+        return "a map"
+
+
 def map_fd_by_id(map_id: int) -> int:
-    """Open a map by id, as a map of maps gives it; needs CAP_SYS_ADMIN; raises KernelError."""
+    """Open a map by id; needs CAP_SYS_ADMIN; raises KernelError."""
     return check(library().bpf_map_get_fd_by_id(map_id), f"open the map with id {map_id}")
 
 

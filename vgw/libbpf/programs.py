@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vgw.errors import VerifierError
-from vgw.libbpf.library import check, failure, library
+from vgw.libbpf.library import change, check, failure, library
 
 LICENSE: Final = b"Dual BSD/GPL"
 INSTRUCTION_BYTES: Final = 8
@@ -161,7 +161,9 @@ def prog_load(
     what = f"load the program {name}"
     if -result in (errno.EPERM, errno.ENOMEM, errno.ENOSYS, errno.EBADF):
         raise failure(what, -result)
-    log = _verifier_log(prog_type, name, insns, expected_attach_type, log_size)
+    again, log = _load_with_log(prog_type, name, insns, expected_attach_type, log_size)
+    if again >= 0:
+        return again  # what was in the way has gone meanwhile
     if not log.strip():
         raise failure(what, -result)
     tail = "\n".join(log.rstrip().splitlines()[-_TAIL_LINES:])
@@ -182,7 +184,10 @@ def _load(
         opts.log_level = 1
         opts.log_size = len(log)
         opts.log_buf = ctypes.addressof(log)
-    loaded: int = library().bpf_prog_load(
+    return change(
+        "program load",
+        name,
+        library().bpf_prog_load,
         prog_type,
         name[:15].encode(),
         LICENSE,
@@ -190,18 +195,19 @@ def _load(
         len(insns) // INSTRUCTION_BYTES,
         ctypes.byref(opts),
     )
-    return loaded
 
 
-def _verifier_log(prog_type: int, name: str, insns: bytes, attach_type: int, log_size: int) -> str:
-    """Return the verifier's log of a program that the kernel refuses."""
+def _load_with_log(
+    prog_type: int, name: str, insns: bytes, attach_type: int, log_size: int
+) -> tuple[int, str]:
+    """Load a program that the kernel refused; return what _load() does, and the verifier's log."""
     while True:
         buffer = ctypes.create_string_buffer(log_size)
         result = _load(prog_type, name, insns, attach_type, buffer)
         log = buffer.value.decode(errors="replace")
         # A log that does not fit loses its start, before Linux 6.4 its end.
         if result != -errno.ENOSPC or _LAST_LINE in log or log_size >= _MAX_LOG_BYTES:
-            return log
+            return result, log
         log_size *= 8
 
 
@@ -223,7 +229,8 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, ctx_in: bytes = b"")
     if ctx_in:
         opts.ctx_in = ctx_in
         opts.ctx_size_in = len(ctx_in)
-    check(library().bpf_prog_test_run_opts(fd, ctypes.byref(opts)), "run a program on a packet")
+    call = library().bpf_prog_test_run_opts
+    check(change("test run", fd, call, fd, ctypes.byref(opts)), "run a program on a packet")
     return TestRun(opts.retval, opts.duration, output.raw[: opts.data_size_out])
 
 

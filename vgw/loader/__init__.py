@@ -6,7 +6,7 @@ their own. Only the process that vgw.loader.compiler describes imports bcc.
 """
 
 from vgw.loader.artefact import Artefact, MapSpec, ProgramSpec
-from vgw.loader.cache import load_artefact
+from vgw.loader.cache import load_artefact, packet_build
 from vgw.loader.clone import Instance, instantiate, new_inner
 from vgw.loader.socket_buffer import reads_directly, socket_buffer_options
 from vgw.loader.sources import PROGRAMS, SourceTree, bpf_dir
@@ -22,6 +22,7 @@ __all__ = [
     "instantiate",
     "load_artefact",
     "new_inner",
+    "packet_build",
     "reads_directly",
     "socket_buffer_options",
 ]

@@ -45,7 +45,12 @@ _APT: Final = (
     "run `apt install python3-bpfcc`, and make virtual environments with --system-site-packages"
 )
 _OTHER_DIRECTORY: Final = "run vgw as root, or choose another directory by VGW_CACHE_DIR"
+#: The compiler's environment: clang heeds variables that add headers (CPATH), BCC some that change
+#: the program, and both run tools; none of this may depend on who runs vgw from where.
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_PASSED_ON: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 _KEPT: Final = 4
+_BUILD_DIGITS: Final = 12
 _STALE_SECONDS: Final = 3600
 _SHOWN_ERRORS: Final = 3
 _TIMEOUT_SECONDS: Final = 120
@@ -58,18 +63,20 @@ def load_artefact(
     *,
     programs: Collection[str] | None = None,
     source: SourceTree | None = None,
+    trusted: Collection[int] = (),
 ) -> Artefact:
     """Return the compiled programs, from `cache_dir` if they are there, else compiling them.
 
     `programs` limits it to some, which saves compiling the rest; `progress` hears a line before
-    something slow starts. Raises CompileError naming header and line, or the map that differs
-    from vgw/abi.py, KernelError when maps cannot be created or the kernel does not describe its
-    types, and VgwError when BCC or linux-libc-dev is missing or the directory is not fit.
+    something slow starts; `trusted` are users whose directory it may be besides. Raises
+    CompileError naming header and line, or the map that differs from vgw/abi.py, KernelError when
+    maps cannot be created or the kernel does not describe its types, and VgwError when BCC or
+    linux-libc-dev is missing or the directory is not fit.
     """
     tree = source or SourceTree(bpf_dir())
     texts = {name: tree.flatten(name) for name in programs or tree.programs}
     digests = _digests(tree, texts)
-    _prepare(cache_dir)
+    _prepare(cache_dir, {os.geteuid(), *trusted})
     parts = {name: _read(_path(cache_dir, name, digests[name])) for name in texts}
     missing = [name for name, part in parts.items() if part is None]
     if missing:
@@ -81,6 +88,20 @@ def load_artefact(
             _write(_path(cache_dir, name, digests[name]), part)
             _prune(cache_dir, name)
     return merge([part for part in parts.values() if part is not None])
+
+
+def packet_build(source: SourceTree | None = None) -> str:
+    """Return a name, 12 hex digits, for all that the programs on the packet path are made of.
+
+    It differs where anything differs: sources, compiler options, BCC, places in the kernel's types.
+    Nothing is compiled for it. Raises VgwError as load_artefact() does.
+    """
+    tree = source or SourceTree(bpf_dir())
+    texts = {name: tree.flatten(name) for name in tree.programs if "_vm" in name}
+    total = hashlib.sha256()
+    for digest in _digests(tree, texts).values():
+        _feed(total, digest)
+    return total.hexdigest()[:_BUILD_DIGITS]
 
 
 def _digests(tree: SourceTree, texts: Mapping[str, str]) -> dict[str, str]:
@@ -119,8 +140,8 @@ def _bcc_version() -> str:
     return version.read_text() if version.is_file() else spec.origin
 
 
-def _prepare(cache_dir: Path) -> None:
-    """Make the directory; raises VgwError when others could put programs into it."""
+def _prepare(cache_dir: Path, users: Collection[int]) -> None:
+    """Make the directory; raises VgwError when others than `users` could put programs into it."""
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = cache_dir.stat()
@@ -128,7 +149,7 @@ def _prepare(cache_dir: Path) -> None:
         raise VgwError(
             f"cannot use the cache directory {cache_dir}: {error.strerror}; {_OTHER_DIRECTORY}"
         ) from None
-    if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if facts.st_uid not in users or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise VgwError(
             f"the cache directory {cache_dir} is open to other users: run "
             f"`chown {os.geteuid()} {cache_dir}` and `chmod 700 {cache_dir}`"
@@ -212,7 +233,11 @@ def _compiled(path: Path) -> Artefact:
 def _run_children(directory: Path, programs: Mapping[str, int]) -> None:
     """Run a compiling process for each program (name -> type); raises what the first one found."""
     command = [sys.executable, "-P", "-m", "vgw.loader", str(directory)]
-    environment = {**os.environ, "BCC_KERNEL_SOURCE": str(directory / "kernel")}
+    environment = {
+        **_ENVIRONMENT,
+        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        "BCC_KERNEL_SOURCE": str(directory / "kernel"),
+    }
     children: dict[str, subprocess.Popen[str]] = {}
     try:
         for name, kind in programs.items():

@@ -7,13 +7,13 @@ import os
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Final
 
 from vgw.errors import VgwError
-from vgw.libbpf import MapType, map_create, possible_cpus, prog_load
+from vgw.libbpf import MapType, map_create, outcomes, possible_cpus, prog_load
 from vgw.loader.artefact import Artefact, MapSpec, ProgramSpec
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -91,9 +91,8 @@ def _load(programs: Sequence[ProgramSpec], fds: Mapping[str, int], loaded: dict[
         with _VERIFYING:
             loaded[program.name] = prog_load(program.prog_type, program.name, code)
 
-    with ThreadPoolExecutor(len(programs) or 1, thread_name_prefix="vgw-load") as pool:
-        for future in [pool.submit(load, program) for program in programs]:
-            future.result()
+    for future in outcomes([partial(load, program) for program in programs], len(programs)):
+        future.result()
 
 
 def new_inner(artefact: Artefact, outer_name: str, max_entries: int) -> int:

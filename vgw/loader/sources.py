@@ -23,6 +23,8 @@ PROGRAMS: Final[Mapping[str, ProgType]] = {
     "tc_from_vm_stage": ProgType.SCHED_CLS,
     "tc_to_vm_stage": ProgType.SCHED_CLS,
     "conntrack_reap": ProgType.SCHED_CLS,
+    "flow_report": ProgType.SCHED_CLS,
+    "conntrack_import": ProgType.SCHED_CLS,
     "policy_probe": ProgType.SCHED_CLS,
 }
 

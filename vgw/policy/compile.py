@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgw import abi
-from vgw.errors import ExitCode, VgwError
 from vgw.policy import image
 from vgw.policy.model import (
     ANYWHERE,
@@ -26,6 +25,7 @@ from vgw.policy.model import (
     Network,
 )
 from vgw.policy.narrow import narrow_image
+from vgw.policy.quotas import PolicyTooLargeError
 from vgw.policy.ranges import Search, searches_of
 from vgw.policy.search_tree import SearchTooDeepError
 
@@ -35,18 +35,12 @@ MAX_RULES: Final = 50_000
 MAX_BYTES: Final = 80 << 20
 #: Rules from which on a build takes long enough to say what it is at.
 _SLOW_RULES: Final = 5_000
-#: Images that are remembered, for VMs of one policy follow each other; fewer where they are large,
-#: but those of both directions of the latest policy always.
-_REMEMBERED: Final = 8
+#: Images that are remembered, for many VMs have the same rules; fewer where they are large, but
+#: those of both directions of the latest policy always.
+_REMEMBERED: Final = 256
 _REMEMBERED_BYTES: Final = 16 << 20
 
 _Progress = Callable[[str], None]
-
-
-class PolicyTooLargeError(VgwError):
-    """A policy has more rules, or needs more memory, than a direction of a VM may have."""
-
-    exit_code = ExitCode.POLICY_INVALID
 
 
 @dataclass(frozen=True, slots=True)

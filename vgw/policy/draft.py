@@ -53,7 +53,10 @@ class Draft:
     services: dict[str, tuple[Service, ...]] = field(default_factory=dict)
     policies: list[Policy] = field(default_factory=list)
     defaults: Defaults | None = None
-    defaults_node: Node | None = None
+    #: Sections that can be given once in all files, where they were.
+    single: dict[str, Node] = field(default_factory=dict)
+    revision: int | None = None
+    hosts: tuple[str, ...] = ()
     #: Where each name is defined, also of what turned out to be wrong.
     places: dict[Kind, dict[str, Node]] = field(default_factory=lambda: {kind: {} for kind in Kind})
     references: list[Reference] = field(default_factory=list)
@@ -78,6 +81,13 @@ class Draft:
             where = f"it is defined at {first.place}"
             self.report.add(node, f"the {kind} {show(name)} is defined twice; {where}")
         return name
+
+    def define_once(self, section: str, key: Node) -> None:
+        """Note that a section is given at a key; a second time in all files is a mistake."""
+        first = self.single.setdefault(section, key)
+        if first is not key:
+            message = f"`{section}` can be given once in all files; it is at {first.place}"
+            self.report.add(key, message)
 
     def refer(self, kind: Kind, name: str, node: Node, owner: str = "") -> None:
         """Note that a name is used at a node."""

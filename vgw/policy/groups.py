@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import TypeVar
 
 from vgw.policy.model import Address, Group, Network, PolicyDocument, Vm
+from vgw.policy.quotas import Members
 
 _N = TypeVar("_N", IPv4Network, IPv6Network)
 
@@ -69,6 +70,8 @@ class Groups:
     def __init__(self, document: PolicyDocument, earlier: Groups | None = None) -> None:
         self._groups = document.groups
         self._vms = document.vms
+        #: What has been resolved, of this document.
+        self.members = Members()
         self._networks: dict[str, tuple[Network, ...]] = {}
         self._former: dict[str, tuple[Network, ...]] = {}
         self._vms_by_label: dict[tuple[str, str], list[Vm]] = {}
@@ -85,7 +88,9 @@ class Groups:
         """Return what a group stands for, collapsed. KeyError without such a group."""
         found = self._networks.get(name)
         if found is None:
-            found = collapse(self._members(name))
+            members = tuple(self._members(name))
+            self.members.add(len(members), f"group {name!r}")
+            found = collapse(members)
             former = self._former.pop(name, None)
             if found == former:
                 found = former

@@ -32,6 +32,17 @@ ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}
 ECHO_REPLY = {ICMP: 0, ICMPV6: 129}
 
 
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What a VM leaves in the log besides what its rules ask for, and how much on each interface.
+
+    `flows`: records of connections that begin and end. `per_second`: records of all kinds.
+    """
+
+    flows: bool = False
+    per_second: int = 1000
+
+
 class Direction(enum.StrEnum):
     """Direction of traffic from the VM's point of view."""
 
@@ -127,6 +138,7 @@ class Vm:
     mode: Mode = Mode.ENFORCE
     interfaces: tuple[Interface, ...] = ()
     reject_per_second: int = REJECT_PER_SECOND
+    log: Logging = Logging()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +228,10 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """A whole valid policy, merged from its files. `digest` identifies its text."""
+    """A whole valid policy, merged from its files. `digest` identifies its text.
+
+    `revision` counts up where its authors number it; `hosts` are those that it is for (empty: any).
+    """
 
     vms: Mapping[str, Vm] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
@@ -225,6 +240,8 @@ class PolicyDocument:
     defaults: Defaults = Defaults()
     warnings: tuple[Problem, ...] = ()
     digest: str = ""
+    revision: int | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from vgw.policy.checks import check_draft, warn
 from vgw.policy.draft import Draft
 from vgw.policy.fields import Fields, Keys, read_entries
 from vgw.policy.model import Defaults, PolicyDocument
+from vgw.policy.quotas import check_quotas, check_sources
+from vgw.policy.read_identity import read_host, read_revision
 from vgw.policy.read_policies import read_defaults, read_policies, read_services
 from vgw.policy.read_vms import read_groups, read_vms
 from vgw.policy.report import Report
@@ -23,8 +25,12 @@ from vgw.policy.yaml_nodes import Scalar, Source, show
 
 SCHEMA: Final = "vgw/v1"
 _KEYS: Final = Keys(
-    "a policy file", ("schema", "vms", "groups", "services", "policies", "defaults"), ("schema",)
+    "a policy file",
+    ("schema", "revision", "host", "vms", "groups", "services", "policies", "defaults"),
+    ("schema",),
 )
+#: Sections that can be given once in all files.
+_SINGLE: Final = {"revision": read_revision, "host": read_host, "defaults": read_defaults}
 _READERS: Final = {
     "vms": read_vms,
     "groups": read_groups,
@@ -42,6 +48,7 @@ def parse_sources(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     if not sources:
         message = "no policy file was found; a policy is a file or a directory of *.yaml"
         raise PolicyError([Problem("policy", 0, 0, "document", message)])
+    check_sources(sources)
     with _collector_paused():
         return _parse(sources)
 
@@ -66,6 +73,7 @@ def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
     for order, (name, text) in enumerate(sources):
         _read_file(draft, Source(name, order), text)
     check_draft(draft)
+    check_quotas(draft)
     if draft.report:
         raise PolicyError(draft.report.problems())
     document = PolicyDocument(
@@ -74,7 +82,9 @@ def _parse(sources: Sequence[tuple[str, str]]) -> PolicyDocument:
         services=draft.services,
         policies=tuple(draft.policies),
         defaults=draft.defaults or Defaults(),
-        digest=_digest(sources),
+        digest=digest_of(sources),
+        revision=draft.revision,
+        hosts=draft.hosts,
     )
     return replace(document, warnings=tuple(warn(draft, document).problems()))
 
@@ -99,12 +109,13 @@ def _read_file(draft: Draft, source: Source, text: str) -> None:
         node = found.value(section)
         if node is not None:
             read(draft, node)
-    defaults = found.value("defaults")
-    if defaults is not None:
-        read_defaults(draft, found.key("defaults"), defaults)
+    for section, read_single in _SINGLE.items():
+        node = found.value(section)
+        if node is not None:
+            read_single(draft, found.key(section), node)
 
 
-def _digest(sources: Sequence[tuple[str, str]]) -> str:
+def digest_of(sources: Sequence[tuple[str, str]]) -> str:
     """Return the SHA-256 of the texts; names do not count, but where each text ends does."""
     digest = hashlib.sha256()
     for _, text in sources:

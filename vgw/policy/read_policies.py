@@ -86,10 +86,7 @@ def read_policies(draft: Draft, node: Node) -> None:
 
 def read_defaults(draft: Draft, key: Node, node: Node) -> None:
     """Read the `defaults` section into the draft; `key` is where it begins."""
-    if draft.defaults_node is not None:
-        where = f"they are at {draft.defaults_node.place}"
-        draft.report.add(key, f"`defaults` can be given once in all files; {where}")
-    draft.defaults_node = key
+    draft.define_once("defaults", key)
     found = Fields(draft.report, node, _DEFAULTS_KEYS)
     draft.defaults = Defaults(
         ingress=found.scalar("ingress", _default_action, Defaults().ingress),

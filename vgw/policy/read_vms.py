@@ -19,6 +19,7 @@ from vgw.policy.model import (
     Guards,
     Hook,
     Interface,
+    Logging,
     Tracking,
     Vm,
 )
@@ -26,7 +27,13 @@ from vgw.policy.read_tracking import read_tracking
 from vgw.policy.report import Report
 from vgw.policy.yaml_nodes import MapNode, Node, Scalar
 
-_VM_KEYS: Final = Keys("a VM", ("labels", "mode", "interfaces", "conntrack", "reject_per_second"))
+_VM_KEYS: Final = Keys(
+    "a VM", ("labels", "mode", "interfaces", "conntrack", "reject_per_second", "log")
+)
+_LOG_KEYS: Final = Keys(
+    "`log` of a VM",
+    ("flows", "per_second"),
+)
 _INTERFACE_KEYS: Final = Keys(
     "an interface",
     ("name", "mac", "addresses", "allowed_pairs", "vlans", "guards", "conntrack_max", "hook"),
@@ -41,6 +48,7 @@ _HOOKS: Final = {str(hook): hook for hook in Hook}
 _VLAN: Final = partial(values.integer, lowest=1, highest=4094, what="a VLAN id")
 _CONNTRACK_MAX: Final = partial(values.integer, lowest=1024, highest=131072)
 _REJECTS: Final = partial(values.integer, lowest=0, highest=10_000)
+_RECORDS: Final = partial(values.integer, lowest=0, highest=100_000)
 _DEFAULT_CONNTRACK_MAX: Final = Interface("").conntrack_max
 
 
@@ -58,7 +66,20 @@ def read_vms(draft: Draft, node: Node) -> None:
                 _read_interface(draft, name, item, tracking) for item in found.items("interfaces")
             ),
             reject_per_second=found.scalar("reject_per_second", _REJECTS, REJECT_PER_SECOND),
+            log=_read_logging(draft.report, found.value("log")),
         )
+
+
+def _read_logging(report: Report, node: Node | None) -> Logging:
+    """Read what a VM leaves in the log; without a node, as by default."""
+    usual = Logging()
+    if node is None:
+        return usual
+    found = Fields(report, node, _LOG_KEYS)
+    return Logging(
+        flows=found.scalar("flows", values.boolean, usual.flows),
+        per_second=found.scalar("per_second", _RECORDS, usual.per_second),
+    )
 
 
 def read_groups(draft: Draft, node: Node) -> None:

@@ -22,6 +22,8 @@ class Report:
     def __init__(self) -> None:
         self.roots: dict[Source, Node] = {}
         self.unread_files = False
+        #: Values that were read, of all files.
+        self.values = 0
         self._found: list[tuple[Source, int, int, Node | None, str]] = []
         self._dropped = 0
         self._suggestions = 0

@@ -211,7 +211,11 @@ class _Resolver:
                 self.groups.networks(entry) if isinstance(entry, str) else (entry,)
                 for entry in entries
             ]
-            found = members[0] if len(members) == 1 else collapse(chain.from_iterable(members))
+            if len(members) == 1:
+                found = members[0]
+            else:
+                self.groups.members.add(sum(map(len, members)), f"a list of {len(entries)} peers")
+                found = collapse(chain.from_iterable(members))
             self._networks[entries] = found
         return found
 

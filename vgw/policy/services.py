@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
-from vgw.policy.model import ANY_SERVICE, ICMP, ICMPV6, SCTP, TCP, UDP, Service
+from vgw.policy.model import ANY_SERVICE, ICMP, ICMP_PROTOCOLS, ICMPV6, SCTP, TCP, UDP, Service
 from vgw.policy.values import ANY, integer, name, words
 from vgw.policy.yaml_nodes import show
 
 _PORTS: Final = {"tcp": TCP, "udp": UDP, "sctp": SCTP}
 _ICMPS: Final = {"icmp": ICMP, "icmpv6": ICMPV6}
+_NAMES: Final = {number: name for name, number in (_PORTS | _ICMPS).items()}
 #: Words before a slash; none of them can name a service.
 PROTOCOLS: Final = (*_PORTS, *_ICMPS, "proto")
 
@@ -136,3 +137,23 @@ def _icmp(text: str, protocol: int, rest: str) -> Service:
         raise ValueError(f"{show(text)}: a code needs one type before it, not any")
     code = None if code_text == ANY else integer(code_text, 0, 255, "an ICMP code")
     return Service(protocol, icmp_type=icmp_type, icmp_code=code)
+
+
+def service_text(service: Service) -> str:
+    """Return a service as a policy file writes it."""
+    if service.protocol is None:
+        return "any"
+    name = _NAMES.get(service.protocol)
+    if service.ports is not None:
+        return f"{name}/{range_text(service.ports)}"
+    if service.icmp_type is not None:
+        code = "" if service.icmp_code is None else f"/{service.icmp_code}"
+        return f"{name}/{service.icmp_type}{code}"
+    is_icmp = service.protocol in ICMP_PROTOCOLS
+    return f"{name}/any" if is_icmp else f"proto/{service.protocol}"
+
+
+def range_text(ports: tuple[int, int]) -> str:
+    """Return a range of ports as a policy file writes it."""
+    first, last = ports
+    return str(first) if first == last else f"{first}-{last}"

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from yaml._yaml import Mark as CMark
     from yaml.error import Mark
 
-#: Limits of one file. 50,000 rules in each direction are about 25 million characters and 2,500,000
-#: values if every rule uses every key; the tree of so many takes half a gigabyte while it is read.
+#: Limits of one file; that of values is of all files together. 50,000 rules in each direction are
+#: about 25 million characters and 2,500,000 values if every rule uses every key; the tree of so
+#: many takes half a gigabyte while it is read.
 MAX_CHARACTERS: Final = 32 * 1024 * 1024
 MAX_VALUES: Final = 3_000_000
 MAX_DEPTH: Final = 16
@@ -109,7 +110,6 @@ class _Builder:
         self._source = source
         self._report = report
         self._root: Node | None = None
-        self._values = 0
         self._open: list[_Open] = []
 
     def build(self, text: str) -> Node:
@@ -135,9 +135,9 @@ class _Builder:
 
     def _add(self, event: yaml.NodeEvent) -> None:
         line, column = _place(event.start_mark)
-        self._values += 1
-        if self._values > MAX_VALUES:
-            raise _Refusal(line, column, f"the file has more than {MAX_VALUES} values")
+        self._report.values += 1
+        if self._report.values > MAX_VALUES:
+            raise _Refusal(line, column, f"the policy has more than {MAX_VALUES} values")
         if isinstance(event, yaml.ScalarEvent):
             self._admit(event, Scalar(self._source, line, column, event.value, not event.style))
         elif isinstance(event, yaml.CollectionStartEvent):

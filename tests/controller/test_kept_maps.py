@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps that stay open between looks show what there is now, and hold nothing that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.controller.conftest import run
+from tests.controller.policies import document, interface, to_vm
+from vgw import libbpf
+from vgw.abi import Path as PacketPath
+from vgw.controller.kept_maps import MAPS
+from vgw.controller.links import link_pin
+from vgw.controller.readings import read_endpoints, read_meters
+from vgw.controller.reconcile import Host
+
+pytestmark = pytest.mark.bpf
+
+Tap = Callable[[str], int]
+NAMES = ("web01", "db01")
+VMS = {"web01": interface("tap-web01"), "db01": "{interfaces: [{name: tap-db01}]}"}
+
+
+@pytest.fixture
+def protected(host: Host, tap: Tap) -> Iterator[Host]:
+    """Two VMs, on tap-web01 and tap-db01."""
+    for name in NAMES:
+        tap(f"tap-{name}")
+    host.attach_many(document(vms=VMS))
+    yield host
+    host.kept.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def maps_open() -> int:
+    """Return how many files of this process are maps."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found += str(entry.readlink()) == "anon_inode:bpf-map"
+    return found
+
+
+def test_maps_stay_open_and_show_what_is_counted_now(protected: Host) -> None:
+    others = maps_open()
+    assert [reading.vm for reading in read_endpoints(protected)] == sorted(NAMES)
+    before = maps_open()
+    (endpoint,) = protected.open_endpoints("web01")
+    with endpoint:
+        program = libbpf.get_pinned(endpoint.directory / "prog_to_vm")
+        libbpf.prog_test_run(program, to_vm(dport=81))
+        os.close(program)
+    shown = {reading.vm: reading for reading in read_endpoints(protected)}
+    assert sum(counter.packets for counter in shown["web01"].stats.values()) == 1
+    assert not shown["db01"].stats
+    assert all(reading.attached for reading in shown.values())
+    assert maps_open() == before == others + len(NAMES) * len(MAPS)
+
+
+def test_what_is_detached_is_closed_by_the_next_look(protected: Host) -> None:
+    read_endpoints(protected)
+    protected.detach("web01")
+    assert [meter.vm for meter in read_meters(protected)] == ["db01"]
+    assert maps_open() == len(MAPS)
+
+
+def test_an_endpoint_made_anew_is_another_one(protected: Host) -> None:
+    (before,) = (meter for meter in read_meters(protected) if meter.vm == "web01")
+    protected.detach("web01")
+    protected.attach(document(vms=VMS), "web01")
+    (after,) = (meter for meter in read_meters(protected) if meter.vm == "web01")
+    assert after.made != before.made
+
+
+def test_a_program_that_somebody_takes_off_is_not_attached(protected: Host) -> None:
+    assert all(reading.attached for reading in read_endpoints(protected))
+    pin = link_pin(protected.paths.endpoint_dir("web01", "tap-web01"), PacketPath.TO_VM)
+    link = libbpf.get_pinned(pin)
+    libbpf.link_detach(link)
+    os.close(link)
+    attached = {reading.vm: reading.attached for reading in read_endpoints(protected)}
+    assert attached == {"web01": False, "db01": True}
+
+
+def test_an_interface_that_is_renamed_is_not_attached_under_its_old_name(protected: Host) -> None:
+    read_endpoints(protected)
+    run("ip", "link", "set", "tap-web01", "down")
+    run("ip", "link", "set", "tap-web01", "name", "other")
+    attached = {reading.vm: reading.attached for reading in read_endpoints(protected)}
+    assert attached == {"web01": False, "db01": True}
+
+
+def test_without_room_endpoints_are_opened_for_each_look(
+    protected: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2 * len(MAPS), 2 * len(MAPS)))
+    before = open_files()
+    for _ in range(2):
+        assert [reading.vm for reading in read_endpoints(protected)] == sorted(NAMES)
+        assert open_files() == before + len(MAPS)
+
+
+def test_an_endpoint_that_is_not_whole_is_left_out(protected: Host) -> None:
+    (protected.paths.endpoint_dir("web01", "tap-web01") / "stats").unlink()
+    assert [reading.vm for reading in read_endpoints(protected)] == ["db01"]

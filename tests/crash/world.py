@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host of its own with one VM on a TAP, under traffic, and everything that vgw has left there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from scripts.lab.wire import CLONE_NEWNET
+from tests.controller.observe import traces
+from tests.crash.objects import Made, in_use
+from tests.crash.probe import Prober
+from tests.lab.taps import Queue
+from tests.lab.topology import eventually
+from vgw import libbpf
+from vgw.controller.manifest import load_manifest
+from vgw.controller.paths import Paths
+from vgw.controller.reconcile import Host
+
+VM, TAP = "web01", "tap0"
+PATIENCE: Final = 10.0
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Left(NamedTuple):
+    """What there is of vgw: pins and files, how many maps and programs, what is remembered."""
+
+    names: list[str]
+    maps: int
+    programs: int
+    attached: list[int]
+    remembered: dict[str, Any] | None
+
+
+class World:
+    """The host, its traffic, and what may be on it."""
+
+    def __init__(
+        self, paths: Paths, prober: Prober, made: Made, *, prefer_link: bool = True
+    ) -> None:
+        self.paths, self.prober, self.made = paths, prober, made
+        self.prefer_link = prefer_link
+
+    def host(self) -> Host:
+        """Return the host as a process that has just started sees it."""
+        return Host(self.paths, prefer_link=self.prefer_link)
+
+    @property
+    def ifindex(self) -> int:
+        return socket.if_nametoindex(TAP)
+
+    def programs(self) -> list[int]:
+        """Return the ids of all programs on the interface, whoever's they are."""
+        xdp = libbpf.xdp_program(self.ifindex)
+        tcx = [libbpf.tcx_programs(self.ifindex, kind) for kind in (46, 47)]
+        return [*([] if xdp is None else [xdp[0]]), *tcx[0], *tcx[1]]
+
+    def left(self, others: int = 0) -> Left:
+        """Return what there is, once the kernel has freed what nothing leads to.
+
+        `others` is how many maps live besides those that pins lead to.
+        """
+        used = in_use(self.paths)
+        wanted = len(used.maps) + others, len(used.programs)
+        try:
+            eventually("", lambda: self._alive() == wanted, PATIENCE)
+        except AssertionError:
+            text = f"{self._alive()} maps and programs live, {wanted} should"
+            raise AssertionError(text) from None
+        attached = self.programs()
+        counts = str(self.paths.counts(VM))  # what was counted before, which is of no one run
+        assert set(attached) <= used.programs, "a program runs that no pin leads to"
+        return Left(
+            [name for name in traces(self.paths) if name != counts],
+            len(used.maps),
+            len(used.programs),
+            [1] * len(attached),
+            self._remembered(),
+        )
+
+    def unpinned(self) -> int:
+        """Return how many maps live that no pin leads to."""
+        return len(self.made.alive().maps - in_use(self.paths).maps)
+
+    def _alive(self) -> tuple[int, int]:
+        alive = self.made.alive()
+        return len(alive.maps), len(alive.programs)
+
+    def _remembered(self) -> dict[str, Any] | None:
+        manifest = load_manifest(self.paths.manifest(VM))
+        if manifest is None:
+            return None
+        current = manifest.current()
+        return {
+            "images": None if current is None else dict(current.images),
+            "mode": (manifest.mode.name, manifest.mode_override),
+            "endpoints": sorted(manifest.endpoints),
+            "extra": manifest.extra,
+        }
+
+    def clear(self) -> None:
+        """Take vgw off and check that nothing of it is left."""
+        self.host().detach_all()
+        eventually("no map and no program", lambda: not any(self.made.alive()))
+        assert self.programs() == []
+        assert traces(self.paths) == []
+
+
+@contextmanager
+def world(directory: Path, cache: Path, *, prefer_link: bool = True) -> Iterator[World]:
+    """Give such a host in a network namespace of its own, for a `with` block."""
+    with ExitStack() as stack:
+        stack.enter_context(_namespace())
+        run("ip", "link", "set", "lo", "up")
+        for scope in ("all", "default"):  # no frame is on its way but the probes
+            Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+        bpffs = directory / "bpffs"
+        bpffs.mkdir()
+        run("mount", "-t", "bpf", "bpf", str(bpffs))
+        stack.callback(run, "umount", "-l", str(bpffs))
+        queue = Queue(TAP)
+        stack.callback(queue.close)
+        run("ip", "link", "set", TAP, "up")
+        made = Made()
+        stack.callback(made.close)
+        stack.enter_context(made.recorded())
+        prober = stack.enter_context(Prober(queue.fd, TAP))
+        paths = Paths(
+            policy=directory / "policy.yaml",
+            run_dir=directory / "run",
+            state_dir=directory / "state",
+            bpffs=bpffs / "vgw",
+            cache_dir=cache,
+            log_file=directory / "events.jsonl",
+        )
+        yield World(paths, prober, made, prefer_link=prefer_link)
+
+
+@contextmanager
+def _namespace() -> Iterator[None]:
+    with Path("/proc/thread-self/ns/net").open() as home:
+        _check(_libc.unshare(CLONE_NEWNET))
+        try:
+            yield
+        finally:
+            _check(_libc.setns(home.fileno(), CLONE_NEWNET))
+
+
+def _check(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def run(*command: str) -> None:
+    """Run a command that has to succeed."""
+    subprocess.run(command, check=True, capture_output=True)

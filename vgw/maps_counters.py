@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the maps are kept that an endpoint's rules count in, one for each slot of its policies.
+
+The kernel gives only their ids, and what has an id is opened by CAP_SYS_ADMIN alone. So each is
+pinned beside the endpoint before rules count in it; a pin is believed only if it has that id.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from vgw import files, libbpf
+from vgw.errors import KernelError
+
+
+def counters_pin(directory: Path, slot: int) -> Path:
+    """Return where the map is pinned that rules of a slot count in."""
+    return directory / f"counters_{slot}"
+
+
+def inner_ids(fd: int, entries: int) -> dict[int, int]:
+    """Return the ids of the maps inside a map of maps, by index."""
+    found = {}
+    for index in range(entries):
+        value = libbpf.map_lookup(fd, index.to_bytes(4, sys.byteorder), 4)
+        if value is not None:
+            found[index] = int.from_bytes(value, sys.byteorder)
+    return found
+
+
+class CounterMaps(Protocol):
+    """Keeps maps of rule counters by slot. Methods raise KernelError, or OSError of a file."""
+
+    def keep(self, slot: int, fd: int) -> None:
+        """Keep an open map as that of a slot, in place of what was kept before."""
+
+    def open(self, slot: int, map_id: int) -> int | None:
+        """Return an fd of what is kept for a slot, None when it is not the map with this id."""
+
+    def drop(self, slot: int) -> None:
+        """Keep nothing for a slot."""
+
+    def close(self) -> None:
+        """Close what is open here; what is pinned stays."""
+
+
+class PinnedCounters:
+    """Maps that are pinned in the directory of an endpoint."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def keep(self, slot: int, fd: int) -> None:
+        """Pin a map."""
+        pin = self._pin(slot)
+        files.unlink(pin)
+        libbpf.pin(fd, pin)
+
+    def open(self, slot: int, map_id: int) -> int | None:
+        """Open the pin of a slot."""
+        try:
+            fd = libbpf.get_pinned(self._pin(slot))
+        except KernelError:
+            return None
+        return _only(fd, map_id)
+
+    def drop(self, slot: int) -> None:
+        """Remove the pin of a slot."""
+        files.unlink(self._pin(slot))
+
+    def close(self) -> None:
+        """Do nothing: pins stay."""
+
+    def _pin(self, slot: int) -> Path:
+        return counters_pin(self._directory, slot)
+
+
+class HeldCounters:
+    """Maps of an endpoint that is not pinned: they are open as long as this is."""
+
+    def __init__(self) -> None:
+        self._fds: dict[int, int] = {}
+
+    def keep(self, slot: int, fd: int) -> None:
+        """Hold a map open."""
+        self.drop(slot)
+        self._fds[slot] = os.dup(fd)
+
+    def open(self, slot: int, map_id: int) -> int | None:
+        """Open another fd of what is held."""
+        return _only(os.dup(self._fds[slot]), map_id) if slot in self._fds else None
+
+    def drop(self, slot: int) -> None:
+        """Close what is held."""
+        fd = self._fds.pop(slot, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close all that is held."""
+        for slot in list(self._fds):
+            self.drop(slot)
+
+
+def _only(fd: int, map_id: int) -> int | None:
+    """Return the fd if it is of the map with an id; otherwise close it."""
+    try:
+        if libbpf.map_info(fd).id == map_id:
+            return fd
+    except KernelError:
+        pass  # no map at all
+    os.close(fd)
+    return None
