@@ -52,7 +52,7 @@ CARDS: Final = {
     "guest": (GUEST_MAC, GUEST_ADDRESSES),
 }
 _GUEST_TAP: Final = "tap-guest"
-_NEEDED: Final = ("ip", "nsenter", "nft", "gcc")
+_NEEDED: Final = ("ip", "nsenter", "nft", "iptables-restore", "gcc")
 
 
 class BenchError(VgwError):
