@@ -6,6 +6,7 @@
     client      somebody outside  eth0         veth-client
     vm          the VM            eth0         veth-vm
     other       another VM        eth0         veth-other
+    guest       a VM with a TAP   eth0         tap-guest       (only where it is asked for)
 
 Neighbours are static and the bridge learns nothing new, so nothing but the measured traffic is on
 the way. Nothing outside the namespaces and the lab's directory is touched.
@@ -19,33 +20,39 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from bench.native import build
 from bench.policy_text import Endpoint
+from scripts.lab.tap_guest import open_tap
+from scripts.lab.wire import inside
 from vgw.errors import VgwError
 
 PREFIX: Final = "vgw-bench-"
 VM_MAC: Final = "52:54:00:00:00:11"
 OTHER_MAC: Final = "52:54:00:00:00:12"
+GUEST_MAC: Final = "52:54:00:00:00:13"
 CLIENT_MAC: Final = "52:54:00:00:00:02"
 VM_ADDRESSES: Final = {4: "10.20.0.11", 6: "2001:db8:20::11"}
 OTHER_ADDRESSES: Final = {4: "10.20.0.12", 6: "2001:db8:20::12"}
+GUEST_ADDRESSES: Final = {4: "10.20.0.13", 6: "2001:db8:20::13"}
 CLIENT_ADDRESSES: Final = {4: "10.20.0.2", 6: "2001:db8:20::2"}
 PREFIX_LENGTHS: Final = {4: 24, 6: 64}
 VM: Final = "vm"
 #: The most that a policy can ask for: a run's connections fit in at once.
 CONNTRACK_MAX: Final = 131072
-NODES: Final = ("host", "client", "vm", "other")
+NODES: Final = ("host", "client", "vm", "other", "guest")
 #: Node -> MAC and addresses of its card.
 CARDS: Final = {
     "client": (CLIENT_MAC, CLIENT_ADDRESSES),
     "vm": (VM_MAC, VM_ADDRESSES),
     "other": (OTHER_MAC, OTHER_ADDRESSES),
+    "guest": (GUEST_MAC, GUEST_ADDRESSES),
 }
-_NEEDED: Final = ("ip", "nsenter", "nft", "gcc")
+_GUEST_TAP: Final = "tap-guest"
+_NEEDED: Final = ("ip", "nsenter", "nft", "iptables-restore", "gcc")
 
 
 class BenchError(VgwError):
@@ -108,6 +115,10 @@ class Lab:
             file.flush()
             _run(*self.command("host", "nft", "-f", file.name))
 
+    def run_on_host(self, *words: str, text: str | None = None) -> None:
+        """Run a command that has to succeed on the lab's host, with `text` as its input."""
+        _run(*self.command("host", *words), text=text)
+
     def filter_bridged(self, on: bool) -> None:
         """Give bridged packets to the forward hooks of IPv4 and IPv6, or not."""
         for family in ("iptables", "ip6tables"):
@@ -127,14 +138,20 @@ def check_host() -> None:
 
 
 @contextmanager
-def lab(vgw: str | None = None) -> Iterator[Lab]:
-    """Build a lab for the length of the block; `vgw` is the command, else this installation's."""
+def lab(vgw: str | None = None, *, guest: bool = False) -> Iterator[Lab]:
+    """Build a lab for the length of the block; `vgw` is the command, else this installation's.
+
+    With `guest` there is also a VM behind a TAP.
+    """
     check_host()
     _remove_leftovers()
     built = Lab(f"{PREFIX}{os.getpid()}", vgw or str(Path(sys.executable).with_name("vgw")))
     try:
-        _build(built)
-        yield built
+        with ExitStack() as stack:
+            _build(built)
+            if guest:
+                stack.enter_context(_guest(built))
+            yield built
     finally:
         _remove(built.name)
 
@@ -149,10 +166,29 @@ def _build(built: Lab) -> None:
         _run(*built.command(node, "sh", "-c", _QUIET))
     _run("ip", "-n", f"{built.name}-host", "-batch", "-", text=_HOST_LINKS)
     built.filter_bridged(on=False)
-    for node, (mac, _) in CARDS.items():
+    cards = {node: mac for node, (mac, _) in CARDS.items() if node != "guest"}
+    for node, mac in cards.items():
         _run("ip", "-n", f"{built.name}-host", "-batch", "-", text=_node_links(built, node, mac))
-    for node in CARDS:
+    for node in cards:
         _run("ip", "-n", f"{built.name}-{node}", "-batch", "-", text=_node_addresses(node))
+
+
+@contextmanager
+def _guest(built: Lab) -> Iterator[None]:
+    """Give the guest its card: a TAP of its own, and a program between it and that of the host."""
+    relay = build("relay", built.directory)
+    with ExitStack() as stack:
+        taps = []
+        for node, name, mac in (("host", _GUEST_TAP, None), ("guest", "eth0", GUEST_MAC)):
+            with inside(f"{built.name}-{node}"):
+                taps.append(open_tap(name, mac, offload=True))
+            stack.callback(os.close, taps[-1])
+        _run("ip", "-n", f"{built.name}-host", "-batch", "-", text=_joined(_GUEST_TAP))
+        _run("ip", "-n", f"{built.name}-guest", "-batch", "-", text=_node_addresses("guest"))
+        process = subprocess.Popen([relay, *map(str, taps)], pass_fds=taps)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        yield
 
 
 #: No duplicate address detection and no router solicitations; all ports for connections.
@@ -177,9 +213,13 @@ link set br0 up
 def _node_links(built: Lab, node: str, mac: str) -> str:
     return (
         f"link add veth-{node} type veth peer name eth0 address {mac} netns {built.name}-{node}\n"
-        f"link set veth-{node} addrgenmode none\n"
-        f"link set veth-{node} master br0 up\n"
+        f"{_joined(f'veth-{node}')}"
     )
+
+
+def _joined(interface: str) -> str:
+    """Return the commands that make an interface of the host one of the bridge's."""
+    return f"link set {interface} addrgenmode none\nlink set {interface} master br0 up\n"
 
 
 def _node_addresses(node: str) -> str:

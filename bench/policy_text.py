@@ -15,11 +15,13 @@ from vgw.policy.model import (
     ICMPV6,
     TCP,
     UDP,
+    Direction,
     EffectiveRule,
     Network,
     Service,
 )
 
+_PEERS: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 _PROTOCOLS: Final = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmpv6"}
 
 
@@ -34,8 +36,14 @@ class Endpoint:
     conntrack_max: int
 
 
-def policy_text(rules: Sequence[EffectiveRule], endpoint: Endpoint) -> str:
-    """Return a policy in which these rules, and none else, judge what comes toward the VM."""
+def policy_text(
+    rules: Sequence[EffectiveRule], endpoint: Endpoint, direction: Direction = Direction.INGRESS
+) -> str:
+    """Return a policy in which these rules, and none else, judge one direction.
+
+    The other one is accepted. Of rules from the VM on, peers are still the network's side.
+    """
+    other = Direction.EGRESS if direction is Direction.INGRESS else Direction.INGRESS
     addresses = ", ".join(f'"{address}"' for address in endpoint.addresses)
     lines = [
         "schema: vgw/v1",
@@ -50,18 +58,18 @@ def policy_text(rules: Sequence[EffectiveRule], endpoint: Endpoint) -> str:
         f"  - name: {POLICY}",
         "    tier: group",
         "    applies_to: {all: true}",
-        "    ingress:",
-        *(f"      - {{{', '.join(_fields(rule))}}}" for rule in rules),
-        "defaults: {ingress: drop, egress: accept}",
+        f"    {direction}:",
+        *(f"      - {{{', '.join(_fields(rule, direction))}}}" for rule in rules),
+        f"defaults: {{{direction}: drop, {other}: accept}}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _fields(rule: EffectiveRule) -> Iterator[str]:
+def _fields(rule: EffectiveRule, direction: Direction) -> Iterator[str]:
     yield f"name: {rule.name}"
     yield f"action: {rule.action.name.lower()}"
     if rule.peers != ANYWHERE:
-        yield f"from: [{_networks(rule.peers)}]"
+        yield f"{_PEERS[direction]}: [{_networks(rule.peers)}]"
     if rule.local != ANYWHERE:
         yield f"local: [{_networks(rule.local)}]"
     if rule.services != (ANY_SERVICE,):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from bench.lab import VM_ADDRESSES, BenchError, Lab
+from bench.lab import CARDS, BenchError, Lab
 
 #: The server's ports, as many as make one client's connections differ enough.
 FIRST_PORT: Final = 20000
@@ -49,10 +49,14 @@ class Burst:
 
 
 @contextmanager
-def server(lab: Lab, version: int) -> Iterator[None]:
-    """Accept connections in the VM on all ports for the length of the block."""
+def server(
+    lab: Lab, version: int, vm: str = "vm", *, first_port: int = FIRST_PORT, ports: int = PORTS
+) -> Iterator[None]:
+    """Accept connections in a VM on all ports for the length of the block."""
     process = subprocess.Popen(
-        lab.command("vm", *_words(lab, "server", version, FIRST_PORT, PORTS), f"{_SERVER_SECONDS}"),
+        lab.command(
+            vm, *_words(lab, "server", vm, version, first_port, ports), f"{_SERVER_SECONDS}"
+        ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -70,13 +74,14 @@ def burst(  # noqa: PLR0913 - the bounds of a burst
     version: int,
     seconds: float,
     *,
+    vm: str = "vm",
     first_port: int = FIRST_PORT,
     ports: int = PORTS // 2,
     in_flight: int = 32,
     limit: int = MOST_CONNECTIONS,
 ) -> Burst:
-    """Open connections from the client to the VM, `in_flight` at a time, and reset each at once."""
-    words = _words(lab, "client", version, first_port, ports)
+    """Open connections from the client to a VM, `in_flight` at a time, and reset each at once."""
+    words = _words(lab, "client", vm, version, first_port, ports)
     run = subprocess.run(
         lab.command("client", *words, str(seconds), str(limit), str(in_flight)),
         capture_output=True,
@@ -89,5 +94,7 @@ def burst(  # noqa: PLR0913 - the bounds of a burst
     return Burst(**json.loads(run.stdout))
 
 
-def _words(lab: Lab, role: str, version: int, first_port: int, ports: int) -> list[str]:
-    return [str(lab.connections), role, VM_ADDRESSES[version], str(first_port), str(ports)]
+def _words(  # noqa: PLR0913, PLR0917 - what the program is told
+    lab: Lab, role: str, vm: str, version: int, first_port: int, ports: int
+) -> list[str]:
+    return [str(lab.connections), role, CARDS[vm][1][version], str(first_port), str(ports)]

@@ -23,7 +23,7 @@ packages=(
 dev_packages=(
   busybox                 # a DHCP client and a DHCP server
   prometheus              # scrapes the exporter; promtool checks its output
-  nftables                # what vgw is measured against
+  nftables iptables       # what vgw is measured against
   gcc libc6-dev           # the programs that measurements send traffic with
   python3-libvirt         # libvirt's own test driver; hosts with libvirt need it to find its VMs
   openssl                 # certificates

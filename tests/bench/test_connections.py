@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -59,13 +60,12 @@ def test_every_system_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 def test_only_the_dropped_port_is_closed(version: int) -> None:
     """The measurement's own check of verdicts sees a difference."""
     with lab() as built, server(built, version):
-        bounds = {"ports": 1, "in_flight": 2, "limit": 4}
-        assert burst(built, version, 0.2, first_port=DROPPED_PORT, **bounds).completed == 4
+        open_four = partial(burst, built, version, 0.2, ports=1, in_flight=2, limit=4)
+        assert open_four(first_port=DROPPED_PORT).completed == 4
         built.filter_bridged(on=True)
         built.nft(unordered_maps(late_rules(40, "fw", version), version, VM_MAC).text)
-        assert burst(built, version, 0.2, first_port=DROPPED_PORT, **bounds).completed == 0
-        neighbour = burst(built, version, 0.2, first_port=DROPPED_PORT + 1, **bounds)
-        assert neighbour.completed == 4
+        assert open_four(first_port=DROPPED_PORT).completed == 0
+        assert open_four(first_port=DROPPED_PORT + 1).completed == 4
 
 
 @pytest.mark.lab

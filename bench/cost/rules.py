@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of a measurement: as many as wanted, of which the last accepts what is measured."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import ip_network
+from typing import Final
+
+from bench.cost.vms import Vm
+from bench.lab import CLIENT_ADDRESSES
+from bench.rulesets import generate, rule
+from vgw.abi import Action
+from vgw.policy.model import ANY_SERVICE, TCP, UDP, EffectiveRule, Network, Service
+
+#: TCP to it is dropped by the last rule but one.
+DROPPED_PORT: Final = 19_999
+#: UDP to it is what a flood of denied packets goes to; the last rule but two drops it.
+DENIED_PORT: Final = 19_998
+#: The rules that every set ends with.
+_OWN: Final = 3
+
+
+def measured_rules(size: int, shape: str, version: int, vm: Vm) -> tuple[EffectiveRule, ...]:
+    """Return `size` rules of one IP version, of which only the last ones concern the client.
+
+    They drop DENIED_PORT and DROPPED_PORT of the VM and accept everything else.
+    """
+    client, owner = ip_network(CLIENT_ADDRESSES[version]), ip_network(vm.addresses[version])
+    spare = size + size // 4 + 16
+    others = [one for one in generate(spare, shape, version) if not _touches(one, client, owner)]
+    rng = random.Random(size)  # noqa: S311 - repeatable
+    kept = sorted(rng.sample(range(len(others)), size - _OWN))
+    drops = ((UDP, DENIED_PORT, "denied"), (TCP, DROPPED_PORT, "control"))
+    return (
+        *(others[index] for index in kept),
+        *(
+            rule(name, Action.DROP, (client,), (owner,), (Service(protocol, (port, port)), ()))
+            for protocol, port, name in drops
+        ),
+        rule("measured", Action.ACCEPT, (client,), (owner,), (ANY_SERVICE, ())),
+    )
+
+
+def _touches(one: EffectiveRule, client: Network, vm: Network) -> bool:
+    """Tell whether a rule could match anything that the client sends the VM."""
+    return any(_is_in(client, network) for network in one.peers) and any(
+        _is_in(vm, network) for network in one.local
+    )
+
+
+def _is_in(host: Network, network: Network) -> bool:
+    """Tell whether a network of one address is inside another network, of any version."""
+    return host.version == network.version and host.network_address in network
