@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +29,7 @@ from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
+from vgw.controller.restore import Suspect
 from vgw.controller.watch import RESTORE_SECONDS, AttachmentWatch
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType
@@ -288,6 +289,28 @@ def test_catalogue_M20_M21_what_others_add_is_said_and_stays(watched: Watched, t
         eventually(f"end of {at.name}", lambda: not watched.texts("foreign"))
     assert watched.attached()
     assert watched.texts() == []
+
+
+def test_what_changes_while_an_endpoint_is_inspected_is_noticed(
+    with_links: Watched, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap("tap0")
+    with_links.start()
+    inspect = with_links.operations.inspect
+    with contextlib.ExitStack() as theirs:
+
+        def inspect_and_end(suspects: Sequence[Suspect]) -> Collection[Suspect]:
+            found = inspect(suspects)
+            if with_links.texts("foreign"):
+                theirs.close()
+            return found
+
+        monkeypatch.setattr(with_links.watch, "_inspect", inspect_and_end)
+        theirs.enter_context(
+            foreign_program(libbpf.ProgType.SCHED_CLS, AttachType.TCX_EGRESS),
+        )
+        eventually("said", lambda: with_links.records("alarm"))
+        eventually("its end", lambda: not with_links.texts("foreign"))
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,7 @@ class AttachmentWatch:
     # --- looking closely ------------------------------------------------------------------
 
     def _look_closely(self, keys: Collection[_Key]) -> None:
+        before = {key: self._glance(self._watched[key]) for key in keys}
         suspects = {key: self._suspect(self._watched[key]) for key in sorted(keys)}
         try:
             still_wrong = self._inspect(list(suspects.values()))
@@ -271,6 +272,14 @@ class AttachmentWatch:
             else:
                 self._wrong.discard(key)
                 self._remember(watched)
+                if watched.seen != before[key]:  # nobody inspected what it has become since
+                    self._first[key] = None
+
+    def _glance(self, watched: _Watched) -> object:
+        """Return how an endpoint is before it is inspected."""
+        if watched.seen is None:
+            watched.ifindex = pinned.present_ifindex(watched.key[1]) or 0
+        return watched.look(self._lists)
 
     def _suspect(self, watched: _Watched) -> Suspect:
         def same(ifindex: int) -> bool:
