@@ -14,7 +14,7 @@ from tests.controller.observe import send_to_vm
 from tests.controller.policies import document, to_vm
 from vgw import libbpf
 from vgw.abi import Mode
-from vgw.controller import change, endpoint, readings, reconcile, rule_counts, status
+from vgw.controller import change, readings, reconcile, rule_counts, status
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
@@ -322,7 +322,7 @@ def test_catalogue_M14_what_was_counted_on_an_interface_that_is_gone_stays(
     send(2, "tap1")
     run("ip", "link", "del", "tap1")
 
-    killed_at(endpoint, "destroy", host.sweep)
+    killed_at(reconcile, "destroy", host.sweep)
     assert packets(host) == 5, "of the two that are pinned, or of what is remembered"
     assert host.sweep() == [("web01", "tap1")]
     assert packets(host) == 5
@@ -348,4 +348,31 @@ def test_catalogue_M14_counts_go_on_when_an_interface_is_made_anew(
     send(1)
     assert packets(host) == 4
     host.apply(policy("another"))
+    assert packets(host) == 4
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (change, "keep_counts"),
+        (change, "save_manifest"),
+        (change.Placing, "finish"),
+        (change.Change, "_keep_matches"),
+    ],
+    ids=lambda place: place[1],
+)
+def test_catalogue_M14_a_killed_change_loses_no_count_of_an_interface_made_anew(
+    host: Host, veth: Callable[[str], str], paths: Paths, place: tuple[Any, str]
+) -> None:
+    veth("tap0")
+    host.attach(policy(), "web01")
+    send(3)
+    run("ip", "link", "del", "tap0")
+    veth("tap0")
+
+    killed_at(*place, lambda: Host(paths).apply(policy("a")))
+    host.apply(policy("a"))
+    send(1)
+    assert packets(host) == 4
+    host.apply(policy("b"))
     assert packets(host) == 4

@@ -32,7 +32,7 @@ from vgw.controller.paths import unpin_name
 from vgw.controller.pins import endpoint_dirs, quietly
 from vgw.controller.recovery import forget, recovered, restore_manifest
 from vgw.controller.replacement import Placing, destroy, settle
-from vgw.controller.rule_counts import load_counts, save_counts, settle_spares
+from vgw.controller.rule_counts import keep_counts, load_counts, save_counts, settle_spares
 from vgw.controller.stages import (
     load_stages,
     missing_stages,
@@ -74,6 +74,8 @@ class Change:
         self._dropped: list[str] = []
         #: Whole endpoints in whose place new ones are made: their interfaces were.
         self._replaced: list[OpenEndpoint] = []
+        #: Those of them that judge no packet any more.
+        self._idle: list[OpenEndpoint] = []
         self._staged: dict[str, int] = {}
         self._placings: list[Placing] = []
         #: Endpoints of which the staged slot has counters of its own.
@@ -153,7 +155,10 @@ class Change:
 
     def _commit(self, undo: contextlib.ExitStack) -> None:
         opened = [kept.endpoint.maps for kept in self._kept.values()]
-        settle_spares(self._counts_file, opened, self._base.in_generation(self._tools.names.labels))
+        labels_of = self._base.in_generation(self._tools.names.labels)
+        settle_spares(self._counts_file, opened, labels_of)
+        # Now, for a process that dies leaves neither their pins nor what their rules were called.
+        keep_counts(self._counts_file, [each.maps for each in self._idle], labels_of)
         if self._restage:
             # Both wait, one for the kernel and one for the disk.
             libbpf.side_by_side(lambda: self._stage(undo), lambda: self._remember(undo))
@@ -175,9 +180,11 @@ class Change:
 
     def finish(self) -> None:
         """Free what was replaced; no packet is judged by it any more."""
-        for placing in self._placings:
-            placing.finish()
-        self._harvest()
+        try:
+            self._harvest()  # while the pins of the counters are there
+        finally:
+            for placing in self._placings:
+                placing.finish()
         for name, slot in self._staged.items():
             self._kept[name].endpoint.maps.release(1 - slot)
         for name in self._dropped:
@@ -216,6 +223,8 @@ class Change:
         to_vm = endpoint.attachment(facts.ifindex, abi.Path.TO_VM)
         if from_vm is None or to_vm is None:
             self._replaced.append(endpoint)
+            if from_vm is None and to_vm is None:
+                self._idle.append(endpoint)
             return None
         wanted = links.choose_hook(self._hook(name))
         return _Kept(endpoint, facts, Hook(from_vm.hook), wanted, endpoint.maps.config())
