@@ -173,9 +173,10 @@ def test_bug_in_the_controller_is_an_error_and_the_next_request_works(
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_unknown_verb(socket_path: Path) -> None:
+@pytest.mark.parametrize("length", [0, 1 << 20], ids=["short", "longer than what is in flight"])
+def test_unknown_verb(socket_path: Path, length: int) -> None:
     with pytest.raises(VgwError, match="does not know /v1/reboot"):
-        api.Client(socket_path).call("reboot")
+        api.Client(socket_path).call("reboot", padding=" " * length)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ is mode 0600, and each side must be root or the user that the other runs as.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import http.client
 import json
@@ -444,7 +445,10 @@ class Client:
                 "start one by `vgw controller`"
             ) from error
         try:
-            connection.request("POST", _PREFIX + verb, body, {"Content-Type": "application/json"})
+            # What is refused before all of it was read has its answer too.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                headers = {"Content-Type": "application/json"}
+                connection.request("POST", _PREFIX + verb, body, headers)
             answer = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise VgwError(
