@@ -17,6 +17,7 @@ from bench.flood import Flood, Flooder, Side, close, exchange, handshake, outcom
 from bench.limits import Limits
 from vgw import abi
 from vgw.abi import FlowState, Path
+from vgw.controller.clock import coarse_now_ns
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 
@@ -64,7 +65,7 @@ def run_race(  # noqa: PLR0913, PLR0917 - what there is to choose
     vm_side, client = replace(ends.vm, port=_LIVE_PORT), ends.client
     targets = ends.to_vm, ends.from_vm
     flooder.run(Flood(handshake(*targets, client, vm_side), live, 60, distinct=live))
-    born_by = time.monotonic_ns()
+    born_before = _next_tick_ns()
     before = read_account(host, vm)
     others = replace(ends.vm, port=_OTHER_PORT)
     strangers = replace(client, address=str(ip_address(client.address) + _OTHERS_OFFSET))
@@ -84,11 +85,22 @@ def run_race(  # noqa: PLR0913, PLR0917 - what there is to choose
         raise VgwError(f"{sent.rounds} of {connections} connections in {limit} s")
     opened = read_account(host, vm).opened(before)
     race = Race(live, sent.rounds, opened, exchanges, reaped, sent.seconds)
-    race.cut = list(_cut(host, vm, race, born_by))
+    race.cut = list(_cut(host, vm, race, born_before))
     return race
 
 
-def _cut(host: Host, vm: str, race: Race, born_by: int) -> Iterator[str]:
+def _next_tick_ns() -> int:
+    """Return a time of the programs' clock that no packet before has and every later one reaches.
+
+    It is read in coarser steps than the programs see it, so the next step is waited for.
+    """
+    now = coarse_now_ns()
+    while (later := coarse_now_ns()) == now:
+        time.sleep(0.001)
+    return later
+
+
+def _cut(host: Host, vm: str, race: Race, born_before: int) -> Iterator[str]:
     """Yield what is wrong with the live connections: missing, made anew, packets not counted."""
     (endpoint,) = host.open_endpoints(vm)
     # The handshake has two segments to the VM and one from it.
@@ -102,7 +114,7 @@ def _cut(host: Host, vm: str, race: Race, born_by: int) -> Iterator[str]:
         if flow.state != FlowState.TCP_ESTABLISHED or packets != wanted:
             where = f"port {abi.be16(key.remote_port)}"
             yield f"{where}: state {flow.state}, packets {packets} and not {wanted}"
-        elif flow.created_ns > born_by:
+        elif flow.created_ns >= born_before:
             yield f"port {abi.be16(key.remote_port)}: made anew"
 
 
