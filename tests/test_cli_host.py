@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.controller.process import await_ready
 from vgw.policy.compile import MAX_RULES
 
 pytestmark = pytest.mark.bpf
@@ -64,7 +65,7 @@ class Vgw:
         environment = {**self.environment, "NOTIFY_SOCKET": ready.getsockname()}
         process = subprocess.Popen(self.command(arguments), env=environment, cwd=self.root)
         try:
-            assert ready.recv(64) == b"READY=1"
+            await_ready(ready)
         except BaseException:
             process.kill()
             process.wait()

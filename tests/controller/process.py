@@ -35,6 +35,12 @@ run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}
 """
 
 
+def await_ready(notified: socket.socket) -> None:
+    """Wait until a controller says on its service manager's socket that it is ready."""
+    while (said := notified.recv(64)) != b"READY=1":
+        assert said.startswith(b"EXTEND_TIMEOUT_USEC="), said
+
+
 class Controller:
     """A controller in a process of its own; knows how to look at it from outside."""
 
@@ -66,8 +72,7 @@ class Controller:
                 stderr=output,
             )
             try:
-                while (said := ready.recv(64)) != b"READY=1":
-                    assert said.startswith(b"EXTEND_TIMEOUT_USEC=")
+                await_ready(ready)
             except BaseException:
                 self.end(signal.SIGKILL)
                 pytest.fail(f"the controller did not start: {self.output.read_text()}")

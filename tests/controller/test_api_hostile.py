@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,25 +189,25 @@ def test_catalogue_N10_a_directory_that_others_can_read_is_none_of_their_busines
 
 _IMPOSTOR = """
 import os, socket, sys
+os.chown(sys.argv[1], 65534, 65534)
 os.setgid(65534); os.setuid(65534)
 with socket.socket(socket.AF_UNIX) as listener:
-    listener.bind(sys.argv[1]); listener.listen(); print("ready", flush=True)
+    listener.bind(sys.argv[1] + "/vgw.sock"); listener.listen(); print("ready", flush=True)
     client = listener.accept()[0]
     print(client.makefile("rb").readline(), flush=True)
 """
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_catalogue_N10_a_socket_of_another_user_gets_no_request(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    for parent in (tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o011)
-    path = tmp_path / "vgw.sock"
-    with subprocess.Popen(
-        [sys.executable, "-c", _IMPOSTOR, str(path)], stdout=subprocess.PIPE, text=True
-    ) as impostor:
+def test_catalogue_N10_a_socket_of_another_user_gets_no_request() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="vgw-socket-") as directory,  # pytest's are root's alone
+        subprocess.Popen(
+            [sys.executable, "-c", _IMPOSTOR, directory], stdout=subprocess.PIPE, text=True
+        ) as impostor,
+    ):
         assert impostor.stdout is not None
         assert impostor.stdout.readline() == "ready\n"
         with pytest.raises(ControllerUnreachableError, match="it is user id 65534 who listens"):
-            api.Client(path).ping()
+            api.Client(Path(directory) / "vgw.sock").ping()
         assert impostor.stdout.readline() == "b''\n", "it was told nothing"

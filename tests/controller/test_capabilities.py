@@ -20,6 +20,7 @@ from tests.controller.conftest import run
 from tests.controller.observe import received, send_to_vm
 from tests.controller.ordinary_user import CAPABILITIES, PATIENCE, UID, OrdinaryUser, ordinary_user
 from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, VM_MAC, from_vm, to_vm
+from tests.controller.process import await_ready
 from vgw import libbpf
 from vgw.abi import Mode
 from vgw.controller import links_netlink as netlink
@@ -157,7 +158,7 @@ class running_controller:  # noqa: N801 - reads like a function
                 cwd="/",
             )
             try:
-                assert ready.recv(64) == b"READY=1"
+                await_ready(ready)
             except BaseException:
                 self.__exit__()
                 raise

@@ -222,7 +222,7 @@ def test_a_removal_that_fails_ends_no_flow(
     def fail(*_: object) -> None:
         raise VgwError("no")
 
-    monkeypatch.setattr("vgw.controller.endpoint.destroy", fail)
+    monkeypatch.setattr("vgw.controller.reconcile.destroy", fail)
     with pytest.raises(VgwError, match="no"):
         logging.host.detach("web01")
     assert not ended(logging.flows())

@@ -24,12 +24,15 @@ from vgw.controller.health import MAIN, Health, Watchdog, extending_start, watch
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 
-#: A controller with short limits whose main thread sleeps for good at SIGUSR1.
+#: A controller with short limits whose main thread sleeps for good at SIGUSR1, and which makes no
+#: way with the next change after SIGUSR2, as on a disk that does not answer.
 HANGING = """
 import signal, threading
-from vgw.controller import daemon, health
+from vgw.controller import change, daemon, health
 health.STUCK_SECONDS, health.CHANGE_SECONDS, daemon.IDLE_SECONDS = 2.0, 2.0, 0.5
-signal.signal(signal.SIGUSR1, lambda *_: threading.Event().wait())
+hang = lambda *_: threading.Event().wait()
+signal.signal(signal.SIGUSR1, hang)
+signal.signal(signal.SIGUSR2, lambda *_: setattr(change.Change, "prepare", hang))
 """
 
 
@@ -155,11 +158,11 @@ def test_catalogue_M39_a_main_thread_that_hangs_is_noticed_and_packets_do_not_no
 
 
 @pytest.mark.bpf
-def test_catalogue_M39_a_policy_that_cannot_be_read_to_its_end_is_a_change_that_is_stuck(
+def test_catalogue_M39_a_change_that_comes_to_no_end_is_what_is_stuck(
     hanging: Controller, paths: Paths
 ) -> None:
-    paths.policy.unlink()
-    os.mkfifo(paths.policy)  # as a file on a server that does not answer
+    hanging.process.send_signal(signal.SIGUSR2)
+    paths.policy.write_text(policy(("web01", "tap0"), rules=""))
     hanging.process.send_signal(signal.SIGHUP)
     eventually("unhealthy", lambda: hanging.page("healthz")[0] == 503)
     assert "change" in json.loads(hanging.page("healthz")[1])["stuck"]

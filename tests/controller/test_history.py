@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,7 +184,12 @@ def test_who_did_it_is_what_the_kernel_says_in_one_line() -> None:
     me = this_process("cli")
     assert me == peer_process(Peer(me.pid, me.uid), "cli")
     assert (me.uid, me.via) == (0, "cli")
-    assert "pytest" in me.command
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", "two\nlines"], stdin=subprocess.PIPE
+    ) as other:
+        command = peer_process(Peer(other.pid, 0), "cli").command
+        other.communicate(b"\n")
+    assert command == one_line(f"{sys.executable} -c input() two\nlines")
     gone = peer_process(Peer(2**22 + 1, 0), "controller")
     assert (gone.user, gone.command, gone.login) == ("root", "", None)
     assert WHO.text() == "root (alice)"

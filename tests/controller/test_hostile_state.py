@@ -56,9 +56,10 @@ def manifest(tmp_path: Path) -> Path:
         "web01", generation=7, endpoints={"tap1": EndpointEntry(1, interface)},
         extra=("tap9",), policies={7: policy},
     )  # fmt: skip
-    save_manifest(tmp_path / "m.json", whole)
-    assert load_manifest(tmp_path / "m.json") == whole
-    return tmp_path / "m.json"
+    file = tmp_path / "web01.json"
+    save_manifest(file, whole)
+    assert load_manifest(file) == whole
+    return file
 
 
 @pytest.mark.parametrize(
