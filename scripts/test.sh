@@ -18,4 +18,5 @@ scripts/setup.sh --dev
 check ruff check .
 check ruff format --check .
 check mypy
-check pytest "$@"
+# Much of a test is waiting for the kernel, so files run side by side; pytest's own -n 0 overrides it.
+check pytest -n "$(nproc)" --dist loadfile "$@"

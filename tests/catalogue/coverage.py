@@ -14,7 +14,7 @@ from vgw.policy.model import Hook
 
 ROOT = Path(__file__).parents[2]
 
-_FUNCTION = re.compile(r"test_catalogue_([A-Z][0-9]+)_\w+")
+_FUNCTION = re.compile(r"test_catalogue((?:_[A-Z][0-9]+)+)_\w+")
 _EXCEPTION = re.compile(r"^\| ([A-N][0-9]+(?:, [A-N][0-9]+)*) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 
 
@@ -25,8 +25,8 @@ def functions_by_id(root: Path = ROOT) -> Mapping[str, list[str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 name = _FUNCTION.fullmatch(node.name)
-                if name:
-                    found[name[1]].append(f"{path.relative_to(root)}::{node.name}")
+                for identity in name[1].split("_")[1:] if name else ():
+                    found[identity].append(f"{path.relative_to(root)}::{node.name}")
     return found
 
 

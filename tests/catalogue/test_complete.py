@@ -66,10 +66,13 @@ def test_functions_are_found_by_their_names(tmp_path: Path) -> None:
         "def test_catalogue_K7_queues_agree() -> None: ...\n"
         "class Test:\n    async def test_catalogue_L99_nothing(self) -> None: ...\n"
         "def test_catalogue_K8() -> None: ...\n"
+        "def test_catalogue_M1_M2_both_hold() -> None: ...\n"
     )
     assert coverage.functions_by_id(tmp_path) == {
         "K7": ["tests/test_some.py::test_catalogue_K7_queues_agree"],
         "L99": ["tests/test_some.py::test_catalogue_L99_nothing"],
+        "M1": ["tests/test_some.py::test_catalogue_M1_M2_both_hold"],
+        "M2": ["tests/test_some.py::test_catalogue_M1_M2_both_hold"],
     }
     assert "L99" not in CATALOGUE
     assert "N19" not in CATALOGUE

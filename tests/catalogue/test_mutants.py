@@ -73,9 +73,13 @@ def test_a_wrong_build_is_noticed(
     print(f"{mutant.group}: {mutant.name}: {played.differences[0]}")
 
 
+#: Their packets are none: what is wrong there is tried in the tests of the controller.
+CONTROL_GROUPS = {"M", "N"}
+
+
 def test_each_group_has_wrong_builds() -> None:
     counts = Counter(mutant.group for mutant in MUTANTS)
-    assert set(counts) == {identity[0] for identity in CATALOGUE}
+    assert set(counts) == {identity[0] for identity in CATALOGUE} - CONTROL_GROUPS
     assert min(counts.values()) >= 2
 
 

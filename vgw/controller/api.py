@@ -168,7 +168,10 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin to serve a client in a thread."""
         self.waiting.add(request)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # this host gives no more threads
+            self.shutdown_request(request)
 
     def service_actions(self) -> None:
         """Look after those that wait, a few times a second, and say that the server goes round."""
