@@ -70,9 +70,12 @@ FUNCTIONS = {
 }  # fmt: skip
 #: Modules that change files which no change of an endpoint depends on, and what those are.
 OTHER_FILES = {
-    "vgw.controller.events": "the log, which is appended to",
+    "vgw.cli_top_terminal": "a pipe that wakes up the screen",
+    "vgw.cli_verbs_conntrack": "a file that the user names, which is whole or not there",
     "vgw.controller.api": "the socket",
     "vgw.controller.doctor": "a look whether the cache can be made",
+    "vgw.controller.guardian": "the pipe on which it says that it watches",
+    "vgw.controller.log_file": "the log, which is appended to and rotated",
     "vgw.loader.cache": "compiled programs, each of which is whole or not there",
     "vgw.loader.compiler": "the compiling process writes its answer",
     "vgw.loader.sources": "what the compiling process reads",
@@ -126,9 +129,28 @@ def test_no_source_goes_around() -> None:
     assert not found, "\n".join(found)
 
 
+def test_what_changes_other_files_does() -> None:
+    """An entry for a module that changes nothing would hide what comes into it later."""
+    texts = {module: path.read_text() for module, path in modules()}
+    idle = [module for module in OTHER_FILES if not around("", texts[module])]
+    assert idle == []
+
+
 def test_every_call_of_libbpf_is_known() -> None:
     known = set(_PROTOTYPES)
     assert known == CHANGING | READING
+
+
+def test_every_call_of_libbpf_has_a_prototype() -> None:
+    """Without one ctypes guesses, and a result that is an error counts as one that is none."""
+    called = {
+        node.attr
+        for module, path in modules()
+        if module.startswith("vgw.libbpf")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("bpf_")
+    }
+    assert called - set(_PROTOTYPES) == set()
 
 
 @pytest.mark.parametrize(

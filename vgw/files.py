@@ -29,7 +29,7 @@ def mkdir(path: Path, mode: int = 0o777, *, exist_ok: bool = False) -> None:
     """Make a directory, and those that it is in; with `exist_ok` it may be there."""
     if exist_ok and path.is_dir():
         return
-    if not path.parent.is_dir():
+    if not path.parent.exists():  # a file there is no directory, which mkdir() says
         mkdir(path.parent, exist_ok=True)
     _announce("mkdir", path)
     path.mkdir(mode, exist_ok=exist_ok)

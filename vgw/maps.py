@@ -228,10 +228,13 @@ class EndpointMaps:
         return self._inner_id("rule_counters", slot)
 
     def spare_is_used(self) -> bool:
-        """Tell whether the spare slot has policies or counters: a change is not finished."""
+        """Tell whether the spare slot has policies or counters: a change is not finished.
+
+        So it is too while only the map is kept that its rules have counted in, or were to.
+        """
         spare = 1 - self.active_slot()
         ids = (*self.policy_ids(spare).values(), self.counters_id(spare))
-        return any(map_id is not None for map_id in ids)
+        return any(map_id is not None for map_id in ids) or self._counters.keeps(spare)
 
     def rule_counters(self, slot: int | None = None) -> bytes:
         """Return the counters of a slot (default: the active one), an array of abi.RuleCounter.

@@ -37,6 +37,9 @@ class CounterMaps(Protocol):
     def keep(self, slot: int, fd: int) -> None:
         """Keep an open map as that of a slot, in place of what was kept before."""
 
+    def keeps(self, slot: int) -> bool:
+        """Tell whether anything is kept for a slot."""
+
     def open(self, slot: int, map_id: int) -> int | None:
         """Return an fd of what is kept for a slot, None when it is not the map with this id."""
 
@@ -58,6 +61,10 @@ class PinnedCounters:
         pin = self._pin(slot)
         files.unlink(pin)
         libbpf.pin(fd, pin)
+
+    def keeps(self, slot: int) -> bool:
+        """Look for the pin of a slot."""
+        return self._pin(slot).exists()
 
     def open(self, slot: int, map_id: int) -> int | None:
         """Open the pin of a slot."""
@@ -89,9 +96,13 @@ class HeldCounters:
         self.drop(slot)
         self._fds[slot] = os.dup(fd)
 
+    def keeps(self, slot: int) -> bool:
+        """Look whether one is held."""
+        return slot in self._fds
+
     def open(self, slot: int, map_id: int) -> int | None:
         """Open another fd of what is held."""
-        return _only(os.dup(self._fds[slot]), map_id) if slot in self._fds else None
+        return _only(os.dup(self._fds[slot]), map_id) if self.keeps(slot) else None
 
     def drop(self, slot: int) -> None:
         """Close what is held."""

@@ -276,23 +276,32 @@ def test_a_pin_that_is_not_the_image_is_replaced(
 def test_without_its_pins_a_policy_stays_as_it_is_until_applied(
     host: Host, paths: Paths, tap: Tap, damage: Callable[[Path], None]
 ) -> None:
-    """What is in force cannot be opened any more, so it is not put beside another mode."""
+    """What is in force cannot be opened any more, so it is not put beside another mode.
+
+    Who orders one is told so, and nothing is left of the order: it does not come into force with
+    whatever is applied next.
+    """
     vm = tap("tap0")
     policy = document(HTTP, vms={"web01": "{interfaces: [{name: tap0}]}"})
     host.attach(policy, "web01")
     before, there = policy_ids(host), pins(paths)
+    remembered = load_manifest(paths.manifest("web01"))
     for digest in there:
         damage(paths.images / digest)
 
     with pytest.raises(VgwError, match="not pinned: apply the policy of the VM"):
         host.set_mode("web01", Mode.QUARANTINE)
     assert policy_ids(host) == before
+    assert load_manifest(paths.manifest("web01")) == remembered
     host.apply(policy)
 
     assert row(host)["attached"]
-    assert host.status("web01")["vms"][0]["mode"] == "quarantine"  # as it was ordered
+    assert host.status("web01")["vms"][0]["mode"] == "enforce"
     assert pins(paths) == there
     assert set(policy_ids(host)["web01"].values()) == set(pinned_images(paths))
+    send_to_vm("tap0", to_vm())
+    assert received(vm, to_vm())
+    assert host.set_mode("web01", Mode.QUARANTINE)
     send_to_vm("tap0", to_vm())
     assert not received(vm, to_vm())
     assert host.set_mode("web01", Mode.ENFORCE)

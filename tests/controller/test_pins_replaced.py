@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.controller.observe import program_ids, received, row, send_to_vm, traces
-from tests.controller.policies import document, to_vm
+from tests.controller.policies import document, interface, to_vm
 from vgw import libbpf
 from vgw.controller.endpoint import NEEDED_MAPS
 from vgw.controller.links import opened
@@ -174,20 +174,60 @@ def test_catalogue_M25_a_stale_pin_of_another_kind_is_not_adopted(
 def test_catalogue_M25_pins_of_another_version_are_left_alone(
     host: Host, paths: Paths, tap: Tap
 ) -> None:
-    """They are in a directory of their own, and none of the names in it counts as a VM's."""
-    tap("tap0")
-    other = paths.bpffs / "v1" / "web01" / "tap0"
-    other.mkdir(parents=True)
-    fd = libbpf.map_create(libbpf.MapType.ARRAY, "stats", 4, 8, 1)
-    libbpf.pin(fd, other / "stats")
-    os.close(fd)
+    """Nothing tells what its tables are like, so the VM goes on as it is; other VMs are free."""
+    vm = tap("tap0")
+    tap("tap1")
+    both = {"web01": interface("tap0"), "web02": "{interfaces: [{name: tap1}]}"}
+    policy = document(HTTP, vms=both)
+    host.attach(policy, "web01")
+    paths.pins.rename(paths.bpffs / "v1")
+    before = [path for path in traces(paths) if "/v1" in path]
     assert host.attached() == []
 
-    host.attach(document(HTTP), "web01")
-    host.detach_all()
+    said = (
+        r"tap0 goes on filtering with the tables of ABI 1, .*run `vgw detach --vm web01` of the "
+        "version that attached it"
+    )
+    for refused in (lambda: host.attach(policy, "web01"), lambda: host.detach("web01")):
+        with pytest.raises(VgwError, match=said):
+            refused()
+    assert host.attach(policy, "web02").changed
+    host.detach("web02")
 
-    assert [path for path in traces(paths) if "/v1" not in path and path != str(paths.bpffs)] == []
-    assert (other / "stats").exists()
+    assert [path for path in traces(paths) if "/v1" in path] == before
+    for port, passes in ((80, True), (23, False)):
+        send_to_vm("tap0", to_vm(dport=port))
+        assert received(vm, to_vm(dport=port)) is passes
+    (paths.bpffs / "v1").rename(paths.pins)
+    host.detach("web01")  # which this version can, when they are its own
+    assert traces(paths) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "above", "mode", "trusted"),
+    [
+        (4711, 0, 0o700, True),  # root has given it to the user of a service
+        (4711, 4711, 0o1777, True),
+        (4711, 0, 0o1777, False),
+        (4711, 0, 0o770, False),
+        (4711, 4712, 0o700, False),
+    ],
+)
+def test_root_trusts_a_user_who_was_given_the_directory(  # noqa: PLR0917
+    host: Host, paths: Paths, tap: Tap, owner: int, above: int, mode: int, *, trusted: bool
+) -> None:
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    for directory in (paths.bpffs, paths.pins):
+        os.chown(directory, owner, 0)
+    os.chown(paths.bpffs.parent, above, 0)
+    paths.bpffs.parent.chmod(mode)
+
+    if trusted:
+        host.attach(document(HTTP), "web01")
+        os.chown(paths.pins, owner + 1, 0)  # a third user in the directory of the second
+    with pytest.raises(VgwError, match="is open to other users"):
+        host.detach_all()
 
 
 @pytest.mark.parametrize("change", ["owner", "mode"])

@@ -71,6 +71,7 @@ class Watch:
         text = str(target)
         for root in self._roots:
             text = text.replace(f"{root}/", "")
+        text = re.sub(r"/counters_\d$", "/counters", text)  # of either slot, whichever is spare
         return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", text)
 
 

@@ -161,7 +161,7 @@ def detached_first(patch: pytest.MonkeyPatch) -> None:
 
 def never_settled(patch: pytest.MonkeyPatch) -> None:
     """Leave what a killed process left."""
-    for module in ("replacement", "change", "reconcile"):
+    for module in ("change", "reconcile", "renames", "replacement", "upgrade"):
         patch.setattr(f"vgw.controller.{module}.settle", lambda _: None)
 
 

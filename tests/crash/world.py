@@ -18,10 +18,11 @@ from tests.crash.objects import Made, in_use
 from tests.crash.probe import Prober
 from tests.lab.taps import Queue
 from tests.lab.topology import eventually
-from vgw import libbpf
+from vgw import abi, libbpf
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
+from vgw.maps_counters import counters_pin
 
 VM, TAP = "web01", "tap0"
 PATIENCE: Final = 10.0
@@ -74,15 +75,27 @@ class World:
             text = f"{self._alive()} maps and programs live, {wanted} should"
             raise AssertionError(text) from None
         attached = self.programs()
+        names = [self._by_use(name) for name in traces(self.paths)]
         counts = str(self.paths.counts(VM))  # what was counted before, which is of no one run
         assert set(attached) <= used.programs, "a program runs that no pin leads to"
         return Left(
-            [name for name in traces(self.paths) if name != counts],
+            sorted(name for name in names if name != counts),
             len(used.maps),
             len(used.programs),
             [1] * len(attached),
             self._remembered(),
         )
+
+    def _by_use(self, name: str) -> str:
+        """Name a pin of counters by what its slot is: which one is in force depends on what was."""
+        pin = Path(name)
+        for endpoint in self.host().open_endpoints(VM):
+            with endpoint:
+                for slot in range(abi.CONFIG_SLOTS):
+                    if pin == counters_pin(self.paths.endpoint_dir(VM, endpoint.interface), slot):
+                        is_used = slot == endpoint.maps.active_slot()
+                        return str(pin.with_name(f"counters_{'active' if is_used else 'spare'}"))
+        return name
 
     def unpinned(self) -> int:
         """Return how many maps live that no pin leads to."""

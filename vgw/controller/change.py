@@ -295,7 +295,8 @@ class Change:
         kept = self._kept[name]
         if self._old is None or name not in self._old.endpoints or not self._has_images(kept):
             return True
-        if not all(self._tools.images.is_pinned(image.digest) for image in self._images.values()):
+        digests = {path: image.digest for path, image in self._images.items()}
+        if not self._tools.images.are_in_force(digests, kept.endpoint.maps):
             return True  # without the pins nobody could change the configuration alone
         now = kept.config
         if now.generation != self._old.generation:

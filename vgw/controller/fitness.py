@@ -26,6 +26,8 @@ DO_NOTHING: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
 DEFAULT_BPFFS: Final = Path("/sys/fs/bpf")
 
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
 
 def missing_capabilities() -> list[str]:
     """Return the names of capabilities that this process lacks."""
@@ -85,12 +87,20 @@ def allow_many_files() -> None:
 
 
 def trusted_users(bpffs: Path) -> set[int]:
-    """Return the users whose compiled programs this process may load: those whose pins it changes.
+    """Return the users whose pins this process changes and whose compiled programs it may load.
 
-    So root goes on with what a service with a user of its own has compiled.
+    It is whom `bpffs`, the directory of the pins, belongs to, if that is root or this process's own
+    user. Root also goes on with what a service with a user of its own has made; but then nobody
+    else may have been able to make that directory: the one above is root's alone, which gave it to
+    that user, or belongs to that user too.
     """
     with contextlib.suppress(OSError):
-        return {bpffs.stat().st_uid}
+        owner, above = bpffs.stat().st_uid, bpffs.parent.stat()
+        is_given = above.st_uid == owner or (
+            above.st_uid == 0 and not above.st_mode & _OTHERS_WRITE
+        )
+        if owner in {0, os.geteuid()} or (os.geteuid() == 0 and is_given):
+            return {owner}
     return set()
 
 
@@ -109,17 +119,18 @@ def require_bpffs(directory: Path) -> None:
         raise VgwError(f"{directory} is not in a bpffs: run `{command}`")
 
 
-def require_own(*directories: Path) -> None:
-    """Raise VgwError if another user may change what is in a directory that is there.
+def require_own(bpffs: Path, *inside: Path) -> None:
+    """Raise VgwError if a user who is not trusted may change what is in a directory that is there.
 
-    Who can put pins there could have this process adopt them.
+    Who can put pins there could have this process adopt them. `inside` are directories in `bpffs`.
     """
-    for directory in directories:
+    users = {0, os.geteuid(), *trusted_users(bpffs)}
+    for directory in (bpffs, *inside):
         try:
             facts = directory.stat()
         except FileNotFoundError:
             continue
-        if facts.st_uid not in {0, os.geteuid()} or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if facts.st_uid not in users or facts.st_mode & _OTHERS_WRITE:
             raise VgwError(
                 f"{directory} is open to other users: if what is pinned there is yours, run "
                 f"`chown {os.geteuid()} {directory}` and `chmod 700 {directory}`"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from vgw import files
 from vgw.controller.actor import Actor, actor_from_json, one_line
 from vgw.controller.batch import AttachResult
 from vgw.controller.documents import Documents
@@ -222,7 +223,7 @@ class History:
             wanted.update(() if window is None else window.others.values())
             self.documents.remove_but(wanted)
         with contextlib.suppress(OSError):
-            self._directory.rmdir()
+            files.rmdir(self._directory)
 
     def _load(self, number: int) -> Entry | None:
         body = read_state(self._file(number), _SCHEMA)

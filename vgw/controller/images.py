@@ -97,9 +97,15 @@ class Images:
         """
         return {path: self._ready(artefact, image) for path, image in images.items()}
 
-    def is_pinned(self, digest: str) -> bool:
-        """Tell whether an image of this name is there, whatever it holds."""
-        return (self._directory / digest).is_dir()
+    def are_in_force(self, digests: Mapping[abi.Path, str], maps: EndpointMaps) -> bool:
+        """Tell whether what is pinned by these names is what an endpoint judges packets by."""
+        try:
+            return all(
+                chunks and PinnedImage(self._directory / digests[path]).ids() == chunks
+                for path, chunks in maps.policies(maps.active_slot()).items()
+            )
+        except KernelError:
+            return False
 
     def in_force(self, maps: EndpointMaps) -> dict[abi.Path, Image]:
         """Return the images that an endpoint judges packets by.
@@ -111,7 +117,9 @@ class Images:
         for path, chunks in maps.policies(maps.active_slot()).items():
             image = PinnedImage(self._directory / digests.get(next(iter(chunks), 0), ASIDE))
             if not chunks or image.ids() != chunks:
-                raise VgwError("the policy in force is not pinned: apply the policy of the VM")
+                raise VgwError(
+                    "the policy in force is not pinned: apply the policy of the VM, then try again"
+                )
             found[path] = image
         return found
 

@@ -46,7 +46,7 @@ from vgw.controller.recovery import (
 from vgw.controller.renames import Renamed, follow_renames
 from vgw.controller.replacement import destroy, settle
 from vgw.controller.restore import Restored, Suspect, restore
-from vgw.controller.rule_counts import keep_counts, read_steadily
+from vgw.controller.rule_counts import keep_counts, read_steadily, settle_spares
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
 from vgw.controller.upgrade import Upgrades, give_up_flows, upgrade_vms
@@ -262,6 +262,10 @@ class Host:
                     save_manifest(self.paths.manifest(vm), ordered)
                 if running != {wanted}:
                     self._reconfigure(vm, lambda config: setattr(config, "mode", wanted))
+                else:  # one that died may have put it in force and freed nothing
+                    maps = [endpoint.maps for endpoint in opened]
+                    labels = ordered.in_generation(self.store.labels)
+                    settle_spares(self.paths.counts(vm), maps, labels)
                 undo.pop_all()
         return ordered != manifest or running != {wanted}
 

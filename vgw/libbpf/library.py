@@ -38,6 +38,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "bpf_map_get_next_key": (c_int, c_void_p, c_void_p),
     "bpf_map_lookup_batch": (c_int, c_void_p, c_void_p, c_void_p, c_void_p, _COUNT, c_void_p),
     "bpf_map_update_batch": (c_int, c_void_p, c_void_p, _COUNT, c_void_p),
+    "bpf_map_get_fd_by_id": (c_uint32,),
     "bpf_prog_load": (c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p),
     "bpf_prog_test_run_opts": (c_int, c_void_p),
     "bpf_prog_get_fd_by_id": (c_uint32,),
