@@ -18,6 +18,7 @@ from vgw.controller import change, readings, reconcile, rule_counts, status
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
+from vgw.controller.replacement import Placing
 from vgw.controller.rule_counts import RuleCounts, load_counts
 from vgw.maps import EndpointMaps
 from vgw.policy.model import PolicyDocument
@@ -356,7 +357,7 @@ def test_catalogue_M14_counts_go_on_when_an_interface_is_made_anew(
     [
         (change, "keep_counts"),
         (change, "save_manifest"),
-        (change.Placing, "finish"),
+        (Placing, "finish"),
         (change.Change, "_keep_matches"),
     ],
     ids=lambda place: place[1],
