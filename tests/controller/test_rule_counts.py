@@ -14,7 +14,8 @@ from tests.controller.observe import send_to_vm
 from tests.controller.policies import document, to_vm
 from vgw import libbpf
 from vgw.abi import Mode
-from vgw.controller import change, readings, reconcile, rule_counts, status
+from vgw.controller import change, endpoint, readings, reconcile, rule_counts, status
+from vgw.controller.change import Change
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
@@ -356,9 +357,10 @@ def test_catalogue_M14_counts_go_on_when_an_interface_is_made_anew(
     "place",
     [
         (change, "keep_counts"),
-        (change, "save_manifest"),
+        (endpoint, "create"),
+        (libbpf, "wait_for_programs"),
         (Placing, "finish"),
-        (change.Change, "_keep_matches"),
+        (Change, "_keep_matches"),
     ],
     ids=lambda place: place[1],
 )

@@ -390,7 +390,7 @@ class Change:
             self._tools.store.keep_names(image.digest, image.rules)
         if not self._needed:
             self._keep_matches()  # which a process that died has not come to
-        if not self._kept:
+        if not (self._kept or self._replaced):
             remove_state(self._counts_file)
         if self._manifest != self._old:
             undo.callback(quietly, restore_manifest, self._file, self._old)
