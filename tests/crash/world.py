@@ -75,27 +75,28 @@ class World:
             text = f"{self._alive()} maps and programs live, {wanted} should"
             raise AssertionError(text) from None
         attached = self.programs()
-        names = [self._by_use(name) for name in traces(self.paths)]
+        by_use = self._by_use()
         counts = str(self.paths.counts(VM))  # what was counted before, which is of no one run
         assert set(attached) <= used.programs, "a program runs that no pin leads to"
         return Left(
-            sorted(name for name in names if name != counts),
+            sorted(by_use.get(name, name) for name in traces(self.paths) if name != counts),
             len(used.maps),
             len(used.programs),
             [1] * len(attached),
             self._remembered(),
         )
 
-    def _by_use(self, name: str) -> str:
-        """Name a pin of counters by what its slot is: which one is in force depends on what was."""
-        pin = Path(name)
+    def _by_use(self) -> dict[str, str]:
+        """Name the pins of counters by the use of their slot: its number depends on the past."""
+        found: dict[str, str] = {}
         for endpoint in self.host().open_endpoints(VM):
+            directory = self.paths.endpoint_dir(VM, endpoint.interface)
             with endpoint:
-                for slot in range(abi.CONFIG_SLOTS):
-                    if pin == counters_pin(self.paths.endpoint_dir(VM, endpoint.interface), slot):
-                        is_used = slot == endpoint.maps.active_slot()
-                        return str(pin.with_name(f"counters_{'active' if is_used else 'spare'}"))
-        return name
+                active = endpoint.maps.active_slot()
+            for slot in range(abi.CONFIG_SLOTS):
+                use = "active" if slot == active else "spare"
+                found[str(counters_pin(directory, slot))] = str(directory / f"counters_{use}")
+        return found
 
     def unpinned(self) -> int:
         """Return how many maps live that no pin leads to."""
