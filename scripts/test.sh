@@ -18,5 +18,5 @@ scripts/setup.sh --dev
 check ruff check .
 check ruff format --check .
 check mypy
-# Much of a test is waiting for the kernel, so files run side by side; pytest's own -n 0 overrides it.
-check pytest -n "$(nproc)" --dist loadfile "$@"
+# Tests wait for the kernel much of their time; tests/conftest.py says which run side by side.
+check pytest -n "$(nproc)" --dist loadgroup "$@"

@@ -85,8 +85,8 @@ def move_frames(source: int, destination: int) -> None:
         try:
             os.write(destination, frame)
         except OSError as error:
-            # A network card loses frames while the other side is down or out of memory.
-            if error.errno not in {errno.EIO, errno.EAGAIN, errno.ENOBUFS}:
+            # A network card loses frames that the other side does not take.
+            if error.errno in {errno.EBADFD, errno.ENODEV}:
                 raise
 
 
