@@ -18,5 +18,13 @@ scripts/setup.sh --dev
 check ruff check .
 check ruff format --check .
 check mypy
-# Tests wait for the kernel much of their time; tests/conftest.py says which run side by side.
-check pytest -n "$(nproc)" --dist loadgroup "$@"
+if (($#)); then
+  check pytest "$@"
+  exit
+fi
+# Files wait for the kernel much of their time, so they run side by side. Those that send traffic
+# through a lab want the processors for themselves.
+status=0
+check pytest -m "not lab" -n "$(nproc)" --dist loadfile || status=$?
+check pytest -m lab || status=$?
+exit "$status"

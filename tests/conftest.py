@@ -43,17 +43,6 @@ def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("programs")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a worker have files as a whole, and one worker all tests that send real traffic.
-
-    Of these each wants the processors for itself.
-    """
-    for item in items:
-        file, _, _ = item.nodeid.partition("::")
-        group = "lab" if item.get_closest_marker("lab") is not None else file
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @functools.cache
 def missing_for(marker: str) -> str | None:
     """Return what this host lacks for tests with `marker`, None if nothing."""
