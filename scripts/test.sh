@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Installs what the checks need and runs them all: style, types, tests.
-# Arguments go to pytest. With CI=true or VGW_CI=1 a skipped bpf or lab test is a failure.
+# Arguments go to one pytest, in place of the two for everything.
+# With CI=true or VGW_CI=1 a skipped bpf or lab test is a failure.
 
 set -euo pipefail
 
