@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
+from vgw.errors import VgwError
 
 _CLONE_NEWNET: Final = 0x40000000
 _PATIENCE: Final = 30.0
@@ -135,7 +137,7 @@ class SocketTarget:
         if self._escaped:
             raise WrongError("".join(self._escaped[:1]))
         self._given += 1
-        if self._given % _CHECKED == 0 and api.Client(self._socket, _PATIENCE).ping()["abi"] < 1:
+        if self._given % _CHECKED == 0 and self._abi() < 1:
             raise WrongError("no answer to a good request")
         head, _, body = answer.partition(_HEAD)
         if not head.startswith(b"HTTP/"):
@@ -149,6 +151,16 @@ class SocketTarget:
         if document["ok"] is not (status == b"200"):
             raise WrongError(f"{status!r} with {document}")
         return status, None if document["ok"] else outline(document["error"]["message"])
+
+    def _abi(self) -> int:
+        """Ask a good request; one that meets connections not yet closed may be refused at first."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return int(api.Client(self._socket, _PATIENCE).ping()["abi"])
+            except VgwError:
+                if time.monotonic() > deadline:
+                    raise
 
     def _exchange(self, data: bytes) -> bytes:
         answer = b""
