@@ -26,7 +26,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "arguments.h"
+
 enum {
+	MAX_SECONDS = 600,
 	MAX_PORTS = 4096,
 	BACKLOG = 4096,
 	EVENTS = 256,
@@ -52,38 +55,6 @@ struct client {
 	int open;
 };
 
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static long number(const char *text, long low, long high)
-{
-	char *end;
-	long value;
-
-	errno = 0;
-	value = strtol(text, &end, 10);
-	if (errno || end == text || *end || value < low || value > high) {
-		fprintf(stderr, "%s is not a number from %ld to %ld\n", text, low, high);
-		exit(2);
-	}
-	return value;
-}
-
-static double seconds(const char *text)
-{
-	char *end;
-	double value = strtod(text, &end);
-
-	if (end == text || *end || !(value > 0 && value <= 600)) {
-		fprintf(stderr, "%s is not a time of up to 600 seconds\n", text);
-		exit(2);
-	}
-	return value;
-}
-
 static double now(clockid_t clock)
 {
 	struct timespec time;
@@ -95,19 +66,8 @@ static double now(clockid_t clock)
 static struct endpoint endpoint_of(char *const *words)
 {
 	struct endpoint found = {0};
-	struct sockaddr_in *ipv4 = (struct sockaddr_in *)&found.address;
-	struct sockaddr_in6 *ipv6 = (struct sockaddr_in6 *)&found.address;
 
-	if (inet_pton(AF_INET, words[0], &ipv4->sin_addr) == 1) {
-		ipv4->sin_family = AF_INET;
-		found.length = sizeof(*ipv4);
-	} else if (inet_pton(AF_INET6, words[0], &ipv6->sin6_addr) == 1) {
-		ipv6->sin6_family = AF_INET6;
-		found.length = sizeof(*ipv6);
-	} else {
-		fprintf(stderr, "%s is not an address\n", words[0]);
-		exit(2);
-	}
+	found.length = socket_address(words[0], 0, &found.address);
 	found.first_port = (int)number(words[1], 1, 65535);
 	found.ports = (int)number(words[2], 1, MAX_PORTS);
 	if (found.first_port + found.ports > 65536) {
@@ -275,7 +235,7 @@ int main(int argc, char **argv)
 	// A bench that is killed leaves nothing running.
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (argc == 6 && strcmp(argv[1], "server") == 0)
-		return serve(endpoint_of(argv + 2), seconds(argv[5]));
+		return serve(endpoint_of(argv + 2), seconds(argv[5], MAX_SECONDS));
 	if (argc == 8 && strcmp(argv[1], "client") == 0) {
 		struct client client = {
 			.server = endpoint_of(argv + 2),
@@ -283,7 +243,7 @@ int main(int argc, char **argv)
 			.in_flight = (int)number(argv[7], 1, EVENTS),
 		};
 
-		return request(client, seconds(argv[5]));
+		return request(client, seconds(argv[5], MAX_SECONDS));
 	}
 	fprintf(stderr, "usage: connections server ADDRESS FIRST_PORT PORTS SECONDS\n"
 			"       connections client ADDRESS FIRST_PORT PORTS SECONDS CONNECTIONS IN_FLIGHT\n");

@@ -38,7 +38,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "arguments.h"
+
 enum {
+	MAX_SECONDS = 3600,
 	MAX_STEPS = 8,
 	BATCH = 64,
 	MAX_FRAME = 1514,
@@ -70,40 +73,6 @@ struct order {
 };
 
 static struct step steps[MAX_STEPS];
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static void refuse(const char *what, const char *why)
-{
-	fprintf(stderr, "%s %s\n", what, why);
-	exit(2);
-}
-
-static uint64_t number(const char *text, uint64_t low, uint64_t high)
-{
-	char *end;
-	uint64_t value;
-
-	errno = 0;
-	value = strtoull(text, &end, 10);
-	if (errno || end == text || *end || value < low || value > high)
-		refuse(text, "is not a number in its range");
-	return value;
-}
-
-static double seconds(const char *text)
-{
-	char *end;
-	double value = strtod(text, &end);
-
-	if (end == text || *end || !(value > 0 && value <= 3600))
-		refuse(text, "is not a time of up to an hour");
-	return value;
-}
 
 static double now(void)
 {
@@ -388,6 +357,6 @@ int main(int argc, char **argv)
 		prepare(&steps[n], argv[7 + 3 * n]);
 		fill_batch(&steps[n]);
 	}
-	flood(&order, count, number(argv[1], 1, UINT64_MAX), seconds(argv[2]));
+	flood(&order, count, number(argv[1], 1, UINT64_MAX), seconds(argv[2], MAX_SECONDS));
 	return 0;
 }

@@ -17,6 +17,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "arguments.h"
+
 enum {
 	VIRTIO_HEADER = sizeof(struct virtio_net_hdr),
 	LARGEST_FRAME = VIRTIO_HEADER + 14 + 4 + 65536,
@@ -26,20 +28,12 @@ enum {
 // What becomes of a frame without its virtio header; `from` is 0 or 1.
 typedef bool (*accepts_frame)(const uint8_t *frame, size_t length, int from);
 
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
 static int descriptor(const char *text)
 {
 	int fd = atoi(text);
 
-	if (fd <= 0) {
-		fprintf(stderr, "%s is not a descriptor\n", text);
-		exit(2);
-	}
+	if (fd <= 0)
+		refuse(text, "is not a descriptor");
 	return fd;
 }
 

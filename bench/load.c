@@ -17,7 +17,6 @@
 // A sink or echo says "ready" when it listens and ends when its standard input closes, or after
 // SECONDS. Whoever sends does so for SECONDS. All print one JSON object at the end.
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -34,7 +33,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "arguments.h"
+
 enum {
+	MAX_SECONDS = 600,
 	MAX_STREAMS = 64,
 	BLOCK = 256 << 10,
 	BATCH = 64,
@@ -55,58 +57,11 @@ struct target {
 static char block[BLOCK];
 static uint32_t round_trips[STEPS];
 
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static void refuse(const char *what, const char *why)
-{
-	fprintf(stderr, "%s %s\n", what, why);
-	exit(2);
-}
-
-static long number(const char *text, long low, long high)
-{
-	char *end;
-	long value;
-
-	errno = 0;
-	value = strtol(text, &end, 10);
-	if (errno || end == text || *end || value < low || value > high)
-		refuse(text, "is not a number in its range");
-	return value;
-}
-
-static double seconds(const char *text)
-{
-	char *end;
-	double value = strtod(text, &end);
-
-	if (end == text || *end || !(value > 0 && value <= 600))
-		refuse(text, "is not a time of up to ten minutes");
-	return value;
-}
-
 static struct target target(const char *address, const char *port)
 {
 	struct target to = { 0 };
-	struct sockaddr_in *four = (void *)&to.address;
-	struct sockaddr_in6 *six = (void *)&to.address;
-	in_port_t number_be = htons(number(port, 1, 65535));
 
-	if (inet_pton(AF_INET, address, &four->sin_addr) == 1) {
-		four->sin_family = AF_INET;
-		four->sin_port = number_be;
-		to.length = sizeof(*four);
-	} else if (inet_pton(AF_INET6, address, &six->sin6_addr) == 1) {
-		six->sin6_family = AF_INET6;
-		six->sin6_port = number_be;
-		to.length = sizeof(*six);
-	} else {
-		refuse(address, "is not an address");
-	}
+	to.length = socket_address(address, number(port, 1, 65535), &to.address);
 	return to;
 }
 
@@ -379,7 +334,7 @@ int main(int count, char **words)
 		refuse("load", "ROLE ADDRESS PORT SECONDS [STREAMS or BYTES]");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	to = target(words[2], words[3]);
-	duration = seconds(words[4]);
+	duration = seconds(words[4], MAX_SECONDS);
 	until = now_ns() + (uint64_t)(duration * NS);
 	if (!strcmp(role, "stream-sink"))
 		stream_sink(&to, until);

@@ -30,6 +30,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "arguments.h"
+
 enum {
 	ALLOWED = 5001,
 	DENIED = 5002,
@@ -50,12 +52,6 @@ struct side {
 
 static struct side sides[2];
 static uint64_t sent, lost, reordered, denied, passed, slowest_us;
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 static uint64_t now_us(void)
 {

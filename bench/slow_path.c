@@ -57,16 +57,12 @@ static void set_prefix(uint32_t *address, uint32_t *mask, char *text, int versio
 	char *slash = strchr(text, '/');
 	int length;
 
-	if (!slash) {
-		fprintf(stderr, "%s is not a prefix\n", text);
-		exit(2);
-	}
+	if (!slash)
+		refuse(text, "is not a prefix");
 	*slash = 0;
 	length = atoi(slash + 1);
-	if (inet_pton(version == 4 ? AF_INET : AF_INET6, text, address) != 1) {
-		fprintf(stderr, "%s is not an address\n", text);
-		exit(2);
-	}
+	if (inet_pton(version == 4 ? AF_INET : AF_INET6, text, address) != 1)
+		refuse(text, "is not an address");
 	for (int word = 0; word < 4; word++, length -= 32)
 		mask[word] = length >= 32 ? 0xffffffff : length > 0 ? htonl(~0U << (32 - length)) : 0;
 }
