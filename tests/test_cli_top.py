@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.cli_fakes import FakeTarget
+from tests.controller.process import eventually
 from vgw.cli_top_looks import Look, Looker, Watcher
 from vgw.cli_top_rates import SORTS, in_order, rule_rates, talker_rates, vm_rates
 from vgw.cli_top_terminal import keys_in
@@ -306,25 +304,16 @@ def test_one_look_needs_two_samples() -> None:
         Looker(lambda: target).over(0.01, None)
 
 
-def test_a_changed_focus_is_looked_at_at_once(wait: Callable[[Callable[[], bool]], None]) -> None:
+def test_a_changed_focus_is_looked_at_at_once() -> None:
     target = Changing()
     watcher = Watcher(Looker(lambda: target), 3600, lambda: None)
     watcher.start()
     try:
-        wait(lambda: watcher.look.number == 1)
+        eventually("the first look", lambda: watcher.look.number == 1)
         watcher.focus("web01", rules=True)
-        wait(lambda: watcher.look.focus == "web01" and bool(watcher.look.rules))
+        eventually(
+            "web01's rules", lambda: watcher.look.focus == "web01" and bool(watcher.look.rules)
+        )
         assert watcher.look.number == 1
     finally:
         watcher.stop()
-
-
-@pytest.fixture
-def wait() -> Callable[[Callable[[], bool]], None]:
-    def until(seen: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not seen():
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.01)
-
-    return until

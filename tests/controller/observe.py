@@ -8,6 +8,7 @@ import os
 import socket
 from typing import Any
 
+from tests.controller.policies import from_vm, to_vm
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 
@@ -28,6 +29,25 @@ def received(tap_fd: int, frame: bytes) -> bool:
                 return True
         except BlockingIOError:
             return False
+
+
+def passes(vm: int, frame: bytes, name: str = "tap0") -> bool:
+    """Tell whether a frame toward a VM gets to it."""
+    send_to_vm(name, frame)
+    return received(vm, frame)
+
+
+def lets_in(vm: int, port: int, name: str = "tap0") -> bool:
+    """Tell whether a new connection to a port of a VM gets in."""
+    sport = 20000 + int.from_bytes(os.urandom(2), "big") // 2
+    return passes(vm, to_vm(dport=port, sport=sport), name)
+
+
+def open_connection(vm: int, name: str = "tap0", port: int = 40001) -> None:
+    """Have a TCP connection to a VM's port 80 come about."""
+    send_to_vm(name, to_vm(sport=port))
+    os.write(vm, from_vm(sport=80, dport=port, flags="SA"))
+    send_to_vm(name, to_vm(sport=port, flags="A"))
 
 
 def row(host: Host, vm: str = "web01", number: int = 0) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.controller.conftest import run
+from tests.controller.process import environment_of
 from vgw.controller.fitness import NEEDED_CAPABILITIES
 from vgw.controller.paths import Paths
 
@@ -25,15 +26,6 @@ PATIENCE = 60.0
 CAPABILITIES = tuple(NEEDED_CAPABILITIES)
 _PREFIX = "vgw-user-"
 _MAIN = "from vgw.cli import main; main()"
-VARIABLES = {
-    "policy": "VGW_POLICY",
-    "inventory": "VGW_INVENTORY",
-    "run_dir": "VGW_RUN_DIR",
-    "state_dir": "VGW_STATE_DIR",
-    "bpffs": "VGW_BPFFS",
-    "cache_dir": "VGW_CACHE_DIR",
-    "log_file": "VGW_LOG",
-}
 
 
 @dataclass(frozen=True)
@@ -62,12 +54,11 @@ class OrdinaryUser:
         packages = Path(sysconfig.get_paths()["purelib"])
         if packages.is_relative_to(ROOT):
             packages = self.repository / packages.relative_to(ROOT)
-        places = {VARIABLES[each.name]: getattr(self.paths, each.name) for each in fields(Paths)}
         return {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{self.repository}:{packages}",
             "PYTHONDONTWRITEBYTECODE": "1",
-            **{name: str(place) for name, place in places.items()},
+            **environment_of(self.paths),
         }
 
     def try_vgw(self, *arguments: str) -> subprocess.CompletedProcess[str]:

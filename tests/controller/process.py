@@ -9,18 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from vgw.controller.api import Client
 from vgw.controller.events import read_log
-from vgw.controller.paths import Paths
+from vgw.controller.paths import _PLACES, Paths
 
 #: Seconds that anything may take on a busy machine.
 PATIENCE = 20.0
@@ -29,10 +30,28 @@ import json, sys
 from pathlib import Path
 from vgw.controller.daemon import run
 from vgw.controller.log_choice import LogOptions
-from vgw.controller.paths import Paths
+from vgw.controller.paths import _PLACES, Paths
 run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
     ("127.0.0.1", int(sys.argv[2])), log_options=LogOptions(sys.argv[3:]), rule_metrics=True)
 """
+
+_Value = TypeVar("_Value")
+
+
+def eventually(what: str, ask: Callable[[], _Value | None], seconds: float = PATIENCE) -> _Value:
+    """Ask until the answer is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        answer = ask()
+        if answer:
+            return answer
+        time.sleep(0.02)
+    pytest.fail(f"not within {seconds} s: {what}")
+
+
+def environment_of(paths: Paths) -> dict[str, str]:
+    """Return the variables by which a process of vgw has these places."""
+    return {variable: str(getattr(paths, name)) for name, (variable, _) in _PLACES.items()}
 
 
 def await_ready(notified: socket.socket) -> None:

@@ -11,14 +11,14 @@ import shutil
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from tests.controller.process import PATIENCE, eventually
+
 JOURNALD = "/lib/systemd/systemd-journald"
 BUSYBOX = shutil.which("busybox")
-PATIENCE = 20.0
 _Value = TypeVar("_Value")
 
 #: RFC 5424, 6: HEADER SP STRUCTURED-DATA SP MSG, with one element.
@@ -113,17 +113,6 @@ class Receiver:
     def close(self) -> None:
         self._socket.close()
         self.path.unlink()
-
-
-def eventually(what: str, look: Callable[[], _Value]) -> _Value:
-    """Return what `look` sees once it is something."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        seen = look()
-        if seen:
-            return seen
-        time.sleep(0.02)
-    raise AssertionError(f"not within {PATIENCE:.0f} s: {what}")
 
 
 class Daemon:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.controller import observe
 from tests.controller.conftest import run
-from tests.controller.observe import received, send_to_vm
 from tests.controller.ordinary_user import CAPABILITIES, PATIENCE, UID, OrdinaryUser, ordinary_user
 from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, VM_MAC, from_vm, to_vm
 from tests.controller.process import await_ready
@@ -72,9 +72,7 @@ def documents(user: OrdinaryUser, *verb: str) -> Any:
 
 
 def passes(vm: int, **fields: object) -> bool:
-    frame = to_vm(**fields)
-    send_to_vm("tap0", frame)
-    return received(vm, frame)
+    return observe.passes(vm, to_vm(**fields))
 
 
 def everything_works(user: OrdinaryUser, vm: int) -> None:

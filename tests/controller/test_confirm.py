@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from tests.controller.killed import killed_after, killed_at
-from tests.controller.observe import received, send_to_vm
-from tests.controller.policies import interface, to_vm
-from tests.controller.process import Controller
-from tests.controller.test_daemon import eventually
+from tests.controller.observe import lets_in
+from tests.controller.policies import interface
+from tests.controller.process import Controller, environment_of, eventually
 from vgw.controller import confirming, guardian, machine, window
 from vgw.controller.actor import this_process
 from vgw.controller.events import read_log
@@ -71,7 +70,7 @@ class Bench:
         """Run the command, in a process of its own."""
         return subprocess.run(
             [sys.executable, "-c", "from vgw.cli import main; main()", *arguments.split()],
-            env={**os.environ, **self.environment()},
+            env={**os.environ, **environment_of(self.paths)},
             capture_output=True,
             text=True,
             check=False,
@@ -81,17 +80,6 @@ class Bench:
         done = self.vgw(arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "VGW_POLICY": str(self.paths.policy),
-            "VGW_INVENTORY": str(self.paths.inventory),
-            "VGW_RUN_DIR": str(self.paths.run_dir),
-            "VGW_STATE_DIR": str(self.paths.state_dir),
-            "VGW_BPFFS": str(self.paths.bpffs),
-            "VGW_CACHE_DIR": str(self.paths.cache_dir),
-            "VGW_LOG": str(self.paths.log_file),
-        }
 
     def controller(self) -> Controller:
         self.controllers.append(Controller(self.paths, 0))
@@ -114,9 +102,7 @@ class Bench:
         assert self.lets_in(22)
 
     def lets_in(self, port: int) -> bool:
-        frame = to_vm(dport=port, sport=20000 + int.from_bytes(os.urandom(2), "big") // 2)
-        send_to_vm("tap0", frame)
-        return received(self.vm, frame)
+        return lets_in(self.vm, port)
 
     def guardians(self) -> list[int]:
         """Return the processes that watch this host's windows."""

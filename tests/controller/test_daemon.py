@@ -12,12 +12,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from tests import frames
-from tests.controller.process import PATIENCE, Controller
+from tests.controller.process import Controller, eventually
 from vgw.controller.daemon import IDLE_SECONDS, LinkEvent, _net_changes, run
 from vgw.controller.event_reader import EventReader
 from vgw.controller.events import read_log
@@ -44,8 +43,6 @@ policies:
       - {name: no-dns, action: drop, services: [udp/53], log: true}
 """
 
-_Value = TypeVar("_Value")
-
 
 def policy(*vms: tuple[str, str], rules: str = RULES) -> str:
     """Return a policy that names VMs with one interface each; the first is frames.VM4."""
@@ -54,17 +51,6 @@ def policy(*vms: tuple[str, str], rules: str = RULES) -> str:
         for n, (name, interface) in enumerate(vms, 11)
     )
     return f"schema: vgw/v1\nvms:{named or ' {}'}\n{rules}"
-
-
-def eventually(what: str, ask: Callable[[], _Value | None], seconds: float = PATIENCE) -> _Value:
-    """Ask until the answer is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = ask()
-        if answer:
-            return answer
-        time.sleep(0.02)
-    pytest.fail(f"not within {seconds} s: {what}")
 
 
 def dns_query(destination: str = frames.PEER4) -> bytes:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 from bench.accounts import Account, read_account
 from bench.flood import Flood, Flooder, Sent, Side, Step, outcome, tap_target, udp_frame
 from tests.controller import policies
-from tests.controller.process import PATIENCE, Controller
+from tests.controller.process import Controller, eventually
 from vgw import libbpf
 from vgw.abi import Reason, Verdict
 from vgw.controller.event_reader import CAUSES
@@ -101,15 +100,6 @@ def running(paths: Paths, tap: Tap) -> Iterator[Running]:
         made.controller.end(signal.SIGKILL)
     with contextlib.suppress(VgwError):
         Host(paths).detach_all()
-
-
-def eventually(what: str, holds: Callable[[], bool]) -> None:
-    """Return as soon as it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {PATIENCE} s: {what}")
-        time.sleep(0.02)
 
 
 def check_account(running: Running, sent: int) -> Account:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.controller import observe
 from tests.controller.conftest import run
-from tests.controller.observe import received, send_to_vm, traces
+from tests.controller.observe import open_connection, received, send_to_vm, traces
 from tests.controller.policies import VM_MAC, document, from_vm, interface, to_vm
 from tests.controller.process import Controller
 from vgw import abi
@@ -61,17 +62,9 @@ def there(paths: Paths, tmp_path: Path) -> Iterator[Host]:
         run("umount", "-l", str(bpffs))
 
 
-def open_connection(vm: int, name: str, port: int = 40001) -> None:
-    send_to_vm(name, to_vm(sport=port))
-    os.write(vm, from_vm(sport=80, dport=port, flags="SA"))
-    send_to_vm(name, to_vm(sport=port, flags="A"))
-
-
 def passes(vm: int, name: str, port: int = 40001) -> bool:
     """Tell whether the next segment to the VM passes."""
-    segment = to_vm(sport=port, flags="A", length=port % 7)
-    send_to_vm(name, segment)
-    return received(vm, segment)
+    return observe.passes(vm, to_vm(sport=port, flags="A", length=port % 7), name)
 
 
 def exported(host: Host, since: str | None = None) -> tuple[bytes, str]:

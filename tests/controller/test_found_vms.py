@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.controller.process import PATIENCE, Controller
-from tests.controller.test_daemon import eventually
+from tests.controller.process import PATIENCE, Controller, eventually
 from tests.controller.test_finding_sources import MAC, OTHER_MAC, holder
 from vgw.controller.alarms import Alarms
 from vgw.controller.events import LogWriter, read_log

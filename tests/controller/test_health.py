@@ -15,8 +15,8 @@ import pytest
 
 from tests.controller.conftest import run
 from tests.controller.observe import program_ids
-from tests.controller.process import PATIENCE, Controller
-from tests.controller.test_daemon import eventually, policy
+from tests.controller.process import PATIENCE, Controller, eventually
+from tests.controller.test_daemon import policy
 from vgw.controller.alarms import Alarms
 from vgw.controller.doctor import examine
 from vgw.controller.events import LogWriter

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.controller.observe import received, send_to_vm
-from tests.controller.policies import interface, to_vm
+from tests.controller.observe import lets_in
+from tests.controller.policies import interface
 from tests.controller.test_last_good import Restarting
 from tests.controller.test_operations import policy
 from vgw.controller.actor import this_process
@@ -171,12 +171,6 @@ policies:
 """
 
 
-def lets_in(vm: int, port: int) -> bool:
-    frame = to_vm(dport=port, sport=20000 + int.from_bytes(os.urandom(2), "big") // 2)
-    send_to_vm(TAP, frame)
-    return received(vm, frame)
-
-
 @pytest.mark.bpf
 def test_a_vm_of_the_inventory_keeps_its_policy_when_that_loses_it(
     paths: Paths, tap: Callable[[str], int]
@@ -188,10 +182,10 @@ def test_a_vm_of_the_inventory_keeps_its_policy_when_that_loses_it(
     paths.inventory.write_text(NONE)
     (kept,) = host.apply(read_document(paths, [("p", NONE + RULE % 443)])).vms
     assert kept.kept
-    assert lets_in(vm, 80)
-    assert not lets_in(vm, 443)
+    assert lets_in(vm, 80, TAP)
+    assert not lets_in(vm, 443, TAP)
 
     moved = f"{NONE}vms:\n  web01: {interface(TAP)}\n{RULE % 443}"
     (result,) = host.apply(read_document(paths, [("p", moved)])).vms
     assert (result.kept, result.named) == (False, True)
-    assert lets_in(vm, 443)
+    assert lets_in(vm, 443, TAP)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.controller.process import Controller
-from tests.controller.test_daemon import eventually
+from tests.controller.process import Controller, environment_of, eventually
 from tests.controller.test_finding_sources import MAC, interface, xml
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
@@ -43,15 +42,9 @@ def script(places: Paths, tmp_path: Path) -> Path:
     run = f'#!/bin/sh\nexec {sys.executable} -c "from vgw.cli import main; main()" "$@"\n'
     vgw.write_text(run)
     vgw.chmod(0o755)
-    variables = {
-        "VGW_POLICY": places.policy,
-        "VGW_INVENTORY": places.inventory,
-        "VGW_RUN_DIR": places.run_dir,
-        "VGW_STATE_DIR": places.state_dir,
-        "VGW_BPFFS": places.bpffs,
-        "VGW_CACHE_DIR": places.cache_dir,
-    }
-    settings.write_text("".join(f"export {name}={path}\n" for name, path in variables.items()))
+    settings.write_text(
+        "".join(f"export {name}={path}\n" for name, path in environment_of(places).items())
+    )
     installed = tmp_path / "qemu"
     text = SCRIPT.read_text().replace("/usr/local/bin/vgw", str(vgw))
     installed.write_text(text.replace("/etc/vgw/libvirt-hook.conf", str(settings)))

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.controller.policies import from_vm, interface
-from tests.controller.process import Controller
-from tests.controller.receivers import Receiver, eventually, parse_journal, parse_syslog
+from tests.controller.process import Controller, eventually
+from tests.controller.receivers import Receiver, parse_journal, parse_syslog
 from vgw import libbpf
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host

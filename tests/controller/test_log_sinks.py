@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tests.controller import receivers
+from tests.controller.process import PATIENCE, eventually
 from tests.controller.receivers import (
     BusyboxSyslogd,
     Journald,
     Receiver,
-    eventually,
     parse_journal,
     parse_syslog,
     running,
@@ -333,7 +333,7 @@ def test_a_record_by_udp(host: str, writers: MakeWriter) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as server:
         server.bind((host, 0))
-        server.settimeout(receivers.PATIENCE)
+        server.settimeout(PATIENCE)
         log = writers(SyslogSink(udp=(host, server.getsockname()[1])))
         log.add(DROP)
         log.flush()

@@ -13,11 +13,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.controller.process import eventually
 from tests.controller.test_metrics import READING, FakeController
 from vgw.cli import cli
 from vgw.controller import metrics_server
@@ -66,13 +67,6 @@ def closed(sock: socket.socket) -> bool:
         return True
     except TimeoutError:
         return False
-
-
-def eventually(what: str, ask: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not ask():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 # --- what is served ---------------------------------------------------------------------------

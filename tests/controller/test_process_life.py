@@ -19,8 +19,7 @@ import pytest
 from tests.controller.conftest import run
 from tests.controller.observe import program_ids, row
 from tests.controller.policies import from_vm, to_vm
-from tests.controller.process import PATIENCE, Controller
-from tests.controller.test_daemon import eventually
+from tests.controller.process import PATIENCE, Controller, eventually
 from vgw import abi, libbpf, loader
 from vgw.controller import links
 from vgw.controller.paths import Paths

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,10 @@ import pytest
 from tests.controller.conftest import run
 from tests.controller.observe import row
 from tests.controller.policies import document, from_vm
-from tests.controller.process import PATIENCE, Controller
-from tests.controller.test_daemon import eventually, policy
+from tests.controller.process import PATIENCE, Controller, environment_of, eventually
+from tests.controller.test_daemon import policy
 from vgw.controller.interfaces import wait_for
-from vgw.controller.paths import _PLACES, Paths
+from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 
 pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("artefact")]
@@ -47,10 +46,9 @@ def test_catalogue_M13_what_is_attached_while_it_is_down_never_sends_unjudged(
 
 def command(paths: Paths, *arguments: str) -> subprocess.Popen[str]:
     """Run vgw in this network namespace."""
-    places = {variable: str(asdict(paths)[name]) for name, (variable, _) in _PLACES.items()}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from vgw.cli import main; main()", *arguments],
-        env={**os.environ, **places},
+        env={**os.environ, **environment_of(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

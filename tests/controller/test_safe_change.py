@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.controller.conftest import run
-from tests.controller.observe import received, row, send_to_vm
+from tests.controller.observe import lets_in, received, row, send_to_vm
 from tests.controller.policies import interface, to_vm
 from vgw.controller import admission
 from vgw.controller.actor import Actor
@@ -76,9 +75,7 @@ class Bench:
 
     def lets_in(self, port: int) -> bool:
         """Tell whether a new connection to a port of web01 gets in."""
-        frame = to_vm(dport=port, sport=20000 + int.from_bytes(os.urandom(2), "big") // 2)
-        send_to_vm("tap0", frame)
-        return received(self.vm, frame)
+        return lets_in(self.vm, port)
 
 
 @pytest.fixture

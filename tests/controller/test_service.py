@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.controller import observe, process
 from tests.controller.booted import PATIENCE, ROOT, Booted, booted
 from tests.controller.conftest import run
-from tests.controller.observe import received, send_to_vm
 from tests.controller.policies import to_vm
 from vgw.controller.fitness import NEEDED_CAPABILITIES
 
@@ -59,16 +58,11 @@ def drop_in(host: Booted, *lines: str, name: str = "output") -> None:
 
 
 def eventually(what: str, ask: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not ask():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
+    process.eventually(what, ask, PATIENCE)
 
 
 def passes(vm: int, port: int, name: str = "tap0") -> bool:
-    frame = to_vm(dport=port)
-    send_to_vm(name, frame)
-    return received(vm, frame)
+    return observe.passes(vm, to_vm(dport=port), name)
 
 
 def main_pid(host: Booted) -> str:

@@ -13,15 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.controller.observe import send_to_vm
-from tests.controller.ordinary_user import VARIABLES
 from tests.controller.policies import PEER_ADDRESS, document, to_vm
-from tests.controller.process import Controller
+from tests.controller.process import Controller, environment_of
 from tests.terminal import Terminal
 from vgw.controller import samples
 from vgw.controller.paths import Paths
@@ -41,8 +39,7 @@ COMMAND = str(Path(sys.executable).with_name("vgw"))
 
 @pytest.fixture
 def environment(paths: Paths) -> dict[str, str]:
-    places = {VARIABLES[each.name]: str(getattr(paths, each.name)) for each in fields(Paths)}
-    return {**os.environ, **places}
+    return {**os.environ, **environment_of(paths)}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.controller import other_build
+from tests.controller import observe, other_build
 from tests.controller.killed import killed_after
 from tests.controller.observe import program_ids, received, row, send_to_vm, traces
 from tests.controller.policies import document, from_vm, to_vm
@@ -37,9 +37,7 @@ def later_segments(vm: int) -> bool:
 
 
 def open_connection(vm: int) -> None:
-    send_to_vm("tap0", to_vm(sport=40001))
-    os.write(vm, from_vm(sport=80, dport=40001, flags="SA"))
-    send_to_vm("tap0", to_vm(sport=40001, flags="A"))
+    observe.open_connection(vm)
     while received(vm, b""):
         pass
 

@@ -15,7 +15,7 @@ from scripts.lab.wire import arp_request
 from tests.controller import other_abi
 from tests.controller.conftest import run
 from tests.controller.killed import killed_at
-from tests.controller.observe import received, row, send_to_vm, traces
+from tests.controller.observe import open_connection, received, row, send_to_vm, traces
 from tests.controller.other_abi import ABI, OtherVersion
 from tests.controller.policies import (
     PEER_ADDRESS,
@@ -94,9 +94,7 @@ def vm(tap: Tap) -> int:
 
 
 def open_connections(vm: int) -> None:
-    send_to_vm("tap0", to_vm(sport=40001))
-    os.write(vm, from_vm(sport=80, dport=40001, flags="SA"))
-    send_to_vm("tap0", to_vm(sport=40001, flags="A"))
+    open_connection(vm)
     os.write(vm, from_vm(proto="udp", sport=5353, dport=53))
     while received(vm, b""):
         pass

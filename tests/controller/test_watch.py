@@ -16,7 +16,7 @@ import pytest
 from tests.controller.conftest import run
 from tests.controller.observe import program_ids, received, row, send_to_vm
 from tests.controller.policies import document, from_vm, to_vm
-from tests.controller.test_daemon import eventually
+from tests.controller.process import eventually
 from tests.controller.test_foreign import foreign_program
 from tests.controller.test_interface_names import bring_back, rename
 from tests.controller.test_links import returning
