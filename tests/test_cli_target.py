@@ -40,7 +40,11 @@ SOURCES = [("policy.yaml", POLICY)]
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     return Paths.from_environment(
-        {}, run_dir=tmp_path, state_dir=tmp_path / "state", log_file=tmp_path / "events.jsonl"
+        {},
+        inventory=tmp_path / "inventory.yaml",
+        run_dir=tmp_path,
+        state_dir=tmp_path / "state",
+        log_file=tmp_path / "events.jsonl",
     )
 
 
@@ -151,7 +155,6 @@ class FakeHost:
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
         self.asked: list[Any] = []
-        self.paths = Paths.from_environment({"VGW_INVENTORY": "/nonexistent"})
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
