@@ -8,7 +8,6 @@ round after round in one run, so that what else the machine does meets all of th
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from bench.lab import lab as build_lab
 from bench.options import Options, Progress
 from bench.policy_text import policy_text
 from bench.report import Fact, Row, ratio
-from bench.rulesets import HIGH_PORTS, generate, rule
+from bench.rulesets import HIGH_PORTS, is_within, rule, untouched
 from bench.traffic import FIRST_PORT, PORTS, Burst, burst, server
 from vgw.abi import Action
 from vgw.errors import ExitCode
@@ -95,13 +94,10 @@ def late_rules(size: int, shape: str, version: int) -> tuple[EffectiveRule, ...]
     The last but one drops DROPPED_PORT, which the last would accept.
     """
     client, vm = ip_network(CLIENT_ADDRESSES[version]), ip_network(VM_ADDRESSES[version])
-    spare = size + size // 4 + 16
-    others = [one for one in generate(spare, shape, version) if not _touches(one, client, vm)]
-    rng = random.Random(size)  # noqa: S311 - repeatable
-    kept = sorted(rng.sample(range(len(others)), size - 2))
+    kept = untouched(size - 2, size, shape, version, lambda one: _touches(one, client, vm))
     dropped = Service(TCP, (DROPPED_PORT, DROPPED_PORT))
     return (
-        *(others[index] for index in kept),
+        *kept,
         rule("control", Action.DROP, (client,), (vm,), (dropped, ())),
         rule("measured", Action.ACCEPT, (client,), (vm,), (Service(TCP, _ACCEPTED), ())),
     )
@@ -110,16 +106,11 @@ def late_rules(size: int, shape: str, version: int) -> tuple[EffectiveRule, ...]
 def _touches(one: EffectiveRule, client: Network, vm: Network) -> bool:
     """Tell whether a rule could match a connection that is measured."""
     return (
-        any(_is_in(client, network) for network in one.peers)
-        and any(_is_in(vm, network) for network in one.local)
+        any(is_within(client, network) for network in one.peers)
+        and any(is_within(vm, network) for network in one.local)
         and any(_covers(service) for service in one.services)
         and all(last >= HIGH_PORTS[0] for _, last in one.source_ports)
     )
-
-
-def _is_in(host: Network, network: Network) -> bool:
-    """Tell whether a network of one address is inside another network, of any version."""
-    return host.version == network.version and host.network_address in network
 
 
 def _covers(service: Service) -> bool:

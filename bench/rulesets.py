@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -115,6 +115,21 @@ class Counts:
     sources: int
     destinations: int
     services: int
+
+
+def untouched(
+    count: int, size: int, shape: str, version: int, touches: Callable[[EffectiveRule], bool]
+) -> list[EffectiveRule]:
+    """Return `count` rules of a set of about `size`, in their order, none of which `touches`."""
+    spare = size + size // 4 + 16
+    others = [one for one in generate(spare, shape, version) if not touches(one)]
+    rng = random.Random(size)  # noqa: S311 - repeatable
+    return [others[index] for index in sorted(rng.sample(range(len(others)), count))]
+
+
+def is_within(host: Network, network: Network) -> bool:
+    """Tell whether a network of one address is inside another network, of any version."""
+    return host.version == network.version and host.network_address in network
 
 
 def generate(

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import random
 from ipaddress import ip_network
 from typing import Final
 
 from bench.cost.vms import Vm
 from bench.lab import CLIENT_ADDRESSES
-from bench.rulesets import generate, rule
+from bench.rulesets import is_within, rule, untouched
 from vgw.abi import Action
 from vgw.policy.model import ANY_SERVICE, TCP, UDP, EffectiveRule, Network, Service
 
@@ -27,13 +26,10 @@ def measured_rules(size: int, shape: str, version: int, vm: Vm) -> tuple[Effecti
     They drop DENIED_PORT and DROPPED_PORT of the VM and accept everything else.
     """
     client, owner = ip_network(CLIENT_ADDRESSES[version]), ip_network(vm.addresses[version])
-    spare = size + size // 4 + 16
-    others = [one for one in generate(spare, shape, version) if not _touches(one, client, owner)]
-    rng = random.Random(size)  # noqa: S311 - repeatable
-    kept = sorted(rng.sample(range(len(others)), size - _OWN))
+    kept = untouched(size - _OWN, size, shape, version, lambda one: _touches(one, client, owner))
     drops = ((UDP, DENIED_PORT, "denied"), (TCP, DROPPED_PORT, "control"))
     return (
-        *(others[index] for index in kept),
+        *kept,
         *(
             rule(name, Action.DROP, (client,), (owner,), (Service(protocol, (port, port)), ()))
             for protocol, port, name in drops
@@ -44,11 +40,6 @@ def measured_rules(size: int, shape: str, version: int, vm: Vm) -> tuple[Effecti
 
 def _touches(one: EffectiveRule, client: Network, vm: Network) -> bool:
     """Tell whether a rule could match anything that the client sends the VM."""
-    return any(_is_in(client, network) for network in one.peers) and any(
-        _is_in(vm, network) for network in one.local
+    return any(is_within(client, network) for network in one.peers) and any(
+        is_within(vm, network) for network in one.local
     )
-
-
-def _is_in(host: Network, network: Network) -> bool:
-    """Tell whether a network of one address is inside another network, of any version."""
-    return host.version == network.version and host.network_address in network

@@ -14,7 +14,7 @@ from tests.cases.fixtures import ALL_ACCEPTED, GUARDED
 from tests.frames import OUT, TCP, tcp
 from tests.program_engine import ProgramEngine
 from vgw import loader
-from vgw.abi import Mode, Path, Reason
+from vgw.abi import Mode, Path, Reason, be16
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Hook
@@ -38,14 +38,8 @@ def engine(artefact: loader.Artefact) -> Iterator[ProgramEngine]:
 def created_ns(engine: ProgramEngine, port: int) -> int:
     """Let a program open a flow, and return when that was."""
     assert engine.judge(Path.FROM_VM, OUT.wrap4(tcp(port), TCP)).reason is Reason.DEFAULT
-    (when,) = (
-        flow.created_ns for key, flow in engine.maps.flows() if key.local_port == port_be(port)
-    )
+    (when,) = (flow.created_ns for key, flow in engine.maps.flows() if key.local_port == be16(port))
     return int(when)
-
-
-def port_be(port: int) -> int:
-    return int.from_bytes(port.to_bytes(2, sys.byteorder), "big")
 
 
 def test_a_program_and_user_space_read_the_same_clock(engine: ProgramEngine) -> None:
