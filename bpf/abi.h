@@ -246,7 +246,7 @@ struct conntrack_meta {
 	__u64 pressed;                  /* 1: the last new flow found no room */
 	__u64 dhcp_asked_ns[2];         /* clock.h; of the VM's last broadcast or
 					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
-	__u64 dhcp_renewed_ns;          /* CLOCK_MONOTONIC_COARSE of its last DHCPv4 request to
+	__u64 dhcp_renewed_ns;          /* clock.h; of its last DHCPv4 request to
 					 * one server, whether that passed or not; 0: never */
 };
 
@@ -347,8 +347,8 @@ struct flow_event {
 	struct event event;
 	__u64 packets[2];               /* by enum vgw_path */
 	__u64 bytes[2];                 /* by enum vgw_path; wire bytes */
-	__u64 created_ns;               /* CLOCK_MONOTONIC_COARSE */
-	__u64 last_seen_ns;             /* CLOCK_MONOTONIC_COARSE */
+	__u64 created_ns;               /* clock.h */
+	__u64 last_seen_ns;             /* clock.h */
 };
 
 #endif

@@ -70,17 +70,32 @@ static __always_inline struct event_meter *admit_event(const struct endpoint_con
 	return NULL;
 }
 
-/* Sends an admitted event, of which all is filled in but when and of which endpoint it is. */
-static __always_inline void submit_event(void *ctx, const struct endpoint_config *config,
-					 struct event_meter *meter, struct event *event, u32 size)
+/* Fills in what is the same for events of all kinds: when and of which endpoint it is. */
+static __always_inline void stamp_event(const struct endpoint_config *config, struct event *event)
 {
 	event->abi = VGW_ABI_VERSION;
 	event->endpoint = config->endpoint;
 	event->time_ns = bpf_ktime_get_ns();
-	if (events.perf_submit(ctx, event, size))
+}
+
+static __always_inline void count_event(struct event_meter *meter, int error)
+{
+	if (error)
 		__sync_fetch_and_add(&meter->lost, 1);
 	else
 		__sync_fetch_and_add(&meter->sent, 1);
+}
+
+/* Sends an admitted event that is filled in but for its stamp. */
+static __always_inline void submit_event(void *ctx, const struct endpoint_config *config,
+					 struct event_meter *meter, struct event *event, u32 size)
+{
+	int error;
+
+	stamp_event(config, event);
+	/* A statement of its own: BCC writes one in its place. */
+	error = events.perf_submit(ctx, event, size);
+	count_event(meter, error);
 }
 
 static __always_inline void emit_event(void *ctx, const struct endpoint_config *config,

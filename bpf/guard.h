@@ -161,17 +161,19 @@ static __always_inline u32 dhcp_family(const struct packet *packet)
 	return packet->ethertype == ETH_P_IPV6;
 }
 
+/* Whether an answer to what was asked at `asked_ns` (0: never) still counts as asked for. */
+static __always_inline bool asked_lately(u64 asked_ns)
+{
+	return asked_ns && clock_now() - asked_ns <= DHCP_ANSWER_NS;
+}
+
 static __always_inline bool dhcp_was_asked(u32 family)
 {
 	struct conntrack_meta *meta;
 	u32 zero = 0;
-	u64 asked;
 
 	meta = conntrack_meta.lookup(&zero);
-	if (!meta)
-		return false;
-	asked = meta->dhcp_asked_ns[family & 1];
-	return asked && clock_now() - asked <= DHCP_ANSWER_NS;
+	return meta && asked_lately(meta->dhcp_asked_ns[family & 1]);
 }
 
 /*

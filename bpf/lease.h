@@ -30,8 +30,7 @@ static __always_inline bool lease_was_asked(u8 reason)
 	if (reason != VGW_REASON_CT_ESTABLISHED)
 		return false;
 	meta = conntrack_meta.lookup(&zero);
-	return meta && meta->dhcp_renewed_ns &&
-	       clock_now() - meta->dhcp_renewed_ns <= DHCP_ANSWER_NS;
+	return meta && asked_lately(meta->dhcp_renewed_ns);
 }
 
 static __always_inline bool lease_due(const struct endpoint_config *config,
@@ -61,15 +60,10 @@ static __always_inline void report_lease(struct __sk_buff *skb, const struct jud
 	fill_event(event, config, &work->packet, VGW_PATH_TO_VM, &work->decision);
 	event->kind = VGW_EVENT_LEASE;
 	event->rule_path = VGW_PATH_TO_VM;
-	event->abi = VGW_ABI_VERSION;
-	event->endpoint = config->endpoint;
-	event->time_ns = bpf_ktime_get_ns();
+	stamp_event(config, event);
 	/* A statement of its own: BCC writes one in its place. */
 	error = events.perf_submit_skb(skb, captured, event, sizeof(*event));
-	if (error)
-		__sync_fetch_and_add(&meter->lost, 1);
-	else
-		__sync_fetch_and_add(&meter->sent, 1);
+	count_event(meter, error);
 }
 
 #endif
