@@ -145,11 +145,12 @@ def talker_rates(old: Sample | None, new: Sample) -> list[Row]:
             }
         )
         rows.append({"address": row["address"], "connections": row["connections"], "bits": bits})
-    return sorted(rows, key=lambda row: -_both(row["bits"]))
+    return sorted(rows, key=lambda row: -(bits_of(row["bits"]) or 0.0))
 
 
-def _both(bits: Mapping[str, float] | None) -> float:
-    return 0.0 if bits is None else sum(bits.values())
+def bits_of(bits: Mapping[str, float] | None) -> float | None:
+    """Return the sum of both directions, None when it is not known yet."""
+    return None if bits is None else sum(bits.values())
 
 
 def rule_rates(old: Sample | None, new: Sample, seconds: float) -> list[Row]:
@@ -198,6 +199,14 @@ def passed(rates: Mapping[str, Any], direction: str) -> dict[str, float]:
     """Return what passed in a direction: accepted, or in monitor mode what would be dropped."""
     both = rates[direction]["accepted"], rates[direction]["would_drop"]
     return {unit: sum(each[unit] for each in both) for unit in ("packets", "bits")}
+
+
+def columns(rates: Mapping[str, Any] | None) -> list[float | None]:
+    """Return what passed in, passed out and was dropped, each in packets and bits."""
+    if rates is None:
+        return [None] * 6
+    parts = (*(passed(rates, each) for each in DIRECTIONS), stopped(rates))
+    return [part[unit] for part in parts for unit in ("packets", "bits")]
 
 
 def stopped(rates: Mapping[str, Any]) -> dict[str, float]:

@@ -16,8 +16,11 @@ from rich.text import Text
 from vgw.cli_top_looks import Look
 from vgw.cli_top_rates import (
     DIRECTIONS,
+    OUTCOMES,
     SORTS,
     Row,
+    bits_of,
+    columns,
     in_order,
     merged_reasons,
     passed,
@@ -177,14 +180,9 @@ def _header(state: State, name: int, width: int) -> Text:
 
 
 def _vm_line(row: Row, name: int, width: int, *, selected: bool) -> Text:
-    rates = row["rates"]
-    numbers: list[float | None] = [None] * len(_NUMBERS)
-    if rates is not None:
-        both = (*(passed(rates, each) for each in DIRECTIONS), stopped(rates))
-        numbers = [rate[unit] for rate in both for unit in ("packets", "bits")]
     trouble = _trouble(row)
     cells = [printable(row["vm"], name), printable(trouble or row["mode"] or "-", 10)]
-    cells += [short(number).rjust(7) for number in numbers]
+    cells += [short(number).rjust(7) for number in columns(row["rates"])]
     cells.append(short(row["connections"]).rjust(6))
     line = Text(" ".join(cells).ljust(width))
     if trouble:
@@ -212,12 +210,8 @@ def _reasons_text(reasons: Sequence[Row]) -> str:
 def _talkers_text(look: Look, focus: str | None) -> str:
     if focus is None or look.focus != focus:
         return "talkers"
-    texts = (f"{each['address']} {short(_both(each['bits']))}bit/s" for each in look.talkers[:3])
+    texts = (f"{each['address']} {short(bits_of(each['bits']))}bit/s" for each in look.talkers[:3])
     return f"talkers  {focus}: {', '.join(texts) or 'none'}"
-
-
-def _both(bits: Mapping[str, float] | None) -> float | None:
-    return None if bits is None else sum(bits.values())
 
 
 # --- one VM -------------------------------------------------------------------------------------
@@ -246,22 +240,17 @@ def _vm_lines(row: Row, look: Look, width: int, height: int) -> Iterator[Text]:
 
 
 def _interface_cells(each: Row) -> tuple[str, ...]:
-    rates = each["rates"]
-    numbers: list[float | None] = [None, None, None]
-    if rates is not None:
-        numbers = [passed(rates, direction)["packets"] for direction in DIRECTIONS]
-        numbers.append(stopped(rates)["packets"])
     return (
         each["name"],
         each["hook"] if each["attached"] else "NONE",
         short(each["connections"]),
         short(each["half_open"]),
-        *map(short, numbers),
+        *map(short, columns(each["rates"])[::2]),
     )
 
 
 def _outcomes(rates: Mapping[str, Any] | None, direction: str) -> Iterator[str]:
-    for outcome in ("accepted", "dropped", "would_drop"):
+    for outcome in OUTCOMES:
         for unit in ("packets", "bits"):
             yield short(None if rates is None else rates[direction][outcome][unit])
 
@@ -291,7 +280,7 @@ def _side_by_side(row: Row, look: Look, width: int, room: int) -> Iterator[Text]
         for each in (look.rules if known else [])
     ]
     talkers = [
-        _pair(each["address"], f"{short(_both(each['bits']))}bit/s {each['connections']}")
+        _pair(each["address"], f"{short(bits_of(each['bits']))}bit/s {each['connections']}")
         for each in (look.talkers if known else [])
     ]
     left = [("DROPPED FOR", "rate", True), *(reasons or [_pair("nothing", "")])]

@@ -53,20 +53,17 @@ def top(session: Session, vm: str | None, interval: float, once: bool, output: O
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    from vgw.cli_top_rates import DIRECTIONS, passed, stopped
+    from vgw.cli_top_rates import columns
     from vgw.cli_top_view import short
 
     numbers = ("IN/s", "IN bit/s", "OUT/s", "OUT bit/s", "DROP/s", "DROP bit/s", "CONN")
     table = Table("VM", "MODE", *numbers, "MOST DROPPED FOR", right=numbers)
     for row in rows:
-        both = [passed(row["rates"], each) for each in DIRECTIONS] if row["rates"] else []
-        both += [stopped(row["rates"])] if row["rates"] else []
-        cells = [short(each[unit]) for each in both for unit in ("packets", "bits")] or ["-"] * 6
         most = row["reasons"][0] if row["reasons"] else None
         table.add(
             row["vm"],
             row["mode"] if row["attached"] else "UNPROTECTED",
-            *cells,
+            *map(short, columns(row["rates"])),
             row["connections"],
             None if most is None else f"{most['reason']} ({most['direction']})",
         )
