@@ -23,6 +23,7 @@ from vgw.cli_target import (
 )
 from vgw.controller import api
 from vgw.controller.batch import ApplyResult, AttachResult
+from vgw.controller.finding.search import Look
 from vgw.controller.paths import Paths
 from vgw.errors import (
     ControllerUnreachableError,
@@ -177,7 +178,7 @@ class FakeHost:
 
 
 def local(host: FakeHost) -> LocalTarget:
-    return LocalTarget(host)  # type: ignore[arg-type]
+    return LocalTarget(host, Look())  # type: ignore[arg-type]
 
 
 def test_one_vm_is_attached_by_its_order(paths: Paths) -> None:

@@ -157,7 +157,7 @@ def connect(paths: Paths, progress: Progress | None) -> Target:
 class LocalTarget:
     """Does the work in this process."""
 
-    def __init__(self, host: Host, look: Look | None = None) -> None:
+    def __init__(self, host: Host, look: Look) -> None:
         from vgw.controller.policy_keeper import PolicyKeeper, logging_to
 
         self._host = host
@@ -179,17 +179,16 @@ class LocalTarget:
 
         self._go_back_if_due()
         paths, sources, own = self._host.paths, order.sources, order.own
-        if order.told is not None and self._look is not None:
+        if order.told is not None:
             self._look.tell(told(order.vms[0], order.told))
         if sources is None:
             if not paths.policy.exists():
                 return asdict(self._attach(order, read_host_document(paths)))
             sources, own = read_steadily(paths.policy), True
         document = read_document(paths, sources)
-        held = self._keeper.held(document) if own else None
+        held = self._held_before(document) if own else None
         if held is not None:
-            document = read_document(paths, self._keeper.history.sources(held))
-            return asdict(self._attach(order, document))
+            return asdict(self._attach(order, held))
         self._keeper.admit(document, force=order.force)
         work = functools.partial(self._attach, order, document)
         who = _this_user()
@@ -291,13 +290,11 @@ class LocalTarget:
 
     def vms(self) -> Answer:
         """Return the VMs that are written, or found by a look now."""
-        from vgw.controller.finding.search import Look
         from vgw.controller.vms_report import vms_report
 
-        paths, look = self._host.paths, self._look or Look()
-        document = self._own_document()
+        document, look = self._own_document(), self._look
         laid, found = self._host.overlay.laid(document), look.found(document.inventory.find)
-        return vms_report(paths, laid, found, look.problems)
+        return vms_report(self._host.paths, laid, found, look.problems)
 
     def wants(self, vm: str) -> bool:
         """Tell whether this host is to protect a VM."""
@@ -311,12 +308,18 @@ class LocalTarget:
 
     def _own_document(self) -> PolicyDocument:
         """Return what this host is to enforce: its files, or what is held before its policy."""
-        from vgw.controller.inventory import read_document, read_host_document
+        from vgw.controller.inventory import read_host_document
 
         document = read_host_document(self._host.paths)
+        return self._held_before(document) or document
+
+    def _held_before(self, document: PolicyDocument) -> PolicyDocument | None:
+        """Return what is held in the place of the host's policy, None when that is in force."""
+        from vgw.controller.inventory import read_document
+
         held = self._keeper.held(document)
         if held is None:
-            return document
+            return None
         return read_document(self._host.paths, self._keeper.history.sources(held))
 
     def _go_back_if_due(self) -> None:

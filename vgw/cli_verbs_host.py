@@ -14,7 +14,6 @@ from vgw.cli_options import Session, example, output_option, pass_session
 from vgw.cli_output import Output, Progress, Table, print_rows
 from vgw.errors import ExitCode, VgwError
 
-_TLS_FILES = ("cert", "key", "client_ca")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -99,7 +98,9 @@ def controller(  # noqa: PLR0913, PLR0917 (the options of the verb)
     log_max_bytes: int,
     log_keep: int,
     rule_metrics: bool,
-    **metrics: Path | None,
+    metrics_cert: Path | None,
+    metrics_key: Path | None,
+    metrics_client_ca: Path | None,
 ) -> None:
     """Run the controller in the foreground.
 
@@ -111,12 +112,13 @@ def controller(  # noqa: PLR0913, PLR0917 (the options of the verb)
     from vgw.controller.log_choice import LogOptions
     from vgw.controller.metrics_server import Tls
 
-    certificate, key, client_ca = (metrics[f"metrics_{name}"] for name in _TLS_FILES)
-    if (certificate is None) != (key is None):
+    if (metrics_cert is None) != (metrics_key is None):
         raise click.UsageError("--metrics-cert and --metrics-key need each other")
-    if certificate is None and client_ca is not None:
+    if metrics_cert is None and metrics_client_ca is not None:
         raise click.UsageError("--metrics-client-ca needs --metrics-cert and --metrics-key")
-    tls = None if certificate is None or key is None else Tls(certificate, key, client_ca)
+    tls = None
+    if metrics_cert is not None and metrics_key is not None:
+        tls = Tls(metrics_cert, metrics_key, metrics_client_ca)
     log_options = LogOptions(sinks, log_max_bytes, log_keep)
     run(session.paths(), listen, log_options=log_options, rule_metrics=rule_metrics, tls=tls)
 
