@@ -8,7 +8,6 @@ pinned beside the endpoint before rules count in it; a pin is believed only if i
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -19,16 +18,6 @@ from vgw.errors import KernelError
 def counters_pin(directory: Path, slot: int) -> Path:
     """Return where the map is pinned that rules of a slot count in."""
     return directory / f"counters_{slot}"
-
-
-def inner_ids(fd: int, entries: int) -> dict[int, int]:
-    """Return the ids of the maps inside a map of maps, by index."""
-    found = {}
-    for index in range(entries):
-        value = libbpf.map_lookup(fd, index.to_bytes(4, sys.byteorder), 4)
-        if value is not None:
-            found[index] = int.from_bytes(value, sys.byteorder)
-    return found
 
 
 class CounterMaps(Protocol):

@@ -25,7 +25,8 @@ from vgw.controller.stages import with_stages
 from vgw.controller.tools import Tools
 from vgw.errors import ForeignProgramError, KernelError
 from vgw.libbpf import ProgType
-from vgw.maps_counters import counters_pin, inner_ids
+from vgw.maps import read_chunks
+from vgw.maps_counters import counters_pin
 from vgw.policy.model import Hook
 
 
@@ -162,7 +163,7 @@ def _maps(
             if name == "rule_counters":
                 found |= {
                     counters_pin(directory, slot): _open(counters, stack)
-                    for slot, counters in inner_ids(fd, abi.CONFIG_SLOTS).items()
+                    for slot, counters in read_chunks(fd).items()
                 }
         elif name == EVENTS_PIN:
             found[paths.events] = fd
