@@ -21,6 +21,7 @@ from vgw.errors import VgwError, out_of_memory
 #: that wait at the same time wait for the same one.
 _WORKERS: Final = 48
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -69,6 +70,7 @@ def run_changes(
     started = time.monotonic()
     outcomes: dict[str, AttachResult | VgwError] = {}
     changed: dict[str, Change] = {}
+    seconds: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         changes = {each.vm: stack.enter_context(Change(tools, each)) for each in wanted}
 
@@ -76,24 +78,23 @@ def run_changes(
             needed = changes[vm].prepare()
             if not dry_run:
                 changes[vm].commit()
+            seconds[vm] = time.monotonic() - started
             return needed
 
-        for vm, outcome in _each(make, changes):
-            tools.alive()
+        for vm, outcome in each_of(make, changes, _WORKERS, tools.alive):
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
                 continue
             change = changes[vm]
             if outcome:
                 changed[vm] = change
-            seconds = time.monotonic() - started
             outcomes[vm] = AttachResult(
                 vm,
                 change.interfaces,
                 change.generation,
                 outcome,
                 compiled(),
-                seconds,
+                seconds[vm],
                 change.named,
                 change.pending(),
                 change.kept,
@@ -114,8 +115,8 @@ def _finish(tools: Tools, changed: Mapping[str, Change]) -> dict[str, VgwError]:
         failed = dict.fromkeys(changed, error)
     else:
         failed = {}
-        for vm, late in _each(lambda vm: changed[vm].finish(), changed):
-            tools.alive()
+        finished = each_of(lambda vm: changed[vm].finish(), changed, _WORKERS, tools.alive)
+        for vm, late in finished:
             if isinstance(late, VgwError):
                 failed[vm] = late
     return {
@@ -124,18 +125,31 @@ def _finish(tools: Tools, changed: Mapping[str, Change]) -> dict[str, VgwError]:
     }
 
 
-def _each(
-    function: Callable[[str], _Result], names: Iterable[str]
-) -> Iterator[tuple[str, _Result | VgwError]]:
-    """Yield what a function returns for each name, or the error that it raises."""
-    order = list(names)
-    futures = libbpf.outcomes([functools.partial(function, name) for name in order], _WORKERS)
-    for name, future in zip(order, futures, strict=True):
+def each_of(
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int,
+    alive: Callable[[], None],
+) -> Iterator[tuple[_Item, _Result | VgwError]]:
+    """Yield what a function returns for each item, side by side, or the error that it raises.
+
+    `alive` is called whenever an item is done, by whichever thread did it.
+    """
+
+    def done(item: _Item) -> _Result:
         try:
-            yield name, future.result()
+            return function(item)
+        finally:
+            alive()
+
+    order = list(items)
+    futures = libbpf.outcomes([functools.partial(done, item) for item in order], workers)
+    for item, future in zip(order, futures, strict=True):
+        try:
+            yield item, future.result()
         except VgwError as error:
-            yield name, error
+            yield item, error
         except OSError as error:
-            yield name, files.failure(error)
+            yield item, files.failure(error)
         except MemoryError:
-            yield name, out_of_memory()
+            yield item, out_of_memory()

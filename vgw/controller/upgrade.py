@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 from vgw.controller import pinned
-from vgw.controller.batch import AttachResult
+from vgw.controller.batch import AttachResult, each_of
 from vgw.controller.builds import build_of
 from vgw.controller.desired import Desired
 from vgw.controller.elsewhere import (
@@ -33,9 +32,6 @@ from vgw.controller.upgrade_build import is_outdated, upgrade_programs
 from vgw.errors import VgwError
 
 _WORKERS: Final = 8
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +128,11 @@ def _upgrade_tables(
     """Bring VMs with tables of another ABI to this one; return what was done, and why not."""
     done: list[Upgraded] = []
     failures: dict[str, str] = {}
-    for vm, outcome in _each(lambda vm: _take_over(tools, vm, old[vm], known.get(vm)), [*old]):
+
+    def take(vm: str) -> list[Upgraded]:
+        return _take_over(tools, vm, old[vm], known.get(vm))
+
+    for vm, outcome in each_of(take, old, _WORKERS, tools.alive):
         if isinstance(outcome, list):
             done += outcome
         elif isinstance(outcome, LayoutError):
@@ -186,23 +186,8 @@ def _upgrade_programs(
             return None
         return Upgraded(vm, name, before, build)
 
-    for (vm, name), outcome in _each(upgrade, outdated):
+    for (vm, name), outcome in each_of(upgrade, outdated, _WORKERS, tools.alive):
         if isinstance(outcome, Exception):
             yield {vm: f"{name} goes on with the programs of another build: {outcome}"}
         elif outcome is not None:
             yield outcome
-
-
-def _each(
-    function: Callable[[_Item], _Result], items: Sequence[_Item]
-) -> Iterator[tuple[_Item, _Result | VgwError | OSError]]:
-    """Yield what a function returns for each item, side by side, or the error that it raises."""
-    if not items:
-        return
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="vgw-upgrade") as pool:
-        futures = [(item, pool.submit(function, item)) for item in items]
-        for item, future in futures:
-            try:
-                yield item, future.result()
-            except (VgwError, OSError) as error:
-                yield item, error
