@@ -50,7 +50,7 @@ class Confirming:
         entry = self._history.find(lambda each: each.confirm == ARMED)
         if entry is None:
             # An entry that is damaged cannot say whether it was confirmed.
-            lost = window is not None and self._history.find(self._is(window.number)) is None
+            lost = window is not None and self._history.entry(window.number) is None
             return window if lost else None
         if window is not None and window.id == entry.window:
             return window
@@ -130,7 +130,7 @@ class Confirming:
     def close(self, window: Window, confirm: str) -> None:
         """Say in the history what became of a policy that waited, and end its window."""
         self._supersede_all_but(window.number)
-        entry = self._history.find(self._is(window.number))
+        entry = self._history.entry(window.number)
         if entry is not None:
             self._history.save(dataclasses.replace(entry, confirm=confirm))
         remove_window(self._paths)
@@ -149,10 +149,6 @@ class Confirming:
         for entry in self._history.entries():
             if entry.confirm == ARMED and entry.number != number:
                 self._history.save(dataclasses.replace(entry, confirm="superseded"))
-
-    @staticmethod
-    def _is(number: int) -> Callable[[Entry], bool]:
-        return lambda entry: entry.number == number
 
     def _bring_back(
         self, document: PolicyDocument, others: Mapping[str, str]

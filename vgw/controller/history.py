@@ -120,12 +120,20 @@ class History:
 
     def entries(self) -> list[Entry]:
         """Return the entries in their order, without those that are damaged."""
-        found = (self._load(number) for number in self.numbers())
+        found = map(self.entry, self.numbers())
         return [entry for entry in found if entry is not None]
+
+    def entry(self, number: int) -> Entry | None:
+        """Return an entry by its number, None when there is none or it is damaged."""
+        body = read_state(self._file(number), _SCHEMA)
+        try:
+            return None if body is None else _from_json(body, number)
+        except _DAMAGED:
+            return None
 
     def get(self, number: int) -> Entry:
         """Return an entry by its number. Raises VgwError when it is not known or damaged."""
-        entry = self._load(number)
+        entry = self.entry(number)
         if entry is not None:
             return entry
         known = self.numbers()
@@ -137,7 +145,7 @@ class History:
     def current(self) -> Entry | None:
         """Return the entry of this host's policy; None when there is none, or it is damaged."""
         for number in reversed(self.numbers()):
-            entry = self._load(number)
+            entry = self.entry(number)
             if entry is None:
                 return None  # perhaps it was the one: an older one is not taken instead
             if entry.vms is None:
@@ -169,7 +177,8 @@ class History:
 
     def find(self, wanted: Callable[[Entry], bool]) -> Entry | None:
         """Return the newest entry that is wanted."""
-        return next((entry for entry in reversed(self.entries()) if wanted(entry)), None)
+        newest_first = map(self.entry, reversed(self.numbers()))
+        return next((each for each in newest_first if each is not None and wanted(each)), None)
 
     def begin(self, draft: Entry, sources: Sources, needed: Sequence[int] = ()) -> Entry:
         """Write an entry without an outcome, under the next number. Raises VgwError.
@@ -201,17 +210,20 @@ class History:
         for entry in known:
             if entry.confirm == ARMED:
                 needed |= {entry.number, entry.back or 0}
-        for number in self.numbers()[:-KEPT]:
-            if number not in needed:
-                remove_state(self._file(number))
+        for number in set(self.numbers()[:-KEPT]) - needed:
+            self._remove(number, known)
         sizes = self.documents.sizes()
-        for entry in known:
-            kept = {other.digest for other in self.entries()}
-            if sum(sizes.get(digest, 0) for digest in kept) <= KEPT_BYTES:
+        for entry in list(known):
+            digests = {other.digest for other in known}
+            if sum(sizes.get(digest, 0) for digest in digests) <= KEPT_BYTES:
                 break
             if entry.number not in needed:
-                remove_state(self._file(entry.number))
+                self._remove(entry.number, known)
         self._forget_texts()
+
+    def _remove(self, number: int, known: list[Entry]) -> None:
+        remove_state(self._file(number))
+        known[:] = [entry for entry in known if entry.number != number]
 
     def _forget_texts(self) -> None:
         """Forget texts of policies that no entry has and no VM runs."""
@@ -224,13 +236,6 @@ class History:
             self.documents.remove_but(wanted)
         with contextlib.suppress(OSError):
             files.rmdir(self._directory)
-
-    def _load(self, number: int) -> Entry | None:
-        body = read_state(self._file(number), _SCHEMA)
-        try:
-            return None if body is None else _from_json(body, number)
-        except _DAMAGED:
-            return None
 
     def _file(self, number: int) -> Path:
         return self._directory / f"{number}.json"

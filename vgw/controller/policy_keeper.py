@@ -215,20 +215,16 @@ class PolicyKeeper:
         Raises VgwError when it could not be done, and it is to be tried again unless that can never
         succeed.
         """
-        if not self._is_overdue():
+        if not _is_overdue(self._confirming.waiting()):
             return False
         with self._host.locked():
             waiting = self._confirming.waiting()
-            if waiting is None or not self._is_overdue():
+            if waiting is None or not _is_overdue(waiting):
                 return False
             self._confirming.go_back(waiting, who, LATE)
         return True
 
     # --- how ----------------------------------------------------------------------------
-
-    def _is_overdue(self) -> bool:
-        waiting = self._confirming.waiting()
-        return waiting is not None and waiting.remaining_seconds() <= 0
 
     @contextlib.contextmanager
     def _closing(self, waiting: Window | None, confirm: str) -> Iterator[None]:
@@ -289,3 +285,7 @@ class PolicyKeeper:
             raise
         self._confirming.arm(window, draft.who)
         return result
+
+
+def _is_overdue(waiting: Window | None) -> bool:
+    return waiting is not None and waiting.remaining_seconds() <= 0
