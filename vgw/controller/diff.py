@@ -25,13 +25,11 @@ from vgw.controller.diff_rules import (
     modified_row,
     rule_row,
 )
-from vgw.controller.history import History
-from vgw.controller.last_inventory import last_document
 from vgw.controller.last_known import LastKnown
 from vgw.controller.manifest import Manifest
 from vgw.controller.reconcile import Host
 from vgw.controller.recording import results_of
-from vgw.errors import PartlyAppliedError, VgwError
+from vgw.errors import PartlyAppliedError
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.model import (
     PATH_OF_DIRECTION,
@@ -79,7 +77,6 @@ class _Planner:
         self._left = limit
         self._rules: dict[str, _Rules | None] = {}
         self._changes: dict[tuple[str | None, str], RuleChanges | None] = {}
-        self._documents: dict[str, PolicyDocument | None] = {}
 
     def row(self, result: AttachResult) -> Row:
         """Return what would change for a VM."""
@@ -160,7 +157,7 @@ class _Planner:
         modified = [old.key for each in changes if each is not None for old, _ in each.modified]
         if not modified:
             return []
-        before = self._document(manifest.policy)
+        before = self._known.document(manifest.policy)
         if before is None:
             return None
         keys = set(modified)
@@ -174,16 +171,6 @@ class _Planner:
             if old != new:
                 rows.append({"group": name, **changed_set(old, new)})
         return rows
-
-    def _document(self, digest: str) -> PolicyDocument | None:
-        if digest not in self._documents:
-            texts = History(self._host.paths).documents.texts(digest)
-            self._documents[digest] = None
-            if texts is not None:
-                with contextlib.suppress(VgwError):
-                    document = last_document(self._host.paths, [("", text) for text in texts])
-                    self._documents[digest] = self._host.overlay.laid(document)
-        return self._documents[digest]
 
 
 _NOTHING_ELSE: Final[Row] = {"defaults": {}, "settings": {}, "interfaces": {}, "groups": []}

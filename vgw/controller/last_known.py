@@ -41,10 +41,14 @@ class LastKnown:
         manifest = load_manifest(self._paths.manifest(vm))
         if manifest is None or not manifest.named:
             return self.asked
-        if manifest.policy not in self._read:
-            self._read[manifest.policy] = self._load(manifest.policy)
-        found = self._read[manifest.policy]
+        found = self.document(manifest.policy)
         return found if found is not None and _has(found, vm) else None
+
+    def document(self, digest: str) -> PolicyDocument | None:
+        """Return a policy by its digest, with the overlay; None when it is lost."""
+        if digest not in self._read:
+            self._read[digest] = self._load(digest)
+        return self._read[digest]
 
     def keeping(self, desired: Desired, document: PolicyDocument) -> Desired:
         """Return what a VM shall have under what `document_of` returned.
