@@ -34,6 +34,7 @@ READING = EndpointReading(
     attached=True,
     hook="xdp",
     mode="native",
+    vm_mode="enforce",
     stats={
         (Path.TO_VM, Verdict.ACCEPT, Reason.CT_ESTABLISHED): Counter(10, 1000),
         (Path.TO_VM, Verdict.ACCEPT, Reason.RULE): Counter(1, 60),

@@ -120,9 +120,9 @@ class HostPolicy:
             return known
         return parse_sources(texts(), inventory)
 
-    def _use(self, entry: Entry | None) -> None:
+    def _use(self, entry: Entry) -> None:
         """Make the policy of an entry the host's, unless it is damaged."""
-        if entry is None or (self.document is not None and self.document.digest == entry.digest):
+        if self.document is not None and self.document.digest == entry.digest:
             return
         try:
             self.document = last_document(self._paths, self._keeper.history.sources(entry))

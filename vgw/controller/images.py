@@ -18,6 +18,7 @@ from typing import Final
 
 from vgw import abi, files, libbpf, loader
 from vgw.controller.keyed_locks import KeyedLocks
+from vgw.controller.links import opened
 from vgw.controller.paths import Paths
 from vgw.controller.pins import ASIDE, entries, quietly, remove_tree
 from vgw.errors import KernelError, VgwError
@@ -189,21 +190,15 @@ def _is_chunk(artefact: Artefact, pin: pathlib.Path, data: bytes) -> bool:
     """Tell whether a pin is a map of the right kind and has this part of an image."""
     spec = artefact.maps[artefact.maps["policies"].inner or ""]
     wanted = (spec.map_type, spec.key_size, spec.value_size, spec.max_entries, spec.flags)
-    fd = libbpf.get_pinned(pin)
-    try:
+    with opened(pin) as fd:
         info = libbpf.map_info(fd)
         kind = (info.map_type, info.key_size, info.value_size, info.max_entries, info.flags)
         return kind == wanted and libbpf.map_lookup(fd, bytes(4), spec.value_size) == data
-    finally:
-        os.close(fd)
 
 
 def _map_id(pin: pathlib.Path) -> int:
-    fd = libbpf.get_pinned(pin)
-    try:
+    with opened(pin) as fd:
         return libbpf.map_info(fd).id
-    finally:
-        os.close(fd)
 
 
 def pinned_images(paths: Paths) -> dict[int, str]:
@@ -237,19 +232,11 @@ def remove_unused_images(paths: Paths) -> None:
 
 def _inner_ids(pin: pathlib.Path) -> Iterator[int]:
     """Yield what tells the policies in both slots of an endpoint, whole or broken, from others."""
-    for slot in range(abi.CONFIG_SLOTS):
-        for path in abi.Path:
-            with contextlib.suppress(KernelError, VgwError):
-                yield _first_chunk(pin, abi.first_chunk(slot, path))
-
-
-def _first_chunk(pin: pathlib.Path, index: int) -> int:
-    """Return the id of a map in a pinned map of maps. Raises VgwError when there is none."""
-    fd = libbpf.get_pinned(pin)
-    try:
-        value = libbpf.map_lookup(fd, index.to_bytes(4, sys.byteorder), _ID_BYTES)
-    finally:
-        os.close(fd)
-    if value is None:
-        raise VgwError(f"{pin} has no policy")
-    return int.from_bytes(value, sys.byteorder)
+    with contextlib.suppress(KernelError), opened(pin) as fd:
+        for slot in range(abi.CONFIG_SLOTS):
+            for path in abi.Path:
+                index = abi.first_chunk(slot, path).to_bytes(4, sys.byteorder)
+                with contextlib.suppress(KernelError):
+                    value = libbpf.map_lookup(fd, index, _ID_BYTES)
+                    if value is not None:
+                        yield int.from_bytes(value, sys.byteorder)

@@ -46,7 +46,10 @@ class RuleReading:
 
 @dataclass(frozen=True, slots=True)
 class EndpointReading:
-    """Everything a scrape shows of one endpoint; `hook` and `mode` are of its from_vm program."""
+    """Everything a scrape shows of one endpoint.
+
+    `hook` and `mode` are of its from_vm program; `vm_mode` is that of the VM's policy.
+    """
 
     vm: str
     interface: str
@@ -54,6 +57,7 @@ class EndpointReading:
     attached: bool
     hook: str
     mode: str
+    vm_mode: str
     stats: Stats
     conntrack_entries: int
     conntrack_max: int

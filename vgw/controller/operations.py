@@ -184,9 +184,9 @@ class Operations:
                 self._facts.search.forget(lost)
             if came:
                 self._facts.search.look()
-            owners = self._owners()
-            fresh = (name for name, index in came.items() if self._protected.get(name) != index)
-            self._protect({owners[name] for name in fresh if name in owners})
+                owners = self._owners()
+                fresh = (name for name, index in came.items() if self._protected.get(name) != index)
+                self._protect({owners[name] for name in fresh if name in owners})
 
     def idle(self) -> None:
         """Free dead flows, and try again what failed: to protect VMs, to forget endpoints."""

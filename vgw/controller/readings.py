@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from vgw import libbpf
-from vgw.abi import Path
+from vgw.abi import Mode, Path
 from vgw.controller import links
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.event_reader import Meter
@@ -25,7 +25,7 @@ from vgw.controller.manifest import Manifest, load_manifest
 from vgw.controller.metrics import EndpointReading, RuleReading
 from vgw.controller.policy_store import RuleNames
 from vgw.controller.reconcile import Host
-from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus, read_steadily
+from vgw.controller.rule_counts import NO_COUNT, RuleCounts, add, counted_now, read_steadily
 from vgw.controller.status import reject_answers
 from vgw.errors import VgwError
 from vgw.policy.model import PATH_OF_DIRECTION
@@ -77,6 +77,7 @@ def _reading(
         attached=from_vm is not None and to_vm is not None,
         hook=from_vm.hook if from_vm is not None else "",
         mode=from_vm.mode if from_vm is not None else "",
+        vm_mode=Mode(config.mode).name.lower(),
         stats=maps.stats(),
         conntrack_entries=meta.entries,
         conntrack_max=endpoint.conntrack_max,
@@ -160,8 +161,7 @@ def _rules_of(
     """
     labels_of = manifest.in_generation(names.labels)
     totals = dict(counts.carried) if first else {}
-    for key, count in counted_now(endpoint.maps, counts, labels_of):
-        totals[key] = plus(totals.get(key, NO_COUNT), count)
+    add(totals, counted_now(endpoint.maps, counts, labels_of))
     return tuple(
         RuleReading(
             label.direction, label.policy, label.name, totals.get(label.key, NO_COUNT).packets

@@ -48,8 +48,7 @@ class RuleCounts:
         if not counts:
             return self
         carried = dict(self.carried)
-        for key, count in counts:
-            carried[key] = plus(carried.get(key, NO_COUNT), count)
+        add(carried, counts)
         config = maps.config(slot)
         harvested = {**self.harvested, config.endpoint: config.generation}
         return RuleCounts(carried, harvested)
@@ -91,22 +90,30 @@ class RuleCounts:
         return spare if is_new else None
 
 
-def plus(one: RuleCount, other: RuleCount) -> RuleCount:
-    """Return the sum of two counts."""
-    return RuleCount(
-        one.packets + other.packets,
-        one.bytes + other.bytes,
-        max(one.last_hit_ns, other.last_hit_ns),
-    )
+def add(totals: dict[str, RuleCount], counts: Iterable[tuple[str, RuleCount]]) -> None:
+    """Add counts to totals, both by rule key."""
+    for key, count in counts:
+        total = totals.get(key, NO_COUNT)
+        totals[key] = RuleCount(
+            total.packets + count.packets,
+            total.bytes + count.bytes,
+            max(total.last_hit_ns, count.last_hit_ns),
+        )
 
 
 def counts_in(
     maps: EndpointMaps, slot: int, labels_of: LabelsOf
 ) -> Iterator[tuple[str, RuleCount]]:
     """Yield key and counts of the rules that have counted in a slot, as far as they have names."""
-    generation = maps.config(slot).generation
+    return named(maps.rule_counts(slot), maps.config(slot).generation, labels_of)
+
+
+def named(
+    counts: Iterable[tuple[abi.Path, int, RuleCount]], generation: int, labels_of: LabelsOf
+) -> Iterator[tuple[str, RuleCount]]:
+    """Yield counts by the key of a rule instead of path and number, as far as it has a name."""
     found: dict[abi.Path, Sequence[RuleLabel]] = {}
-    for path, number, count in maps.rule_counts(slot):
+    for path, number, count in counts:
         if path not in found:
             found[path] = labels_of(generation, path) or ()
         if number < len(found[path]):

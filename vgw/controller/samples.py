@@ -5,22 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 import struct
 import time
 from collections import Counter as Tally
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from typing import Any, Final
 
-from vgw import abi, libbpf
+from vgw import abi
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.metrics import EndpointReading
-from vgw.controller.pinned import interfaces_of
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
-from vgw.errors import VgwError
-from vgw.maps import EndpointMaps
 from vgw.policy.model import DIRECTION_OF_PATH
 
 #: Flows that a look at a VM's connections reads, of those in its tables.
@@ -55,26 +50,13 @@ def sample(host: Host) -> Row:
             reading.vm,
             {
                 "vm": reading.vm,
-                "mode": _mode(host, reading.vm),
+                "mode": reading.vm_mode,
                 "generation": reading.generation,
                 "interfaces": [],
             },
         )
         vm["interfaces"].append(_interface(reading))
     return {"schema": "vgw/v1", "at_ns": at_ns, "vms": list(vms.values())}
-
-
-def _mode(host: Host, vm: str) -> str | None:
-    """Return the mode that a VM's first interface runs, of which only these maps are opened."""
-    for interface in interfaces_of(host.paths, vm)[:1]:
-        directory = host.paths.endpoint_dir(vm, interface)
-        with suppress(VgwError), ExitStack() as stack:
-            fds = {}
-            for name in ("active", "configs"):
-                fds[name] = libbpf.get_pinned(directory / name)
-                stack.callback(os.close, fds[name])
-            return abi.Mode(EndpointMaps(fds).config().mode).name.lower()
-    return None
 
 
 def _interface(reading: EndpointReading) -> Row:

@@ -24,7 +24,7 @@ from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest
 from vgw.controller.mode_order import order_report
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleLabel, RuleNames
-from vgw.controller.rule_counts import NO_COUNT, RuleCounts, counted_now, plus
+from vgw.controller.rule_counts import NO_COUNT, RuleCounts, add, counted_now
 from vgw.errors import VgwError
 from vgw.maps import EndpointMaps, RuleCount
 from vgw.policy.guards import missing_guards
@@ -265,8 +265,7 @@ def rule_report(
     labels_of = manifest.in_generation(RuleNames(store).labels)
     totals = dict(counts.carried)
     for endpoint in endpoints:
-        for key, count in counted_now(endpoint.maps, counts, labels_of):
-            totals[key] = plus(totals.get(key, NO_COUNT), count)
+        add(totals, counted_now(endpoint.maps, counts, labels_of))
     now = coarse_now_ns()
     rows: list[Row] = []
     for path in PATH_OF_DIRECTION.values():

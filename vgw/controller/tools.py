@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from vgw import files, libbpf
 from vgw.controller.images import Images
 from vgw.controller.last_flows import LastFlows
+from vgw.controller.links import opened
 from vgw.controller.paths import Paths
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.errors import KernelError
@@ -107,11 +108,8 @@ def _used_events(paths: Paths) -> int | None:
 
 def _maps_of(pin: pathlib.Path) -> tuple[int, ...]:
     """Return the ids of the maps that a pinned program uses."""
-    fd = libbpf.get_pinned(pin)
-    try:
+    with opened(pin) as fd:
         return libbpf.prog_info(fd).map_ids
-    finally:
-        os.close(fd)
 
 
 def _make_events(paths: Paths) -> int:

@@ -38,7 +38,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.pins import quietly
 from vgw.controller.recovery import STRICTNESS, policy_of
 from vgw.controller.replacement import destroy
-from vgw.controller.rule_counts import NO_COUNT, RuleCounts, load_counts, plus, save_counts
+from vgw.controller.rule_counts import RuleCounts, add, load_counts, named, save_counts
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError
 from vgw.loader import Artefact
@@ -211,12 +211,7 @@ class _TakeOver(Change):
     def _count(self, tables: ForeignTables) -> None:
         """Add what the rules of an old endpoint have counted to that of the policies before."""
         labels_of = self.remembered().in_generation(self._tools.names.labels)
-        generation = tables.field("generation")
-        for path, number, count in tables.rule_counts():
-            labels = labels_of(generation, path) or ()
-            if number < len(labels):
-                key = labels[number].key
-                self.counts[key] = plus(self.counts.get(key, NO_COUNT), count)
+        add(self.counts, named(tables.rule_counts(), tables.field("generation"), labels_of))
 
     def _seed_all(self, tables: ForeignTables) -> Callable[[Mapping[str, int]], None]:
         """Return what fills tables that no packet has met with all that the old ones have."""
