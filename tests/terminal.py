@@ -42,7 +42,8 @@ class Terminal:
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", "--wait", *command],
+            # What runs tests in the background may ignore the keys' signals; no terminal does.
+            ["env", "--default-signal=INT,QUIT", "setsid", "--ctty", "--wait", *command],
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
