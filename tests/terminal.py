@@ -19,6 +19,7 @@ from typing import Any
 import pyte
 
 PATIENCE = 30.0
+COLUMNS, LINES = 80, 24
 
 
 class Terminal:
@@ -29,14 +30,12 @@ class Terminal:
         command: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
-        columns: int = 80,
-        lines: int = 24,
     ) -> None:
-        self._screen = pyte.Screen(columns, lines)
+        self._screen = pyte.Screen(COLUMNS, LINES)
         self._stream = pyte.ByteStream(self._screen)
         self.sent = b""
         self._master, self._slave = pty.openpty()
-        self._set_size(columns, lines)
+        self._set_size(COLUMNS, LINES)
         self.before = self.attributes()
         environment = {**(os.environ if env is None else env), "TERM": "xterm-256color"}
         for name in ("COLUMNS", "LINES", "NO_COLOR"):

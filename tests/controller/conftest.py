@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -36,15 +37,22 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def netns() -> Iterator[None]:
-    """Run the test in a network namespace of its own, which goes with it."""
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Have this thread, and those it starts, in a network namespace that goes with the block."""
     with Path("/proc/thread-self/ns/net").open() as home:
         _check(_libc.unshare(_CLONE_NEWNET), "unshare the network namespace")
         try:
             yield
         finally:
             _check(_libc.setns(home.fileno(), _CLONE_NEWNET), "return to the network namespace")
+
+
+@pytest.fixture
+def netns() -> Iterator[None]:
+    """Run the test in a network namespace of its own, which goes with it."""
+    with own_network():
+        yield
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ def option(code: int, value: bytes) -> bytes:
     return bytes([code, len(value)]) + value
 
 
-def lease_options(kind: int = ACK, seconds: int | None = 3600, server: str = SERVER) -> bytes:
+def lease_options(kind: int = ACK, seconds: int | None = 3600) -> bytes:
     """Return the options that every acknowledgement has."""
     time = b"" if seconds is None else option(51, struct.pack("!I", seconds))
-    return option(53, bytes([kind])) + option(54, IPv4Address(server).packed) + time
+    return option(53, bytes([kind])) + option(54, IPv4Address(SERVER).packed) + time
 
 
 def message4(

@@ -77,7 +77,7 @@ class Watched:
         return known is not None and known.seen is not None
 
     @contextlib.contextmanager
-    def breaking(self, flows: int = 1) -> Iterator[None]:
+    def breaking(self) -> Iterator[None]:
         """Break something in the block; it is shown as broken, and put back with all it had."""
         before = program_ids(self.host)
         with self.operations._changing():  # for so long nothing is put back
@@ -89,7 +89,7 @@ class Watched:
         eventually("put back", self.attached)
         assert time.monotonic() - broken < RESTORE_SECONDS
         assert program_ids(self.host) == before, "other programs, with other maps"
-        assert row(self.host)["conntrack"]["entries"] == flows
+        assert row(self.host)["conntrack"]["entries"] == 1
         eventually("recorded", lambda: self.records("restored"))
         (text,) = self.texts()
         assert "somebody took away and vgw put back" in text
@@ -154,11 +154,11 @@ def command(text: str) -> str:
     return run(*text.split())
 
 
-def filters(vm: int, port: int = 41000) -> bool:
+def filters(vm: int) -> bool:
     """Tell whether packets to the VM are judged."""
     passed = []
     for dport in (80, 22):
-        frame = to_vm(dport=dport, sport=port)
+        frame = to_vm(dport=dport, sport=41000)
         send_to_vm("tap0", frame)
         passed.append(received(vm, frame))
     return passed == [True, False]

@@ -117,7 +117,7 @@ def judged_by(seen: Sequence[Seen]) -> frozenset[str]:
 class Prober:
     """The process, from the start of a `with` block to its end."""
 
-    def __init__(self, tap_fd: int, name: str = "tap0") -> None:
+    def __init__(self, tap_fd: int, name: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.crash.probe", str(tap_fd), name],
             cwd=ROOT,

@@ -21,12 +21,17 @@ pytestmark = pytest.mark.bpf
 _CLONE_NEWNS: Final = 0x20000
 
 
+def own_mounts() -> None:
+    """Have this process see file systems of its own from now on."""
+    assert ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0
+    run("mount", "--make-rprivate", "/")
+
+
 def tried(world: World, prepare: Callable[[World], None]) -> Ended:
     """Ask for policy b in a process that sees file systems of its own; return how that ended."""
 
     def change() -> object:
-        assert ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0
-        run("mount", "--make-rprivate", "/")
+        own_mounts()
         prepare(world)
         return attach(world, B)
 
@@ -98,8 +103,7 @@ def test_catalogue_M26_a_bpffs_that_goes_in_the_middle(a_world: World) -> None:
     was = a_world.left()
 
     def take_away() -> int:
-        assert ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0
-        run("mount", "--make-rprivate", "/")
+        own_mounts()
         bpffs_gone(a_world)
         return 0
 
@@ -156,8 +160,7 @@ def test_catalogue_M31_what_is_in_force_needs_no_state_directory(a_world: World)
     under_a(a_world)
 
     def look() -> object:
-        assert ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0
-        run("mount", "--make-rprivate", "/")
+        own_mounts()
         full(a_world)
         (row,) = a_world.host().status(VM)["vms"][0]["interfaces"]
         assert row["attached"]

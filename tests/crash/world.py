@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from scripts.lab.wire import CLONE_NEWNET
+from tests.controller.conftest import own_network
 from tests.controller.observe import traces
 from tests.crash.objects import Made, in_use
 from tests.crash.probe import Prober
@@ -26,7 +24,6 @@ from vgw.maps_counters import counters_pin
 
 VM, TAP = "web01", "tap0"
 PATIENCE: Final = 10.0
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Left(NamedTuple):
@@ -130,7 +127,7 @@ class World:
 def world(directory: Path, cache: Path, *, prefer_link: bool = True) -> Iterator[World]:
     """Give such a host in a network namespace of its own, for a `with` block."""
     with ExitStack() as stack:
-        stack.enter_context(_namespace())
+        stack.enter_context(own_network())
         run("ip", "link", "set", "lo", "up")
         for scope in ("all", "default"):  # no frame is on its way but the probes
             Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
@@ -154,22 +151,6 @@ def world(directory: Path, cache: Path, *, prefer_link: bool = True) -> Iterator
             log_file=directory / "events.jsonl",
         )
         yield World(paths, prober, made, prefer_link=prefer_link)
-
-
-@contextmanager
-def _namespace() -> Iterator[None]:
-    with Path("/proc/thread-self/ns/net").open() as home:
-        _check(_libc.unshare(CLONE_NEWNET))
-        try:
-            yield
-        finally:
-            _check(_libc.setns(home.fileno(), CLONE_NEWNET))
-
-
-def _check(result: int) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def run(*command: str) -> None:

@@ -7,7 +7,6 @@ does its work up to where an interface would be needed.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import random
@@ -23,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from tests.controller.conftest import own_network
 from tests.fuzz.inputs.bytes_mutator import dumped, mutate_json
 from tests.fuzz.inputs.target import WrongError, outline, quick_directory
 from tests.policy.texts import rule
@@ -34,7 +34,6 @@ from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 
-_CLONE_NEWNET: Final = 0x40000000
 _PATIENCE: Final = 30.0
 _HEAD: Final = b"\r\n\r\n"
 #: One input in so many is followed by a request that has to be answered.
@@ -109,7 +108,7 @@ class SocketTarget:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Serve a host of its own."""
-        with quick_directory() as root, _own_network(), _bpffs(root):
+        with quick_directory() as root, own_network(), _bpffs(root):
             paths = Paths(
                 policy=root / "policy.yaml",
                 run_dir=root / "run",
@@ -197,19 +196,6 @@ def _exceptions_kept(escaped: list[str]) -> Iterator[None]:
     finally:
         traceback.print_exc, threading.excepthook = before, hook
         logging.disable(logging.NOTSET)
-
-
-@contextmanager
-def _own_network() -> Iterator[None]:
-    """Be in a network namespace without interfaces; threads that are started are in it too."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/thread-self/ns/net").open() as home:
-        if libc.unshare(_CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "unshare: run it as root")
-        try:
-            yield
-        finally:
-            libc.setns(home.fileno(), _CLONE_NEWNET)
 
 
 @contextmanager
