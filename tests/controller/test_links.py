@@ -166,7 +166,10 @@ def test_interfaces_are_reported_as_they_come_change_and_go(veth: Callable[[str]
 class LossySocket(socket.socket):
     """A netlink socket that loses what it receives, as the kernel does when the buffer is full."""
 
-    losing = False
+    losing = deaf = False
+
+    def send(self, *arguments: Any) -> int:
+        return 0 if self.deaf else super().send(*arguments)
 
     def recv(self, *arguments: Any) -> bytes:
         data = super().recv(*arguments)
@@ -197,6 +200,35 @@ def test_catalogue_M34_after_a_loss_of_messages_all_interfaces_are_listed_again(
             watcher.receive()
 
     assert sorted(seen) == [("gone", "first"), ("gone", "first-p"), ("new", "br0")]
+
+
+@pytest.mark.usefixtures("netns")
+def test_catalogue_M34_a_list_that_the_kernel_never_sends_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full buffer has no room for an answer, and nothing may ever come that makes it go on."""
+    seen: queue.Queue[str] = queue.Queue()
+    stop = threading.Event()
+    asked: list[None] = []
+    start_listing = interfaces.LinkWatcher.start_listing
+
+    def unheard_at_first(watcher: interfaces.LinkWatcher) -> None:
+        LossySocket.deaf = not asked
+        asked.append(None)
+        start_listing(watcher)
+
+    monkeypatch.setattr(interfaces.LinkWatcher, "start_listing", unheard_at_first)
+    monkeypatch.setattr(socket, "socket", LossySocket)
+    watcher = threading.Thread(
+        target=links.watch_links, args=(lambda _, name, __: seen.put(name), stop)
+    )
+    watcher.start()
+    try:
+        assert seen.get(timeout=5) == "lo"
+    finally:
+        stop.set()
+        watcher.join()
+    assert len(asked) > 1
 
 
 @pytest.mark.usefixtures("netns")

@@ -135,6 +135,8 @@ def watch_links(
             alive()
             if poll.poll(_STOP_PERIOD * 1000):
                 watcher.receive()
+            else:
+                watcher.ask_again()
 
 
 def wait_for(names: Iterable[str], seconds: float) -> list[str]:
@@ -196,6 +198,15 @@ class LinkWatcher:
             0,
         )
         self._sock.send(header + body)
+
+    def ask_again(self) -> None:
+        """Ask for what the kernel still owes, after a time in which it said nothing.
+
+        An answer that finds the buffer full is given up by the kernel without another word.
+        """
+        if self._listing:
+            self._listing = False
+            self.start_listing()
 
     def receive(self) -> None:
         """Take one datagram and report what it says."""
