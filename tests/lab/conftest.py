@@ -94,15 +94,21 @@ def unprotect(lab: Lab) -> None:
     remove_policy(lab)
 
 
+def left_as_found(lab: Lab) -> Iterator[Lab]:
+    """Unprotect a lab after its use, and see that its nodes are what they were."""
+    before = lab.addressing()
+    yield lab
+    unprotect(lab)
+    assert lab.addressing() == before
+
+
 @pytest.fixture
 def lab(built_lab: Lab) -> Iterator[Lab]:
     """The lab with nothing attached, for one test."""
-    yield built_lab
-    unprotect(built_lab)
+    yield from left_as_found(built_lab)
 
 
 @pytest.fixture(scope="module")
 def module_lab(built_lab: Lab) -> Iterator[Lab]:
     """The lab for all tests of a module, which share what they attach."""
-    yield built_lab
-    unprotect(built_lab)
+    yield from left_as_found(built_lab)

@@ -118,6 +118,17 @@ class Lab:
         self.write_policy(text)
         self.vgw("apply", str(self.policy_dir))
 
+    def addressing(self) -> dict[str, str]:
+        """Return the addresses and routes of each node."""
+        what = (("-4", "route"), ("-6", "route"), ("-br", "address", "show", "dev", "eth0"))
+        return {
+            name: "".join(
+                subprocess.check_output(["ip", "-n", node.namespace, *words], text=True)
+                for words in what
+            )
+            for name, node in self.nodes.items()
+        }
+
     def programs(self) -> dict[str, tuple[int, int]]:
         """Return for each protected interface its program ids, as the kernel has them."""
         return {
