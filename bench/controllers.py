@@ -19,7 +19,7 @@ from typing import Final
 
 from bench.lab import BenchError, Lab
 from scripts.lab.wire import inside
-from vgw.controller.api import Client
+from vgw.controller.api_client import Client
 
 _PATIENCE: Final = 120.0
 _PORT: Final = 9477

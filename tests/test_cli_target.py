@@ -13,14 +13,9 @@ import pytest
 
 from vgw import cli_target
 from vgw.abi import ABI_VERSION, Mode
-from vgw.cli_target import (
-    ApplyOptions,
-    AttachOrder,
-    ControllerTarget,
-    LocalTarget,
-    connect,
-    each_vm,
-)
+from vgw.cli_target import ApplyOptions, AttachOrder, connect, each_vm
+from vgw.cli_target_controller import ControllerTarget
+from vgw.cli_target_local import LocalTarget
 from vgw.controller import api
 from vgw.controller.batch import ApplyResult, AttachResult
 from vgw.controller.finding.search import Look

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from vgw.controller.api import Client
+from vgw.controller.api_client import Client
 from vgw.controller.events import read_log
 from vgw.controller.paths import _PLACES, Paths
 

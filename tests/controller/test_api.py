@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from vgw.controller import api
+from vgw.controller.api_client import Client
 from vgw.controller.parameters import Parameters
 from vgw.errors import (
     CompileError,
@@ -92,7 +93,7 @@ def raw_request(path: Path, request: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host: FakeHost) -> None:
-    client = api.Client(socket_path)
+    client = Client(socket_path)
     sources = [("policy.yaml", "schema: vgw/v1\n")]
 
     client.ping()
@@ -142,8 +143,8 @@ def test_every_verb_reaches_the_host_with_its_parameters(socket_path: Path, host
 
 
 def test_result_comes_back(socket_path: Path) -> None:
-    assert api.Client(socket_path).status("ä\n\x1b") == {"seen": {"vm": "ä\n\x1b"}}
-    assert api.Client(socket_path).call("text") == "text"
+    assert Client(socket_path).status("ä\n\x1b") == {"seen": {"vm": "ä\n\x1b"}}
+    assert Client(socket_path).call("text") == "text"
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -153,7 +154,7 @@ def test_errors_arrive_as_they_were_raised(
     host.error = error
 
     with pytest.raises(VgwError) as raised:
-        api.Client(socket_path).flush("web01")
+        Client(socket_path).flush("web01")
 
     assert type(raised.value) is type(error)
     assert str(raised.value) == str(error)
@@ -166,17 +167,17 @@ def test_bug_in_the_controller_is_an_error_and_the_next_request_works(
 ) -> None:
     host.error = ZeroDivisionError("division by zero")
     with pytest.raises(VgwError, match=r"internal error.*ZeroDivisionError"):
-        api.Client(socket_path).ping()
+        Client(socket_path).ping()
     host.error = None
 
-    assert api.Client(socket_path).ping() == {"seen": {}}
+    assert Client(socket_path).ping() == {"seen": {}}
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("length", [0, 1 << 20], ids=["short", "longer than what is in flight"])
 def test_unknown_verb(socket_path: Path, length: int) -> None:
     with pytest.raises(VgwError, match="does not know /v1/reboot"):
-        api.Client(socket_path).call("reboot", padding=" " * length)
+        Client(socket_path).call("reboot", padding=" " * length)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_catalogue_N10_other_user_is_refused_even_with_the_socket_open_to_all(
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(ControllerUnreachableError, match=r"No such file.*vgw controller") as raised:
-        api.Client(tmp_path / "vgw.sock").ping()
+        Client(tmp_path / "vgw.sock").ping()
     assert raised.value.exit_code == ExitCode.CONTROLLER_UNREACHABLE
 
 
@@ -264,14 +265,14 @@ def test_stale_socket_is_unreachable_and_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(path))
     with pytest.raises(ControllerUnreachableError, match="refused"):
-        api.Client(path).ping()
+        Client(path).ping()
 
     server = api.Server(path, {"ping": lambda _: {"pid": 1}})
     try:
         with pytest.raises(ControllerUnreachableError, match="refused"):
-            api.Client(path).ping()  # whoever asks too early does the work itself
+            Client(path).ping()  # whoever asks too early does the work itself
         server.start()
-        assert api.Client(path).ping() == {"pid": 1}
+        assert Client(path).ping() == {"pid": 1}
     finally:
         server.close()
 
@@ -285,7 +286,7 @@ def test_request_taken_but_not_answered_is_not_unreachable(tmp_path: Path) -> No
         listener.bind(str(path))
         listener.listen()
         with pytest.raises(VgwError, match="gave no answer") as raised:
-            api.Client(path, timeout=0.1).flush("web01")
+            Client(path, timeout=0.1).flush("web01")
 
     assert type(raised.value) is VgwError
 
@@ -296,7 +297,7 @@ def test_path_too_long_for_a_socket(tmp_path: Path) -> None:
 
 
 def test_many_requests_at_once(socket_path: Path, host: FakeHost) -> None:
-    threads = [threading.Thread(target=lambda: api.Client(socket_path).ping()) for _ in range(50)]
+    threads = [threading.Thread(target=lambda: Client(socket_path).ping()) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:

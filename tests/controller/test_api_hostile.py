@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from vgw.controller import api, api_limits, fitness
+from vgw.controller.api_client import Client
 from vgw.controller.parameters import Parameters
 from vgw.errors import ControllerUnreachableError, VgwError
 
@@ -68,7 +69,7 @@ def test_catalogue_N10_a_client_is_heard_beside_a_thousand_idle_ones(serve: Serv
     path = serve()
     with contextlib.ExitStack() as stack:
         idle_clients(path, stack)
-        assert api.Client(path, timeout=PATIENCE).ping() == {"pid": 1}
+        assert Client(path, timeout=PATIENCE).ping() == {"pid": 1}
         assert threading.active_count() - before <= api_limits.MAX_WAITING + OTHERS
 
 
@@ -81,7 +82,7 @@ def test_catalogue_N10_a_full_queue_is_no_absent_controller(tmp_path: Path) -> N
         listener.listen(0)
         stack.enter_context(connected(path))
         with pytest.raises(VgwError, match="takes no request") as raised:
-            api.Client(path, timeout=0.1).ping()
+            Client(path, timeout=0.1).ping()
     assert not isinstance(raised.value, ControllerUnreachableError)
 
 
@@ -94,7 +95,7 @@ def test_without_a_limit_a_thousand_idle_clients_hold_a_thousand_threads(
     path = serve()
     with contextlib.ExitStack() as stack:
         idle_clients(path, stack)
-        assert api.Client(path, timeout=PATIENCE).ping() == {"pid": 1}
+        assert Client(path, timeout=PATIENCE).ping() == {"pid": 1}
         assert threading.active_count() > IDLE_CLIENTS // 2
 
 
@@ -147,15 +148,15 @@ def test_catalogue_N10_requests_beyond_the_limit_are_refused_at_once(
 
     path = serve(slow=slow)
     answers: list[object] = []
-    caller = threading.Thread(target=lambda: answers.append(api.Client(path).call("slow")))
+    caller = threading.Thread(target=lambda: answers.append(Client(path).call("slow")))
     caller.start()
     assert begun.wait(PATIENCE)
     with pytest.raises(VgwError, match="serves 1 requests already; try again"):
-        api.Client(path).ping()
+        Client(path).ping()
     go_on.set()
     caller.join(PATIENCE)
     assert answers == [{"slow": True}]
-    assert api.Client(path).ping() == {"pid": 1}
+    assert Client(path).ping() == {"pid": 1}
 
 
 def test_catalogue_N10_a_symlink_in_the_way_is_replaced_and_not_followed(
@@ -167,7 +168,7 @@ def test_catalogue_N10_a_symlink_in_the_way_is_replaced_and_not_followed(
     path = serve()
     assert not path.is_symlink()
     assert target.read_text() == "kept"
-    assert api.Client(path).ping() == {"pid": 1}
+    assert Client(path).ping() == {"pid": 1}
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o702])
@@ -185,7 +186,7 @@ def test_catalogue_N10_a_directory_that_others_can_read_is_none_of_their_busines
     tmp_path: Path, serve: Serve, mode: int
 ) -> None:
     tmp_path.chmod(mode)
-    assert api.Client(serve()).ping() == {"pid": 1}
+    assert Client(serve()).ping() == {"pid": 1}
 
 
 _IMPOSTOR = """
@@ -210,5 +211,5 @@ def test_catalogue_N10_a_socket_of_another_user_gets_no_request() -> None:
         assert impostor.stdout is not None
         assert impostor.stdout.readline() == "ready\n"
         with pytest.raises(ControllerUnreachableError, match="it is user id 65534 who listens"):
-            api.Client(Path(directory) / "vgw.sock").ping()
+            Client(Path(directory) / "vgw.sock").ping()
         assert impostor.stdout.readline() == "b''\n", "it was told nothing"

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from vgw import abi, libbpf
 from vgw.controller import fitness, links, links_netlink, pinned
-from vgw.controller.api import Client
+from vgw.controller.api_client import Client
 from vgw.controller.foreign import programs_beside
 from vgw.controller.own_namespace import in_own_namespace
 from vgw.controller.paths import Paths

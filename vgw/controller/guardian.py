@@ -76,7 +76,7 @@ def watch(paths: Paths, window: str) -> None:
 def _settle(paths: Paths) -> None:
     """Have the controller go back, or do it here when none runs."""
     from vgw.controller.actor import this_process  # noqa: PLC0415 - a small process until now
-    from vgw.controller.api import Client  # noqa: PLC0415
+    from vgw.controller.api_client import Client  # noqa: PLC0415
     from vgw.controller.looking import looking_host  # noqa: PLC0415
     from vgw.controller.policy_keeper import PolicyKeeper, logging_to  # noqa: PLC0415
 

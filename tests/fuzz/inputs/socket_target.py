@@ -27,6 +27,7 @@ from tests.fuzz.inputs.bytes_mutator import dumped, mutate_json
 from tests.fuzz.inputs.target import WrongError, outline, quick_directory
 from tests.policy.texts import rule
 from vgw.controller import api
+from vgw.controller.api_client import Client
 from vgw.controller.events import LogWriter
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
@@ -156,7 +157,7 @@ class SocketTarget:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                return int(api.Client(self._socket, _PATIENCE).ping()["abi"])
+                return int(Client(self._socket, _PATIENCE).ping()["abi"])
             except VgwError:
                 if time.monotonic() > deadline:
                     raise
