@@ -20,6 +20,7 @@ import pytest
 from tests.controller.process import PATIENCE, Controller, eventually
 from tests.controller.test_finding_sources import MAC, OTHER_MAC, holder
 from vgw.controller.alarms import Alarms
+from vgw.controller.changes import Changes
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.facts import DIFFERS, Facts
 from vgw.controller.finding import search as searches
@@ -32,6 +33,7 @@ from vgw.controller.operations import Operations
 from vgw.controller.overlay import concerned
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
+from vgw.controller.verbs import Verbs
 from vgw.errors import VgwError
 from vgw.policy.model import Finder
 
@@ -175,18 +177,17 @@ class Node:
         self.alarms = Alarms(self.log)
         self.facts = Facts(paths, self.log, self.alarms, make)
         self.host = Host(paths, overlay=self.facts.overlay)
-        self.operations = Operations(
-            self.host, self.log, ApplyTimes(), self.alarms, facts=self.facts
-        )
-        self.changes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.changes = Changes(self.host, self.log, ApplyTimes(), self.alarms, facts=self.facts)
+        self.operations = Operations(self.changes)
+        self.found: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def take_change(self) -> None:
         """Wait until a source finds something else, and act on it."""
-        self.changes.get(timeout=PATIENCE)
+        self.found.get(timeout=PATIENCE)
         self.operations.facts_changed()
 
     def vms(self) -> dict[str, Any]:
-        answer = self.operations.verbs()["vms"](None)  # type: ignore[arg-type]
+        answer = Verbs(self.changes).by_name()["vms"](None)  # type: ignore[arg-type]
         assert isinstance(answer, dict)
         return {row["vm"]: row for row in answer["vms"]}
 
@@ -209,7 +210,7 @@ def start(paths: Paths) -> Iterator[Callable[..., Node]]:
             paths.policy.write_text(policy)
             paths.inventory.write_text(inventory)
             node = Node(paths, make_source)
-            stack.enter_context(node.facts.followed(lambda: node.changes.put("changed")))
+            stack.enter_context(node.facts.followed(lambda: node.found.put("changed")))
             stack.callback(node.host.detach_all)
             node.operations.reload()
             return node
@@ -402,7 +403,7 @@ def test_a_lease_changes_those_vms_only_that_it_concerns(start: Start) -> None:
     after = {row["vm"]: row["generation"] for row in node.host.status()["vms"]}
     assert {name for name in after if after[name] != before[name]} == {"web01", "peer"}
 
-    node.changes.get(timeout=PATIENCE)  # the lease is over
+    node.found.get(timeout=PATIENCE)  # the lease is over
     eventually("it is", lambda: not node.facts.overlay.book.addresses("web01", MAC))
     node.operations.facts_changed()
     last = {row["vm"]: row["generation"] for row in node.host.status()["vms"]}

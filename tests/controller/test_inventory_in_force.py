@@ -107,7 +107,7 @@ def test_a_reload_takes_over_an_inventory_that_changed_alone(bench: Restarting) 
     bench.paths.policy.unlink()
     bench.start()
     assert bench.host.policies[-1] == ["web01"], "none was in force, so none is the last"
-    numbers = [entry.number for entry in bench.operations._keeper.history.entries()]
+    numbers = [entry.number for entry in bench.changes.keeper.history.entries()]
     assert numbers == [1], "the policy is the same"
 
 
@@ -144,7 +144,7 @@ def test_nobody_confirms_while_the_inventory_is_spoilt(
     assert window is not None
     save_window(bench.paths, dataclasses.replace(window, deadline_ns=1))
 
-    assert bench.operations._keeper.settle_overdue(this_process("guardian"))
+    assert bench.changes.keeper.settle_overdue(this_process("guardian"))
 
     assert bench.host.policies[-1] == ["mine", "web01"]
 

@@ -15,6 +15,7 @@ from tests.controller.test_operations import PRESENT, Bench, FakeHost, policy
 from vgw.controller import host_policy, policy_keeper
 from vgw.controller.actor import this_process
 from vgw.controller.batch import ApplyResult, AttachResult
+from vgw.controller.changes import Changes
 from vgw.controller.host_policy import START
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
@@ -59,8 +60,9 @@ class Restarting(Bench):
     def restart(self, *, forget_vms: bool = False) -> None:
         if forget_vms:
             self.host.protected.clear()
-        self.operations = Operations(self.host, self.log, ApplyTimes())
-        self.operations._keeper.source = SourceReader(self.paths.policy, seconds=0.3, quiet=0)
+        self.changes = Changes(self.host, self.log, ApplyTimes())
+        self.operations = Operations(self.changes)
+        self.changes.keeper.source = SourceReader(self.paths.policy, seconds=0.3, quiet=0)
 
     def start(self, text: str | None = None) -> None:
         if text is not None:
@@ -68,7 +70,7 @@ class Restarting(Bench):
         self.operations.reload(START)
 
     def standing(self) -> dict[str, str]:
-        return {alarm.alarm: alarm.text for alarm in self.operations._alarms.current()}
+        return {alarm.alarm: alarm.text for alarm in self.changes.alarms.current()}
 
     def apply(self, text: str, **options: object) -> None:
         self.ask("apply", sources=[["elsewhere.yaml", text]], **options)
@@ -181,7 +183,7 @@ def test_catalogue_M9_a_file_that_hangs_keeps_nobody_waiting(bench: Restarting) 
     regular.write_text(DB)
     with bench.paths.policy.open("w"):  # what the reading waits for
         regular.rename(bench.paths.policy)
-    reading = bench.operations._keeper.source._reading
+    reading = bench.changes.keeper.source._reading
     assert reading is not None
     assert reading.ended.wait(10)
     bench.operations.look_after_policy()
@@ -239,7 +241,7 @@ def test_what_a_vm_was_attached_by_holds_nothing(bench: Restarting) -> None:
     bench.ask("attach", vms=["web01"], sources=[["p", DB]])
     for vm in ("b", "c"):
         bench.ask("attach", vms=[vm], sources=[["p", policy("b", "c")]])
-    first, second = bench.operations._keeper.history.entries()
+    first, second = bench.changes.keeper.history.entries()
     assert (first.vms, second.vms) == (None, ("b", "c"))
     bench.start()
     assert bench.by() == ["web01"]
@@ -313,7 +315,7 @@ def test_a_rollback_that_fails_for_some_vms_ends_the_wait_all_the_same(
     bench.host.failures = {"db01": "no memory"}
     with pytest.raises(PartlyAppliedError):
         bench.ask("rollback", number=1)
-    assert bench.operations._keeper.waiting() is None
+    assert bench.changes.keeper.waiting() is None
     assert load_window(bench.paths) is None
     bench.host.failures = dict.fromkeys(bench.host.protected, "no memory")
     with pytest.raises(PartlyAppliedError):
@@ -332,7 +334,7 @@ def test_going_back_that_fails_is_an_alarm_and_tried_again(
     bench.host.failures = {}
     bench.operations.look_after_policy()
     assert bench.standing() == {}
-    entries = bench.operations._keeper.history.entries()
+    entries = bench.changes.keeper.history.entries()
     assert [each.event for each in entries] == ["start", "apply", "rollback"]
 
 
@@ -347,7 +349,7 @@ def test_catalogue_M11_a_vm_that_is_not_in_the_policy_is_an_alarm(
     bench.host.protected = {"web01": 1}
     monkeypatch.setattr(bench.host, "attach_many", kept(True))
     bench.start(DB)
-    (alarm,) = bench.operations._alarms.current()
+    (alarm,) = bench.changes.alarms.current()
     assert (alarm.alarm, alarm.vm) == ("vm_not_in_policy", "web01")
     monkeypatch.setattr(bench.host, "apply", kept(False))
     bench.apply(WEB)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from vgw.controller.alarms import Alarms
+from vgw.controller.changes import Changes
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
@@ -21,6 +22,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.reconcile import ApplyResult, AttachResult, Host, Upgrades
 from vgw.controller.renames import Renamed
 from vgw.controller.upgrade import Upgraded
+from vgw.controller.verbs import Verbs
 from vgw.errors import PartlyAppliedError, PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
 
@@ -129,14 +131,15 @@ class Bench:
         self.host = FakeHost(paths)
         self.log = LogWriter(paths.log_file)
         self.alarms = Alarms(self.log)
-        self.operations = Operations(self.host, self.log, ApplyTimes(), self.alarms)
+        self.changes = Changes(self.host, self.log, ApplyTimes(), self.alarms)
+        self.operations = Operations(self.changes)
 
     def reload(self, text: str) -> None:
         self.paths.policy.write_text(text)
         self.operations.reload()
 
     def ask(self, verb: str, **parameters: object) -> Any:
-        return self.operations.verbs()[verb](Parameters(parameters))
+        return Verbs(self.changes).by_name()[verb](Parameters(parameters))
 
     def records(self) -> list[dict[str, Any]]:
         self.log.flush()
@@ -312,7 +315,7 @@ def test_policy_that_was_not_applied_is_not_the_current_one(bench: Bench, dry_ru
 
 
 def test_nothing_is_changed_any_more_when_the_end_is_near(bench: Bench) -> None:
-    bench.operations.finish()
+    bench.changes.finish()
     with pytest.raises(VgwError, match="stopping"):
         bench.ask("attach", vm="web01")
 

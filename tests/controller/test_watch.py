@@ -23,6 +23,7 @@ from tests.controller.test_links import returning
 from vgw import libbpf
 from vgw.controller import links, links_netlink, watch
 from vgw.controller.alarms import Alarms
+from vgw.controller.changes import Changes
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
@@ -59,7 +60,8 @@ class Watched:
         self.host = host
         self.log = LogWriter(host.paths.log_file)
         self.alarms = Alarms(self.log)
-        self.operations = Operations(host, self.log, ApplyTimes(), self.alarms)
+        self.changes = Changes(host, self.log, ApplyTimes(), self.alarms)
+        self.operations = Operations(self.changes)
         self.watch = AttachmentWatch(host.paths, self.operations.inspect)
         self.directory = host.paths.endpoint_dir("web01", "tap0")
 
@@ -80,7 +82,7 @@ class Watched:
     def breaking(self) -> Iterator[None]:
         """Break something in the block; it is shown as broken, and put back with all it had."""
         before = program_ids(self.host)
-        with self.operations._changing():  # for so long nothing is put back
+        with self.changes.one():  # for so long nothing is put back
             yield
             assert not self.attached()
             shown = [reading.attached for reading in read_endpoints(self.host)]
@@ -108,7 +110,7 @@ class Watched:
         return [found for found in read_log(self.host.paths.log_file) if found["event"] == event]
 
     def stop(self) -> None:
-        self.operations.finish()
+        self.changes.finish()
         self.watch.stop()
         self.log.close()
 
@@ -231,7 +233,7 @@ def test_catalogue_M20_M23_where_xdp_is_replaced_packets_are_judged_at_tc(
     without_links.start(Hook.XDP)
     ifindex = socket.if_nametoindex("tap0")
     foreign = returning(libbpf.ProgType.XDP, 2)
-    with without_links.operations._changing():
+    with without_links.changes.one():
         command("ip link set dev tap0 xdp off")
         links_netlink.set_xdp(ifindex, foreign, libbpf.XDP_NATIVE)
 
@@ -253,7 +255,7 @@ def test_catalogue_M21_what_cannot_be_put_back_is_said_until_it_can(
 ) -> None:
     tap("tap0")
     without_links.start()
-    with without_links.operations._changing():
+    with without_links.changes.one():
         command("tc filter del dev tap0 egress")
         command("tc filter add dev tap0 egress prio 1 protocol all u32 match u32 0 0 classid 1:1")
 
@@ -325,7 +327,7 @@ def test_catalogue_M21_pins_that_are_removed_are_made_again(
     ifindex = socket.if_nametoindex("tap0")
     before = program_ids(with_links.host)
 
-    with with_links.operations._changing():
+    with with_links.changes.one():
         if removed == "the endpoint":
             shutil.rmtree(with_links.directory)
         elif removed == "everything":
@@ -366,7 +368,7 @@ def test_catalogue_M15_nothing_is_put_back_on_another_interface(
     before = program_ids(watched.host)
     batch = tmp_path / "batch"
     batch.write_text("link del tap0\nlink add tap0 index 777 type veth peer name tap0-p\n")
-    with watched.operations._changing():
+    with watched.changes.one():
         run("ip", "-batch", str(batch))
 
     eventually("protected", watched.attached, RESTORE_SECONDS)

@@ -20,6 +20,7 @@ from typing import Final
 
 from vgw.controller import api, fitness, links
 from vgw.controller.alarms import Alarms
+from vgw.controller.changes import Changes
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
@@ -36,6 +37,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.policy_watch import policy_watch
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
+from vgw.controller.verbs import Verbs
 from vgw.controller.watch import AttachmentWatch
 
 #: Seconds without a message after which the controller tidies up and tries again what failed.
@@ -98,9 +100,10 @@ def run(  # noqa: PLR0913 (what the verb has options for)
             last_flows=LastFlows(paths, log, losses),
             alive=extending_start(notify, health.change_goes_on),
         )
-        operations = Operations(host, log, applies, alarms, health, facts=facts)
+        changes = Changes(host, log, applies, alarms, health, facts=facts)
+        operations = Operations(changes)
         # Whatever can fail comes before the reader, which takes the events from any other.
-        server = api.Server(paths.socket, operations.verbs(), health.part("socket"))
+        server = api.Server(paths.socket, Verbs(changes).by_name(), health.part("socket"))
         stack.callback(server.close)
         metrics = MetricsServer(
             listen,
@@ -132,7 +135,7 @@ def run(  # noqa: PLR0913 (what the verb has options for)
         watch = AttachmentWatch(paths, operations.inspect, health.part("watch"))
         watch.start()
         stack.callback(watch.stop)
-        stack.callback(operations.finish)
+        stack.callback(changes.finish)
         watchdog = Watchdog(health, alarms, notify, os.environ)
         watchdog.start()
         stack.callback(watchdog.stop)

@@ -28,11 +28,12 @@ from tests.fuzz.inputs.target import WrongError, outline, quick_directory
 from tests.policy.texts import rule
 from vgw.controller import api
 from vgw.controller.api_client import Client
+from vgw.controller.changes import Changes
 from vgw.controller.events import LogWriter
 from vgw.controller.metrics import ApplyTimes
-from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
+from vgw.controller.verbs import Verbs
 from vgw.errors import VgwError
 
 _PATIENCE: Final = 30.0
@@ -120,7 +121,7 @@ class SocketTarget:
             )
             paths.run_dir.mkdir(mode=0o700)
             host, log = Host(paths), LogWriter(paths.log_file)
-            server = api.Server(paths.socket, Operations(host, log, ApplyTimes()).verbs())
+            server = api.Server(paths.socket, Verbs(Changes(host, log, ApplyTimes())).by_name())
             self._socket = paths.socket
             with _exceptions_kept(self._escaped):
                 server.start()
