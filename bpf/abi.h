@@ -248,6 +248,7 @@ struct conntrack_meta {
 					 * multicast request, by DHCPv4 and DHCPv6; 0: never */
 	__u64 dhcp_renewed_ns;          /* clock.h; of its last DHCPv4 request to
 					 * one server, whether that passed or not; 0: never */
+	__u64 imported;                 /* flows that came from another table */
 };
 
 /* Keys of flows in order of creation, a batch an element. */

@@ -99,6 +99,7 @@ int conntrack_import(struct __sk_buff *skb)
 			break;
 		offset += sizeof(work->flow);
 		results += 1 << (8 * flow_import(config, meta, work));
+		__sync_fetch_and_add(&meta->imported, 1);
 		forget_values();
 	}
 	return results;

@@ -48,6 +48,9 @@ BPF_ARRAY(conntrack_meta, struct conntrack_meta, 1);
 /* fragments.h: first fragments whose datagrams may go on; an older one makes room. */
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, VGW_FRAGMENTS);
 
+/* denials.h: what the policy has denied just now. */
+BPF_PERCPU_ARRAY(denials, struct denial_places, 1);
+
 /* stats.h */
 BPF_PERCPU_ARRAY(stats, struct packet_counter, VGW_STATS_ENTRIES);
 

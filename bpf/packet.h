@@ -151,6 +151,22 @@ struct answer {
 	u8 bytes[152];  /* what is behind the IP header begins at one place, whatever is before */
 };
 
+#define DENIAL_BITS 6 /* of the number of a place for a denial */
+
+/* What the policy said of a packet without a flow, as denials.h remembers it. */
+struct denial {
+	struct flow_key key;
+	u64 flows_made;    /* as in struct scratch, when it was said */
+	u32 generation;    /* of the policy */
+	u32 path;          /* enum vgw_path of the packet */
+	struct decision decision;
+};
+
+/* Those of a CPU, each in the place that its key says. */
+struct denial_places {
+	struct denial at[1 << DENIAL_BITS];
+};
+
 #define VGW_FLOW_NOTES 8 /* flows that a packet may open and end, and room to spare */
 
 /* A flow that began or ended with the packet being judged. */
@@ -176,6 +192,9 @@ struct scratch {
 	u32 opener;  /* enum vgw_path of the side that opens the flow that query is about */
 	u32 taken;   /* 1: it is an open TCP connection that is taken over */
 	u32 asked;   /* 1: the decision is the policy's, on query */
+	u32 denying; /* more than 0: this CPU denies a lot, see denials.h */
+	u32 denial_known; /* 1: the decision was remembered */
+	u64 flows_made; /* of the endpoint, before the packet's flow was looked for */
 	u32 slot;    /* of configs and policies, read once for the packet */
 	struct policy_query query;
 	struct lookup lookup;

@@ -14,6 +14,7 @@
 
 #include "checksum_request.h"
 #include "conntrack.h"
+#include "denials.h"
 #include "events.h"
 #include "fragments.h"
 #include "guard.h"
@@ -160,17 +161,13 @@ static __always_inline bool find_key(struct scratch *work, u32 path)
 	return packet->kind != KIND_ICMP_OTHER && !misdirected_error(packet);
 }
 
-/* The live flow the packet belongs to, or NULL. */
+/* The live flow under work->key that the packet belongs to, or NULL. */
 static __always_inline struct flow *find_flow(const struct endpoint_config *config,
 					      struct scratch *work, u32 path)
 {
 	const struct packet *packet = &work->packet;
 	struct flow *flow;
 
-	work->now = clock_now();
-	if (!find_key(work, path))
-		return NULL;
-	forget_values();
 	flow = conntrack.lookup(&work->key);
 	if (flow && (!flow_is_live(config, packet, flow, work->now) ||
 		     misquoting_error(packet, path, flow)))
@@ -228,7 +225,11 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 	struct conntrack_meta *meta;
 	u32 zero = 0, crowded;
 
-	if (work->decision.verdict != VGW_VERDICT_ACCEPT || work->packet.kind == KIND_ICMP_OTHER)
+	if (work->decision.verdict != VGW_VERDICT_ACCEPT) {
+		note_denial(config, work, path);
+		return;
+	}
+	if (work->packet.kind == KIND_ICMP_OTHER)
 		return;
 	meta = conntrack_meta.lookup(&zero);
 	if (!meta) {
@@ -268,9 +269,21 @@ static __always_inline void settle(void *ctx, const struct endpoint_config *conf
 static __always_inline bool ask_conntrack(const struct endpoint_config *config,
 					  struct scratch *work, u32 path)
 {
-	struct flow *flow = find_flow(config, work, path);
+	struct flow *flow = NULL;
 	enum vgw_reason reason;
 
+	work->now = clock_now();
+	if (find_key(work, path)) {
+		forget_values();
+		if (recall_denial(config, work, path)) {
+			work->rejudge = 0;
+			work->query.path = path & 1;
+			work->asked = 1;
+			return false;
+		}
+		forget_values();
+		flow = find_flow(config, work, path);
+	}
 	/* A CPU that still has the configuration before must not harm the flows of the next. */
 	if (flow && (s32)(flow->generation - config->generation) >= 0) {
 		follow_flow(work, path, flow);
@@ -413,6 +426,8 @@ static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 		settle_first_fragment(work, path);
 	forget_values();
 	decision = &work->decision;
+	if (work->denying && decision->verdict == VGW_VERDICT_ACCEPT)
+		work->denying--;
 	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)
 		decision->verdict = VGW_VERDICT_WOULD_DROP;
 	work->answer.due = decision->verdict == VGW_VERDICT_REJECT;

@@ -18,7 +18,7 @@ from vgw.controller.clock import coarse_now_ns
 from vgw.controller.endpoint import reply_mark
 from vgw.controller.images import private_images
 from vgw.controller.stages import STAGES, load_stages
-from vgw.maps import Counter, EndpointMaps, place_counters
+from vgw.maps import Counter, EndpointMaps, meta_of_emptied, place_counters
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.flows import SECOND_NS
 from vgw.policy.guards import EndpointFacts, possible_sources
@@ -150,7 +150,7 @@ class ProgramEngine:
         size = ctypes.sizeof(abi.QueueBatch)
         for position, _ in list(libbpf.map_entries(self.fd("expiry_queue"), 8, size)):
             libbpf.map_delete(self.fd("expiry_queue"), position)
-        self._put("conntrack_meta", bytes(abi.ConntrackMeta()))
+        self._put("conntrack_meta", bytes(meta_of_emptied(self.maps.meta())))
         self._put("expiry_buffer", bytes(abi.QueueBuffer()) * libbpf.possible_cpus())
 
     def set_grace(self, seconds: float) -> None:

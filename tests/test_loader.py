@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from vgw import libbpf, loader
-from vgw.abi_maps import MAP_SIZES
+from vgw.abi_maps import MAP_SIZES, PRIVATE_MAPS
 from vgw.errors import CompileError, KernelError, VerifierError, VgwError
 from vgw.libbpf import MapType, PerfReader, ProgType
 from vgw.libbpf.library import failure
@@ -429,7 +429,7 @@ class TestClones:
 def test_the_shipped_programs_compile_to_the_abi_and_load(tmp_path: Path) -> None:
     artefact = loader.load_artefact(tmp_path / "cache")
     assert list(artefact.programs) == list(loader.PROGRAMS)
-    others = {name for name in artefact.maps if name.startswith("probe_")} | {"scratch"}
+    others = {name for name in artefact.maps if name.startswith("probe_")} | {*PRIVATE_MAPS}
     assert set(MAP_SIZES) == set(artefact.maps) - others
     with no_fd_leaks(), loader.instantiate(artefact, list(loader.PROGRAMS)) as instance:
         assert set(instance.programs) == set(loader.PROGRAMS)

@@ -282,6 +282,7 @@ class ConntrackMeta(ctypes.Structure):
         ("pressed", c_uint64),
         ("dhcp_asked_ns", c_uint64 * 2),
         ("dhcp_renewed_ns", c_uint64),
+        ("imported", c_uint64),
     ]
 
 

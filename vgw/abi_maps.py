@@ -16,7 +16,9 @@ _POSITION: Final = 8
 _MAP: Final = 4
 _PROGRAM: Final = 4
 
-#: Map -> (bytes of a key, bytes of one value). `scratch` is missing: only programs read it.
+#: Maps that only programs read, and those of one build alone.
+PRIVATE_MAPS: Final = ("scratch", "denials")
+#: Map -> (bytes of a key, bytes of one value), but for PRIVATE_MAPS.
 MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "active": (_INDEX, ctypes.sizeof(abi.ActiveSlot)),
     "configs": (_INDEX, ctypes.sizeof(abi.EndpointConfig)),

@@ -95,6 +95,15 @@ def place_counters(config: abi.EndpointConfig, rules: Mapping[abi.Path, int]) ->
     return max(total, 1)
 
 
+def meta_of_emptied(before: abi.ConntrackMeta) -> abi.ConntrackMeta:
+    """Return what goes with a table of flows that was emptied, by what went with it before.
+
+    The number of flows that were ever made does not go back: denials of programs hold as long as
+    it stays the same.
+    """
+    return abi.ConntrackMeta(imported=sum(before.created) + before.imported + 1)
+
+
 def counted(counters: bytes) -> Iterator[tuple[int, RuleCount]]:
     """Yield index and counts of the counters that have counted.
 

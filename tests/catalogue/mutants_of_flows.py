@@ -195,8 +195,8 @@ FLOW_MUTANTS: Final = (
         "L",
         "dropped packets take room",
         "pipeline.h",
-        "if (work->decision.verdict != VGW_VERDICT_ACCEPT || work->packet.kind == KIND_ICMP_OTHER)",
-        "if (work->packet.kind == KIND_ICMP_OTHER)",
+        "note_denial(config, work, path);\n\t\treturn;",
+        "note_denial(config, work, path);",
         program="tc_to_vm",
     ),
     Mutant(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgw import abi, files, libbpf, loader
-from vgw.abi_maps import MAP_SIZES
+from vgw.abi_maps import MAP_SIZES, PRIVATE_MAPS
 from vgw.controller import links
 from vgw.controller.builds import mark_build
 from vgw.controller.links import Attachment, InterfaceFacts, opened
@@ -33,7 +33,7 @@ from vgw.policy.model import Hook, Interface
 #: program of the endpoint uses them.
 PINNED_MAPS: Final = (
     *(name for name in MAP_SIZES if not name.endswith("_inner") and name != "events"),
-    "scratch",
+    *PRIVATE_MAPS,
 )
 NEEDED_MAPS: Final = tuple(name for name in PINNED_MAPS if name not in STAGE_MAPS)
 FROM_VM_PROGRAM: Final = {Hook.XDP: "xdp_from_vm", Hook.TC: "tc_from_vm"}

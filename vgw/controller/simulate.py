@@ -31,7 +31,7 @@ from vgw.controller.reconcile import Host
 from vgw.controller.recovery import policy_of
 from vgw.controller.stages import load_stages, with_stages
 from vgw.errors import KernelError, VgwError
-from vgw.maps import EndpointMaps, place_counters
+from vgw.maps import EndpointMaps, meta_of_emptied, place_counters
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.evaluate import Decision, Evaluator
 from vgw.policy.frame import FieldError, build_frame
@@ -267,7 +267,8 @@ class _Bench:
             entries = libbpf.map_entries(fds[name], ctypes.sizeof(kind), ctypes.sizeof(size))
             for key in [key for key, _ in entries]:
                 libbpf.map_delete(fds[name], key)
-        libbpf.map_update(fds["conntrack_meta"], bytes(4), bytes(abi.ConntrackMeta()))
+        meta = meta_of_emptied(self._maps.meta())
+        libbpf.map_update(fds["conntrack_meta"], bytes(4), bytes(meta))
         buffers = ctypes.sizeof(abi.QueueBuffer) * libbpf.possible_cpus()
         libbpf.map_update(fds["expiry_buffer"], bytes(4), bytes(buffers))
         if self._model is not None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vgw import abi, files, libbpf, loader
+from vgw.abi_maps import PRIVATE_MAPS
 from vgw.controller import endpoint as endpoints
 from vgw.controller import links
 from vgw.controller.builds import build_of, mark_build
@@ -24,7 +25,7 @@ from vgw.errors import VgwError
 from vgw.policy.model import Hook
 
 #: Maps that belong to a build: not for other programs, even of the same ABI.
-_OF_BUILD = ("scratch", *STAGE_MAPS)
+_OF_BUILD = (*PRIVATE_MAPS, *STAGE_MAPS)
 
 
 def is_outdated(directory: Path, build: str) -> bool:

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the programs remember of denials: when it decides, and when it must not."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+
+from tests.cases.fixtures import ALL_ACCEPTED, GUARDED, egress, ingress, policy, ports
+from tests.cases.table import Expected
+from tests.catalogue.mutant import Mutant
+from tests.catalogue.test_mutants import build
+from tests.frames import IN, OUT, TCP, UDP, tcp, udp
+from tests.fuzz.compare import pinned
+from tests.program_engine import ProgramEngine
+from vgw import abi, libbpf, loader
+from vgw.abi import Action, Mode, Path, Reason, Verdict
+from vgw.controller.flow_table import RECORD, put_flows
+from vgw.loader.artefact import merge
+from vgw.policy.guards import endpoint_facts
+from vgw.policy.model import TCP as TCP_NUMBER
+from vgw.policy.model import UDP as UDP_NUMBER
+from vgw.policy.model import Hook
+
+pytestmark = pytest.mark.bpf
+
+DENY = policy(
+    ingress("in", Action.DROP, services=(ports(UDP_NUMBER, 53), ports(TCP_NUMBER, 443))),
+    ingress("other", Action.REJECT, services=(ports(UDP_NUMBER, 54),)),
+    egress("out", Action.DROP, services=(ports(UDP_NUMBER, 53), ports(TCP_NUMBER, 443))),
+    ingress=Action.ACCEPT,
+    egress=Action.ACCEPT,
+)
+#: The same rules with the other answer.
+ACCEPT = replace(DENY, ingress=tuple(replace(r, action=Action.ACCEPT) for r in DENY.ingress))
+#: Where the reason of what was decided is in struct denial: behind key, number, generation, path.
+REASON_AT = ctypes.sizeof(abi.FlowKey) + 8 + 4 + 4 + 4
+SIZE = REASON_AT + 3 * 4
+KNOWN = 3  # a CPU notes the second denial, so it knows it from the third on
+
+
+def sent(path: Path) -> bytes:
+    """Return a datagram to port 53 that is denied."""
+    wire = OUT if path is Path.FROM_VM else IN
+    return wire.wrap4(udp(4000, 53), UDP)
+
+
+@pytest.fixture(params=(Hook.XDP, Hook.TC), ids=str)
+def engine(artefact: loader.Artefact, request: pytest.FixtureRequest) -> Iterator[ProgramEngine]:
+    made = ProgramEngine(artefact, request.param, endpoint_facts(GUARDED, Mode.ENFORCE), DENY)
+    with pinned():
+        yield made
+    made.close()
+
+
+def deny(engine: ProgramEngine, path: Path, frame: bytes, times: int = KNOWN) -> None:
+    for _ in range(times):
+        assert engine.judge(path, frame).reason is Reason.RULE
+
+
+def denials(engine: ProgramEngine) -> bytearray:
+    """Return all denials that are remembered by all CPUs, one after the other."""
+    size = libbpf.map_info(engine.fd("denials")).value_size
+    value = libbpf.map_lookup(engine.fd("denials"), bytes(4), size * libbpf.possible_cpus())
+    assert value is not None
+    return bytearray(value)
+
+
+def known(engine: ProgramEngine) -> list[int]:
+    """Return where in that there are some."""
+    found = denials(engine)
+    return [at for at in range(0, len(found), SIZE) if any(found[at : at + SIZE])]
+
+
+@pytest.mark.parametrize("path", Path, ids=lambda path: path.name.lower())
+def test_what_is_denied_again_is_decided_from_memory(engine: ProgramEngine, path: Path) -> None:
+    frame = sent(path)
+    deny(engine, path, frame, 1)
+    assert known(engine) == [], "a single one is not noted"
+    deny(engine, path, frame, 4)
+    (at,) = known(engine)
+    changed = denials(engine)
+    struct.pack_into("=I", changed, at + REASON_AT, Reason.DEFAULT)
+    libbpf.map_update(engine.fd("denials"), bytes(4), bytes(changed))
+
+    assert engine.judge(path, frame).reason is Reason.DEFAULT, "the lookup was not asked"
+
+
+def test_each_is_counted_by_its_rule(engine: ProgramEngine) -> None:
+    frame = sent(Path.TO_VM)
+    for _ in range(10):
+        outcome = engine.judge(Path.TO_VM, frame)
+        assert outcome.matches(Expected(Verdict.DROP, Reason.RULE, "in"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens after a denial of `frame` is known, and what `then` gets afterwards."""
+
+    name: str
+    frame: bytes
+    happens: Callable[[ProgramEngine], object]
+    then: bytes
+    reason: Reason
+    verdict: Verdict = Verdict.DROP
+
+
+def mode(wanted: Mode) -> Callable[[ProgramEngine], object]:
+    return lambda engine: engine.set_facts(endpoint_facts(GUARDED, wanted))
+
+
+def take_in(engine: ProgramEngine) -> None:
+    """Put the flow that was denied into the table, as one that comes from another host."""
+    other = ProgramEngine(
+        engine._artefact, Hook.TC, endpoint_facts(GUARDED, Mode.ENFORCE), ALL_ACCEPTED
+    )
+    other.judge(Path.TO_VM, sent(Path.TO_VM))
+    ((key, flow),) = other.maps.flows()
+    other.close()
+    flow.generation = engine.maps.config().generation
+    records = np.frombuffer(bytes(key) + bytes(flow), RECORD)
+    filled = put_flows(lambda _: engine._artefact, engine._instance.maps, records)
+    assert filled.added == 1
+
+
+DENIED, DENIED_TCP = sent(Path.TO_VM), IN.wrap4(tcp(4000, 443), TCP)
+ANSWER = OUT.wrap4(udp(53, 4000), UDP)
+STRANGE_MAC = bytes.fromhex("525400000099")
+
+CHANGES = (
+    Change("nothing", DENIED, lambda _: None, DENIED, Reason.RULE),
+    Change(
+        "the VM opens the flow",
+        DENIED,
+        lambda engine: engine.judge(Path.FROM_VM, ANSWER),
+        DENIED,
+        Reason.CT_ESTABLISHED,
+        Verdict.ACCEPT,
+    ),
+    Change("it is imported", DENIED, take_in, DENIED, Reason.CT_ESTABLISHED, Verdict.ACCEPT),
+    Change(
+        "another policy",
+        DENIED,
+        lambda engine: engine.set_policy(ACCEPT),
+        DENIED,
+        Reason.RULE,
+        Verdict.ACCEPT,
+    ),
+    Change("quarantine", DENIED, mode(Mode.QUARANTINE), DENIED, Reason.QUARANTINE),
+    Change("monitor", DENIED, mode(Mode.MONITOR), DENIED, Reason.RULE, Verdict.WOULD_DROP),
+    Change(
+        "a segment that opens nothing",
+        DENIED_TCP,
+        lambda _: None,
+        IN.wrap4(tcp(4000, 443, "A"), TCP),
+        Reason.NO_STATE,
+    ),
+    Change(
+        "another MAC",
+        DENIED,
+        lambda _: None,
+        STRANGE_MAC + DENIED[6:],
+        Reason.NOT_FOR_VM,
+    ),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+def test_what_is_remembered_holds_only_as_long_as_it_is_true(
+    engine: ProgramEngine, change: Change
+) -> None:
+    deny(engine, Path.TO_VM, change.frame)
+    assert known(engine)
+    change.happens(engine)
+    outcome = engine.judge(Path.TO_VM, change.then)
+    assert (outcome.verdict, outcome.reason) == (change.verdict, change.reason)
+
+
+def test_another_flow_in_the_same_place_is_looked_up(engine: ProgramEngine) -> None:
+    deny(engine, Path.TO_VM, DENIED)
+    assert all(is_rejected(engine, port) for port in OTHERS)
+
+
+OTHERS = range(5000, 5300)  # more than there are places
+
+
+def is_rejected(engine: ProgramEngine, port: int) -> bool:
+    return engine.judge(Path.TO_VM, IN.wrap4(udp(port, 54), UDP)).verdict is Verdict.REJECT
+
+
+# --- builds that are wrong ------------------------------------------------------------------------
+
+WRONG = (
+    ("denial->flows_made != work->flows_made", "the VM opens the flow"),
+    ("denial->flows_made != work->flows_made", "it is imported"),
+    ("denial->generation != config->generation", "another policy"),
+)
+
+
+@pytest.fixture
+def wrong(
+    artefact: loader.Artefact, tmp_path: File
+) -> Iterator[Callable[[str, str], ProgramEngine]]:
+    """Make an engine whose program toward the VM was built of a changed denials.h."""
+    made: list[ProgramEngine] = []
+
+    def make(old: str, new: str) -> ProgramEngine:
+        built = build(Mutant("", "", "denials.h", old, new, "tc_to_vm"), tmp_path)
+        facts = endpoint_facts(GUARDED, Mode.ENFORCE)
+        made.append(ProgramEngine(merge([artefact, built]), Hook.TC, facts, DENY))
+        return made[-1]
+
+    with pinned():
+        yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.mark.parametrize(("condition", "name"), WRONG)
+def test_a_denial_that_holds_too_long_is_noticed(
+    wrong: Callable[[str, str], ProgramEngine], condition: str, name: str
+) -> None:
+    engine = wrong(condition, "0")
+    (change,) = (each for each in CHANGES if each.name == name)
+    deny(engine, Path.TO_VM, change.frame)
+    change.happens(engine)
+    assert engine.judge(Path.TO_VM, change.then).verdict is Verdict.DROP
+
+
+def test_a_denial_of_another_flow_is_noticed(
+    wrong: Callable[[str, str], ProgramEngine],
+) -> None:
+    engine = wrong("!same_key(&denial->key, &work->key)", "0")
+    deny(engine, Path.TO_VM, DENIED)
+    assert not all(is_rejected(engine, port) for port in OTHERS)
+
+
+def test_a_denial_for_packets_that_open_nothing_is_noticed(
+    wrong: Callable[[str, str], ProgramEngine],
+) -> None:
+    engine = wrong(" && may_open_flow(packet)", "")
+    deny(engine, Path.TO_VM, DENIED_TCP)
+    outcome = engine.judge(Path.TO_VM, IN.wrap4(tcp(4000, 443, "A"), TCP))
+    assert outcome.reason is Reason.RULE
