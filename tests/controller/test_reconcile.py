@@ -76,6 +76,24 @@ def test_more_vms_than_the_usual_limit_of_files_are_changed_at_once(host: Host, 
     assert [each.changed for each in changed.vms] == [True] * count
 
 
+def test_more_vms_than_files_may_be_open_for_are_changed_in_parts(
+    host: Host, veth: Veth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgw.controller.fitness.allow_many_files", lambda: None)
+    count = 20
+    names = [veth(f"tap{number}") for number in range(count)]
+    vms = {f"vm-{name}": f"{{interfaces: [{{name: {name}}}]}}" for name in names}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 300  # noqa: PTH208 (a number of files)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        made = host.attach_many(document(vms=vms))
+        changed = host.apply(document("[{name: ssh, action: accept}]", vms=vms))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [each.changed for each in (*made.vms, *changed.vms)] == [True] * (2 * count)
+
+
 def test_a_dry_run_tells_and_does_nothing(host: Host, tap: Tap) -> None:
     tap("tap0")
     host.attach(document(HTTP), "web01")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from vgw.errors import VgwError, out_of_memory
 #: A change waits most of its time for grace periods of the kernel, so many run side by side; those
 #: that wait at the same time wait for the same one.
 _WORKERS: Final = 48
+
+#: Files that are open for an interface that is changed, at most: tables, old and new, and programs.
+_FILES: Final = 40
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -68,6 +72,35 @@ def run_changes(
     is changed, and the results say what would be.
     """
     started = time.monotonic()
+    outcomes: dict[str, AttachResult | VgwError] = {}
+    for part in _parts(wanted):
+        outcomes |= _run_part(tools, part, compiled, started, dry_run=dry_run)
+    return outcomes
+
+
+def _parts(wanted: Sequence[Desired]) -> Iterator[Sequence[Desired]]:
+    """Yield VMs in parts that do not need more open files than half of what there may be."""
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * _FILES)
+    part: list[Desired] = []
+    interfaces = 0
+    for desired in wanted:
+        if part and interfaces + len(desired.interfaces) > room:
+            yield part
+            part, interfaces = [], 0
+        part.append(desired)
+        interfaces += len(desired.interfaces)
+    yield part
+
+
+def _run_part(
+    tools: Tools,
+    wanted: Sequence[Desired],
+    compiled: Callable[[], bool],
+    started: float,
+    *,
+    dry_run: bool,
+) -> dict[str, AttachResult | VgwError]:
+    """Make the changes of VMs side by side; all their tables are open until the last is done."""
     outcomes: dict[str, AttachResult | VgwError] = {}
     changed: dict[str, Change] = {}
     seconds: dict[str, float] = {}
