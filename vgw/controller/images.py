@@ -20,7 +20,7 @@ from vgw import abi, files, libbpf, loader
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.links import opened
 from vgw.controller.paths import Paths
-from vgw.controller.pins import ASIDE, entries, quietly, remove_tree
+from vgw.controller.pins import ASIDE, all_endpoint_dirs, entries, quietly, remove_tree
 from vgw.errors import KernelError, VgwError
 from vgw.loader import Artefact
 from vgw.maps import ChunkIds, EndpointMaps, Image, image_chunks, put_fds, write_chunk
@@ -219,10 +219,10 @@ def remove_unused_images(paths: Paths) -> None:
     """Unpin the images that no endpoint has in either slot, and what is no image."""
     unused = {pin.name for pin in entries(paths.images)}
     digests = pinned_images(paths) if unused else {}
-    for policies in paths.pins.glob("*/*/policies"):
+    for directory in all_endpoint_dirs(paths.pins):
         if not unused:
             break
-        for map_id in _inner_ids(policies):
+        for map_id in _inner_ids(directory / "policies"):
             unused.discard(digests.get(map_id, ""))
     for name in unused:
         _remove(paths.images / name)

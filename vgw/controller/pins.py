@@ -62,6 +62,12 @@ def entries(directory: Path) -> list[Path]:
         return []
 
 
+def all_endpoint_dirs(pins: Path) -> Iterator[Path]:
+    """Yield the directories of all VMs' endpoints, those on their way too, as they come and go."""
+    for vm_dir in entries(pins):
+        yield from entries(vm_dir)
+
+
 def quietly(action: Callable[..., object], *arguments: object) -> None:
     """Undo one thing; what fails here must not keep the rest from being undone."""
     with contextlib.suppress(OSError, VgwError):

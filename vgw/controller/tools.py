@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from vgw import files, libbpf
+from vgw import abi, files, libbpf
 from vgw.controller.images import Images
 from vgw.controller.last_flows import LastFlows
-from vgw.controller.links import opened
+from vgw.controller.links import opened, program_pin
 from vgw.controller.paths import Paths
+from vgw.controller.pins import all_endpoint_dirs
 from vgw.controller.policy_store import PolicyStore, RuleNames
 from vgw.errors import KernelError
 from vgw.loader import Artefact
@@ -94,7 +95,8 @@ def _used_events(paths: Paths) -> int | None:
 
     Any program will do, for all are given the same.
     """
-    for pin in paths.pins.glob("*/*/prog_*"):
+    directories = all_endpoint_dirs(paths.pins)
+    for pin in (program_pin(each, path) for each in directories for path in abi.Path):
         with contextlib.suppress(KernelError):
             for number in _maps_of(pin):
                 fd = libbpf.map_fd_by_id(number)
