@@ -184,12 +184,15 @@ def test_who_did_it_is_what_the_kernel_says_in_one_line() -> None:
     me = this_process("cli")
     assert me == peer_process(Peer(me.pid, me.uid), "cli")
     assert (me.uid, me.via) == (0, "cli")
+    asks = "input('ready')"  # by then it is that program, and no copy of this one
     with subprocess.Popen(
-        [sys.executable, "-c", "input()", "two\nlines"], stdin=subprocess.PIPE
+        [sys.executable, "-uc", asks, "two\nlines"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
+        assert other.stdout is not None
+        assert other.stdout.read(5) == b"ready"
         command = peer_process(Peer(other.pid, 0), "cli").command
         other.communicate(b"\n")
-    assert command == one_line(f"{sys.executable} -c input() two\nlines")
+    assert command == one_line(f"{sys.executable} -uc {asks} two\nlines")
     gone = peer_process(Peer(2**22 + 1, 0), "controller")
     assert (gone.user, gone.command, gone.login) == ("root", "", None)
     assert WHO.text() == "root (alice)"
