@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from vgw import files, libbpf
+from vgw.controller import fitness
 from vgw.controller.change import Change
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import reworded
@@ -80,7 +80,7 @@ def run_changes(
 
 def _parts(wanted: Sequence[Desired]) -> Iterator[Sequence[Desired]]:
     """Yield VMs in parts that do not need more open files than half of what there may be."""
-    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * _FILES)
+    room = fitness.room_for(_FILES)
     part: list[Desired] = []
     interfaces = 0
     for desired in wanted:

@@ -26,7 +26,6 @@ from vgw.controller.reconcile import AttachResult, Host
 from vgw.controller.recording import results_of
 from vgw.controller.renames import say_renamed
 from vgw.errors import PartlyAppliedError, VgwError
-from vgw.policy.model import PolicyDocument
 
 _logger = logging.getLogger(__name__)
 
@@ -64,11 +63,6 @@ class Changes:
         self.failures: dict[str, str] = {}
         self._finished = False
 
-    @property
-    def document(self) -> PolicyDocument | None:
-        """The policy of this host, as of the last reload or apply; None: none was ever read."""
-        return self.policy.document
-
     def finish(self) -> None:
         """Wait for the change under way and refuse others: the process is about to end."""
         with self.lock:
@@ -85,8 +79,8 @@ class Changes:
                 self.policy.refresh()
                 yield
             finally:
-                if self.document is not None:
-                    self.facts.follow(self.document)
+                if self.policy.document is not None:
+                    self.facts.follow(self.policy.document)
                 self.log.flush()
 
     def _go_back_if_due(self) -> None:
@@ -141,7 +135,6 @@ class Changes:
         self.say_names(())
 
     def record(self, event: str, result: AttachResult) -> None:
-        """Log what became of a VM."""
         """Log what became of a VM."""
         self.log.add(
             control_record(

@@ -86,6 +86,11 @@ def allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def room_for(files: int) -> int:
+    """Return how many times so many files may be open in half of what this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * files)
+
+
 def trusted_users(bpffs: Path) -> set[int]:
     """Return the users whose pins this process changes and whose compiled programs it may load.
 

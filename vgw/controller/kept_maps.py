@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -107,7 +106,7 @@ class KeptMaps:
 def _room() -> int:
     """Return how many endpoints may be kept: half of the files that this process may have open."""
     fitness.allow_many_files()
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // (2 * len(MAPS))
+    return fitness.room_for(len(MAPS))
 
 
 def _directories(pins: Path) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
