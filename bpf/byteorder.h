@@ -33,4 +33,9 @@ static __always_inline __be32 htonl(u32 value)
 	return VGW_SWAP(32, value);
 }
 
+static __always_inline __be64 htonll(u64 value)
+{
+	return VGW_SWAP(64, value);
+}
+
 #endif

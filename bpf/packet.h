@@ -151,18 +151,23 @@ struct answer {
 	u8 bytes[152];  /* what is behind the IP header begins at one place, whatever is before */
 };
 
+/* What frame_head.h reads of a frame, and what the hook says beside it. */
+struct frame_head {
+	u64 words[8];  /* of the frame from its first byte on; what may differ is 0 */
+	u64 beside[2]; /* length and path; where a checksum is asked for */
+};
+
 #define DENIAL_BITS 6 /* of the number of a place for a denial */
 
 /* What the policy said of a packet without a flow, as denials.h remembers it. */
 struct denial {
-	struct flow_key key;
-	u64 flows_made;    /* as in struct scratch, when it was said */
-	u32 generation;    /* of the policy */
-	u32 path;          /* enum vgw_path of the packet */
+	struct frame_head head;
+	u64 flows_made; /* as in struct scratch, when it was said */
+	u64 generation; /* of the policy */
 	struct decision decision;
 };
 
-/* Those of a CPU, each in the place that its key says. */
+/* Those of a CPU, each in the place that its head says. */
 struct denial_places {
 	struct denial at[1 << DENIAL_BITS];
 };
@@ -193,9 +198,12 @@ struct scratch {
 	u32 taken;   /* 1: it is an open TCP connection that is taken over */
 	u32 asked;   /* 1: the decision is the policy's, on query */
 	u32 denying; /* more than 0: this CPU denies a lot, see denials.h */
-	u32 denial_known; /* 1: the decision was remembered */
-	u64 flows_made; /* of the endpoint, before the packet's flow was looked for */
+	u32 denial_known; /* 1: it was denied before, and got the decision in `denied` */
+	u32 head_known; /* 1: the frame has a head; read only while denying */
 	u32 slot;    /* of configs and policies, read once for the packet */
+	u64 flows_made; /* of the endpoint, before the packet's flow was looked for */
+	struct frame_head head;
+	struct decision denied;
 	struct policy_query query;
 	struct lookup lookup;
 	struct queue_batch batch; /* of the expiry queue */

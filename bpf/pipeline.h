@@ -2,8 +2,8 @@
 /*
  * The packet path, the same at every hook:
  *
- *   parse_frame -> judge_request -> guard -> conntrack -> policy_judge (a miss or an old generation)
- *   -> flow_open -> settle_first_fragment -> finish
+ *   recall_denial -> parse_frame -> judge_request -> guard -> conntrack -> policy_judge (a miss or
+ *   an old generation) -> flow_open -> settle_first_fragment -> finish
  *
  * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns what they
  * say into its own return code. Between the two the hook's stage takes over by a tail call
@@ -226,7 +226,7 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 	u32 zero = 0, crowded;
 
 	if (work->decision.verdict != VGW_VERDICT_ACCEPT) {
-		note_denial(config, work, path);
+		note_denial(config, work);
 		return;
 	}
 	if (work->packet.kind == KIND_ICMP_OTHER)
@@ -274,13 +274,6 @@ static __always_inline bool ask_conntrack(const struct endpoint_config *config,
 
 	work->now = clock_now();
 	if (find_key(work, path)) {
-		forget_values();
-		if (recall_denial(config, work, path)) {
-			work->rejudge = 0;
-			work->query.path = path & 1;
-			work->asked = 1;
-			return false;
-		}
 		forget_values();
 		flow = find_flow(config, work, path);
 	}
@@ -335,6 +328,10 @@ static __always_inline void judge(const struct endpoint_config *config,
 	forget_values();
 	count_segments(&work->packet);
 	forget_values();
+	if (work->denial_known) {
+		deny_again(work, path);
+		return;
+	}
 	if (!work->decision.reason)
 		work->decision.reason = judge_request(&work->packet);
 	forget_values();
@@ -346,6 +343,18 @@ static __always_inline void judge(const struct endpoint_config *config,
 	work->asked = 1;
 	forget_values();
 	policy_judge(work->slot & 1, work, VGW_STEPS);
+}
+
+/* Begins `packet` with what the hook says of the frame. */
+static __always_inline void take_frame(const struct frame *frame, struct packet *packet)
+{
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
+	packet->segments = frame->segments;
+	packet->segment_size = frame->segment_size;
+	packet->checksum_asked = frame->checksum_asked;
+	packet->checksum_start = frame->checksum_start;
+	packet->checksum_offset = frame->checksum_offset;
 }
 
 /* The configuration in force and its slot, read once for a packet; NULL: there is none. */
@@ -377,15 +386,18 @@ static __always_inline bool begin_packet(struct judged *judged, const struct fra
 	judged->config = config_in_force(&work->slot);
 	if (!judged->config)
 		return false;
-	__builtin_memset(&work->packet, 0, sizeof(work->packet));
-	work->packet.wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
-	work->packet.segments = frame->segments;
-	work->packet.segment_size = frame->segment_size;
-	work->packet.checksum_asked = frame->checksum_asked;
-	work->packet.checksum_start = frame->checksum_start;
-	work->packet.checksum_offset = frame->checksum_offset;
 	work->asked = 0;
 	work->lookup.unfinished = 0;
+	if (judged->config->mode != VGW_MODE_QUARANTINE &&
+	    recall_denial(judged->config, frame, work, path) &&
+	    !is_told_of(judged->config, &work->denied, path)) {
+		work->packet.wire_length = frame->length;
+		work->packet.first_fragment = false;
+		deny_again(work, path);
+		return false;
+	}
+	forget_values();
+	take_frame(frame, &work->packet);
 	forget_values();
 	judge(judged->config, frame, work, path);
 	forget_values();

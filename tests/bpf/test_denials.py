@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from itertools import product
 from pathlib import Path as File
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from tests.cases.fixtures import ALL_ACCEPTED, GUARDED, egress, ingress, policy,
 from tests.cases.table import Expected
 from tests.catalogue.mutant import Mutant
 from tests.catalogue.test_mutants import build
-from tests.frames import IN, OUT, TCP, UDP, tcp, udp
+from tests.engines import Outcome
+from tests.frames import IN, OUT, PEER4, PEER6, TCP, UDP, Wire, bootp, tcp, udp
 from tests.fuzz.compare import pinned
 from tests.program_engine import ProgramEngine
-from vgw import abi, libbpf, loader
+from vgw import libbpf, loader
 from vgw.abi import Action, Mode, Path, Reason, Verdict
 from vgw.controller.flow_table import RECORD, put_flows
 from vgw.loader.artefact import merge
@@ -30,17 +33,22 @@ from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.bpf
 
+PEERS = ip_network(f"{PEER4}/32"), ip_network(f"{PEER6}/128")
 DENY = policy(
-    ingress("in", Action.DROP, services=(ports(UDP_NUMBER, 53), ports(TCP_NUMBER, 443))),
+    ingress(
+        "in", Action.DROP, peers=PEERS, services=(ports(UDP_NUMBER, 53), ports(TCP_NUMBER, 443))
+    ),
     ingress("other", Action.REJECT, services=(ports(UDP_NUMBER, 54),)),
-    egress("out", Action.DROP, services=(ports(UDP_NUMBER, 53), ports(TCP_NUMBER, 443))),
+    egress(
+        "out", Action.DROP, peers=PEERS, services=(ports(UDP_NUMBER, 53), ports(TCP_NUMBER, 443))
+    ),
     ingress=Action.ACCEPT,
     egress=Action.ACCEPT,
 )
 #: The same rules with the other answer.
 ACCEPT = replace(DENY, ingress=tuple(replace(r, action=Action.ACCEPT) for r in DENY.ingress))
-#: Where the reason of what was decided is in struct denial: behind key, number, generation, path.
-REASON_AT = ctypes.sizeof(abi.FlowKey) + 8 + 4 + 4 + 4
+#: Where the reason of what was decided is in struct denial: behind head, number, generation.
+REASON_AT = 10 * 8 + 8 + 8 + 4
 SIZE = REASON_AT + 3 * 4
 KNOWN = 3  # a CPU notes the second denial, so it knows it from the third on
 
@@ -129,7 +137,7 @@ def take_in(engine: ProgramEngine) -> None:
     assert filled.added == 1
 
 
-DENIED, DENIED_TCP = sent(Path.TO_VM), IN.wrap4(tcp(4000, 443), TCP)
+DENIED = sent(Path.TO_VM)
 ANSWER = OUT.wrap4(udp(53, 4000), UDP)
 STRANGE_MAC = bytes.fromhex("525400000099")
 
@@ -154,13 +162,6 @@ CHANGES = (
     ),
     Change("quarantine", DENIED, mode(Mode.QUARANTINE), DENIED, Reason.QUARANTINE),
     Change("monitor", DENIED, mode(Mode.MONITOR), DENIED, Reason.RULE, Verdict.WOULD_DROP),
-    Change(
-        "a segment that opens nothing",
-        DENIED_TCP,
-        lambda _: None,
-        IN.wrap4(tcp(4000, 443, "A"), TCP),
-        Reason.NO_STATE,
-    ),
     Change(
         "another MAC",
         DENIED,
@@ -194,7 +195,122 @@ def is_rejected(engine: ProgramEngine, port: int) -> bool:
     return engine.judge(Path.TO_VM, IN.wrap4(udp(port, 54), UDP)).verdict is Verdict.REJECT
 
 
+# --- what is in a head ----------------------------------------------------------------------------
+
+HEADS: dict[str, Callable[[Wire], bytes]] = {
+    "udp4": lambda wire: wire.wrap4(udp(4000, 53, b"payload"), UDP),
+    "tcp4": lambda wire: wire.wrap4(tcp(4000, 443), TCP),
+    "udp6": lambda wire: wire.wrap6(udp(4000, 53, b"payload"), UDP),
+    "tcp6": lambda wire: wire.wrap6(tcp(4000, 443), TCP),
+}
+#: Where the identification, checksums and numbers are that a head leaves out, by what it is of.
+LEFT_OUT = {
+    "udp4": (*range(18, 20), *range(24, 26), *range(40, 49)),
+    "tcp4": (*range(18, 20), *range(24, 26), *range(38, 46), *range(48, 54)),
+    "udp6": (*range(60, 69),),
+    "tcp6": (*range(58, 66), *range(68, 74)),
+}
+
+
+def forget(engine: ProgramEngine) -> None:
+    libbpf.map_update(engine.fd("denials"), bytes(4), bytes(len(denials(engine))))
+
+
+def changed_at(frame: bytes, at: int, bits: int) -> bytes:
+    return frame[:at] + bytes([frame[at] ^ bits]) + frame[at + 1 :]
+
+
+def outcomes_of_changed(
+    engine: ProgramEngine, path: Path, frame: bytes, at: int, bits: int
+) -> tuple[Outcome, Outcome]:
+    """Return what a frame with other bits gets when the frame was just denied, and by itself."""
+    deny(engine, path, frame)
+    other = changed_at(frame, at, bits)
+    remembering = engine.judge(path, other)
+    engine.reset()
+    forget(engine)
+    alone = engine.judge(path, other)
+    engine.reset()
+    return remembering, alone
+
+
+def differences(engine: ProgramEngine, path: Path, frame: bytes) -> list[tuple[int, int]]:
+    """Return which bits change what a frame gets only if it was not denied just before."""
+    found = []
+    for at, bits in product(range(len(frame)), (0x01, 0x20, 0xFF)):
+        remembering, alone = outcomes_of_changed(engine, path, frame, at, bits)
+        if remembering != alone:
+            found.append((at, bits))
+    return found
+
+
+@pytest.mark.parametrize("path", Path, ids=lambda path: path.name.lower())
+@pytest.mark.parametrize("name", HEADS)
+def test_any_other_frame_is_judged_by_itself(engine: ProgramEngine, path: Path, name: str) -> None:
+    frame = HEADS[name](OUT if path is Path.FROM_VM else IN)
+    assert differences(engine, path, frame) == []
+
+
+@pytest.mark.parametrize("path", Path, ids=lambda path: path.name.lower())
+@pytest.mark.parametrize("name", HEADS)
+def test_what_a_flood_changes_from_frame_to_frame_is_left_out(
+    engine: ProgramEngine, path: Path, name: str
+) -> None:
+    frame = HEADS[name](OUT if path is Path.FROM_VM else IN)
+    deny(engine, path, frame)
+    (at,) = known(engine)
+    for each in LEFT_OUT[name]:
+        deny(engine, path, changed_at(frame, each, 0xFF), 1)
+        assert known(engine) == [at]
+
+
+def test_a_longer_frame_has_another_head(engine: ProgramEngine) -> None:
+    deny(engine, Path.TO_VM, DENIED)
+    deny(engine, Path.TO_VM, DENIED + bytes(4))  # padding, as Ethernet has it
+    assert len(known(engine)) == 1, "it has the place of the first one"
+    size = len(DENIED) << 32
+    assert struct.unpack_from("=Q", denials(engine), known(engine)[0] + 64)[0] >> 32 << 32 != size
+
+
+# --- what is not remembered -----------------------------------------------------------------------
+
+RENEWAL = OUT.wrap4(udp(68, 67, bootp()), UDP)
+BROKEN_RENEWAL = OUT.wrap4(udp(68, 67, bootp(2)), UDP)
+NO_RENEWALS = policy(
+    egress("dhcp", Action.DROP, services=(ports(UDP_NUMBER, 67),)),
+    ingress=Action.ACCEPT,
+    egress=Action.ACCEPT,
+)
+FIRST_FRAGMENT = IN.wrap4(udp(4000, 53, bytes(64), length=200), UDP, fragment=0x2000)
+
+
+def test_what_guards_read_further_is_not_remembered(engine: ProgramEngine) -> None:
+    engine.set_policy(NO_RENEWALS)
+    deny(engine, Path.FROM_VM, RENEWAL, 5)
+    assert engine.judge(Path.FROM_VM, BROKEN_RENEWAL).reason is Reason.DHCP_INVALID
+
+
+def test_first_fragments_are_not_remembered(engine: ProgramEngine) -> None:
+    deny(engine, Path.TO_VM, FIRST_FRAGMENT, 5)
+    assert known(engine) == []
+
+
+def test_an_open_connection_may_be_taken_over_only_for_a_while(engine: ProgramEngine) -> None:
+    segment = IN.wrap4(tcp(4000, 443, "A"), TCP)
+    engine.set_grace(60)
+    deny(engine, Path.TO_VM, segment, 5)
+    engine.set_grace(0)
+    assert engine.judge(Path.TO_VM, segment).reason is Reason.NO_STATE
+
+
 # --- builds that are wrong ------------------------------------------------------------------------
+
+
+class MakeWrong(Protocol):
+    """Build a program of a header in which one text is another."""
+
+    def __call__(self, old: str, new: str, header: str = ...) -> ProgramEngine: ...
+
 
 WRONG = (
     ("denial->flows_made != work->flows_made", "the VM opens the flow"),
@@ -204,14 +320,12 @@ WRONG = (
 
 
 @pytest.fixture
-def wrong(
-    artefact: loader.Artefact, tmp_path: File
-) -> Iterator[Callable[[str, str], ProgramEngine]]:
-    """Make an engine whose program toward the VM was built of a changed denials.h."""
+def wrong(artefact: loader.Artefact, tmp_path: File) -> Iterator[MakeWrong]:
+    """Make an engine whose program toward the VM was built of a changed header."""
     made: list[ProgramEngine] = []
 
-    def make(old: str, new: str) -> ProgramEngine:
-        built = build(Mutant("", "", "denials.h", old, new, "tc_to_vm"), tmp_path)
+    def make(old: str, new: str, header: str = "denials.h") -> ProgramEngine:
+        built = build(Mutant("", "", header, old, new, "tc_to_vm"), tmp_path)
         facts = endpoint_facts(GUARDED, Mode.ENFORCE)
         made.append(ProgramEngine(merge([artefact, built]), Hook.TC, facts, DENY))
         return made[-1]
@@ -224,7 +338,7 @@ def wrong(
 
 @pytest.mark.parametrize(("condition", "name"), WRONG)
 def test_a_denial_that_holds_too_long_is_noticed(
-    wrong: Callable[[str, str], ProgramEngine], condition: str, name: str
+    wrong: MakeWrong, condition: str, name: str
 ) -> None:
     engine = wrong(condition, "0")
     (change,) = (each for each in CHANGES if each.name == name)
@@ -234,17 +348,26 @@ def test_a_denial_that_holds_too_long_is_noticed(
 
 
 def test_a_denial_of_another_flow_is_noticed(
-    wrong: Callable[[str, str], ProgramEngine],
+    wrong: MakeWrong,
 ) -> None:
-    engine = wrong("!same_key(&denial->key, &work->key)", "0")
+    engine = wrong("!same_head(&denial->head, &work->head)", "0")
     deny(engine, Path.TO_VM, DENIED)
     assert not all(is_rejected(engine, port) for port in OTHERS)
 
 
 def test_a_denial_for_packets_that_open_nothing_is_noticed(
-    wrong: Callable[[str, str], ProgramEngine],
+    wrong: MakeWrong,
 ) -> None:
     engine = wrong(" && may_open_flow(packet)", "")
-    deny(engine, Path.TO_VM, DENIED_TCP)
-    outcome = engine.judge(Path.TO_VM, IN.wrap4(tcp(4000, 443, "A"), TCP))
-    assert outcome.reason is Reason.RULE
+    segment = IN.wrap4(tcp(4000, 443, "A"), TCP)
+    engine.set_grace(60)
+    deny(engine, Path.TO_VM, segment, 5)
+    engine.set_grace(0)
+    assert engine.judge(Path.TO_VM, segment).reason is Reason.RULE
+
+
+def test_a_head_that_leaves_out_too_much_is_noticed(
+    wrong: MakeWrong,
+) -> None:
+    engine = wrong("words[4] & HEAD_BUT_SEQUENCE", "0", "frame_head.h")
+    assert differences(engine, Path.TO_VM, HEADS["tcp4"](IN))
