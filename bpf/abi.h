@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define VGW_ABI_VERSION 4
+#define VGW_ABI_VERSION 5
 
 /* The packet's path at a hook. User space calls to_vm "ingress", from_vm "egress". */
 #define VGW_PATHS(X) \
@@ -75,12 +75,16 @@
 	X(REJECT)      \
 	X(PASS)
 
-/* What a record of the perf buffer is about. LEASE: the bytes behind it are a frame. */
+/*
+ * What a record of the perf buffer is about. LEASE: the bytes behind it are a frame. FLOOD: many
+ * packets from the VM were dropped, for `reason` the last of them; it says nothing of that one.
+ */
 #define VGW_EVENT_KINDS(X) \
 	X(PACKET)          \
 	X(FLOW_START)      \
 	X(FLOW_END)        \
-	X(LEASE)
+	X(LEASE)           \
+	X(FLOOD)
 
 /*
  * Why a flow ended. REVOKED: a later policy refuses it; DISPLACED: half open, it made room;
@@ -176,7 +180,8 @@ struct endpoint_config {
 	__u8 guards;                    /* VGW_GUARD_* */
 	__u8 log_flows;                 /* 1: the beginning and the end of flows are events */
 	__u8 learns;                    /* 1: the VM's addresses are those that it is leased */
-	__u8 pad[4];
+	__u32 flood_drops;              /* packets from the VM that one CPU drops in a window of
+					 * floods.h, and it is a flood; 0: none is */
 	struct owned_address addresses[VGW_MAX_ADDRESSES];
 };
 

@@ -197,6 +197,8 @@ struct scratch {
 	u32 opener;  /* enum vgw_path of the side that opens the flow that query is about */
 	u32 taken;   /* 1: it is an open TCP connection that is taken over */
 	u32 asked;   /* 1: the decision is the policy's, on query */
+	u64 flood_window; /* that flood_dropped counts for, see floods.h */
+	u64 flood_dropped; /* by this CPU */
 	u32 denying; /* more than 0: this CPU denies a lot, see denials.h */
 	u32 denial_known; /* 1: it was denied before, and got the decision in `denied` */
 	u32 head_known; /* 1: the frame has a head; read only while denying */

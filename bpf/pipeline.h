@@ -22,6 +22,12 @@
 #include "policy.h"
 #include "stats.h"
 
+/* Who judges a packet. */
+enum judge {
+	JUDGE,  /* the program on whose word the packet passes */
+	SHIELD, /* one that stands before it: the judge sees what it does not drop */
+};
+
 /* A packet on its way through the program. */
 struct judged {
 	struct endpoint_config *config;
@@ -264,10 +270,10 @@ static __always_inline void settle(void *ctx, const struct endpoint_config *conf
 
 /*
  * Follows the live flow of the packet, or leaves in work->query what the policy has to
- * say first. Returns whether it does.
+ * say first. Returns whether it does. A shield leaves the following to the judge.
  */
 static __always_inline bool ask_conntrack(const struct endpoint_config *config,
-					  struct scratch *work, u32 path)
+					  struct scratch *work, u32 path, enum judge who)
 {
 	struct flow *flow = NULL;
 	enum vgw_reason reason;
@@ -279,7 +285,10 @@ static __always_inline bool ask_conntrack(const struct endpoint_config *config,
 	}
 	/* A CPU that still has the configuration before must not harm the flows of the next. */
 	if (flow && (s32)(flow->generation - config->generation) >= 0) {
-		follow_flow(work, path, flow);
+		if (who == SHIELD)
+			decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_CT_ESTABLISHED);
+		else
+			follow_flow(work, path, flow);
 		return false;
 	}
 	work->rejudge = flow != NULL;
@@ -313,7 +322,8 @@ static __always_inline void count_segments(struct packet *packet)
 }
 
 static __always_inline void judge(const struct endpoint_config *config,
-				  const struct frame *frame, struct scratch *work, u32 path)
+				  const struct frame *frame, struct scratch *work, u32 path,
+				  enum judge who)
 {
 	if (config->mode == VGW_MODE_QUARANTINE) {
 		decide(work, VGW_VERDICT_DROP, VGW_REASON_QUARANTINE);
@@ -338,7 +348,7 @@ static __always_inline void judge(const struct endpoint_config *config,
 	if (work->decision.reason || guard(config, work, path))
 		return;
 	forget_values();
-	if (!ask_conntrack(config, work, path))
+	if (!ask_conntrack(config, work, path, who))
 		return;
 	work->asked = 1;
 	forget_values();
@@ -374,7 +384,8 @@ static __always_inline struct endpoint_config *config_in_force(u32 *slot)
  * Judges a frame on its path. Returns whether its rule lookup is unfinished: the hook's
  * stage goes on with it then. Without configuration judged->config is NULL, and nothing passes.
  */
-static __always_inline bool begin_packet(struct judged *judged, const struct frame *frame, u32 path)
+static __always_inline bool begin_as(enum judge who, struct judged *judged,
+				     const struct frame *frame, u32 path)
 {
 	struct scratch *work;
 	u32 zero = 0;
@@ -399,9 +410,14 @@ static __always_inline bool begin_packet(struct judged *judged, const struct fra
 	forget_values();
 	take_frame(frame, &work->packet);
 	forget_values();
-	judge(judged->config, frame, work, path);
+	judge(judged->config, frame, work, path, who);
 	forget_values();
 	return work->lookup.unfinished;
+}
+
+static __always_inline bool begin_packet(struct judged *judged, const struct frame *frame, u32 path)
+{
+	return begin_as(JUDGE, judged, frame, path);
 }
 
 /* Goes on with the packet that begin_packet left unfinished, in a stage. */

@@ -8,6 +8,7 @@
 
 #include <linux/pkt_cls.h>
 
+#include "floods.h"
 #include "lease.h"
 #include "pipeline.h"
 #include "reject.h"
@@ -54,8 +55,11 @@ static __always_inline int tc_reject(struct __sk_buff *skb, const struct judged 
 /* UNSPEC hands an accepted packet on to whatever else is attached. */
 static __always_inline int tc_finish(struct __sk_buff *skb, struct judged *judged, u32 path)
 {
-	if (!finish(skb, judged, path))
+	if (!finish(skb, judged, path)) {
+		if (path == VGW_PATH_FROM_VM && judged->config && judged->work)
+			report_flood(skb, judged->config, judged->work);
 		return tc_reject(skb, judged, path);
+	}
 	if (path == VGW_PATH_TO_VM)
 		report_lease(skb, judged);
 	return TC_ACT_UNSPEC;

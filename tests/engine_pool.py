@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tests.cases.table import Case, Fixture
 from tests.engines import CannotRunError, Difference, changes_endpoint, play
 from tests.program_engine import ProgramEngine
+from tests.shielded_engine import ShieldedEngine
 from vgw import loader
 from vgw.policy.model import Hook
 
@@ -23,15 +24,19 @@ class Played(NamedTuple):
 class Engines:
     """Program engines of one hook, one for each fixture and table size."""
 
-    def __init__(self, artefact: loader.Artefact, hook: Hook) -> None:
-        self._artefact, self._hook = artefact, hook
+    def __init__(self, artefact: loader.Artefact, hook: Hook, *, shielded: bool = False) -> None:
+        """Have none yet; with `shielded` a shield meets packets in front of tc."""
+        self._artefact, self._hook, self._shielded = artefact, hook, shielded
         self._engines: dict[tuple[str, int], ProgramEngine] = {}
 
     def of(self, fixture: Fixture, conntrack_max: int = 1024) -> ProgramEngine:
         key = fixture.name, conntrack_max
         if key not in self._engines:
-            arguments = self._hook, fixture.facts, fixture.policy, conntrack_max
-            self._engines[key] = ProgramEngine(self._artefact, *arguments)
+            arguments = fixture.facts, fixture.policy, conntrack_max
+            if self._shielded:
+                self._engines[key] = ShieldedEngine(self._artefact, *arguments)
+            else:
+                self._engines[key] = ProgramEngine(self._artefact, self._hook, *arguments)
         return self._engines[key]
 
     def drop(self, fixture: Fixture, conntrack_max: int) -> None:

@@ -57,8 +57,12 @@ class ProgramEngine:
         *,
         reject_per_second: int = 0,
         log: Logging = NO_FLOWS,
+        flood_drops: int = 0,
     ) -> None:
-        """Load programs; with `reject_per_second` they make packets that they reject answers."""
+        """Load programs; with `reject_per_second` they make packets that they reject answers.
+
+        `flood_drops` is EndpointConfig.flood_drops.
+        """
         self._artefact = artefact
         self._hook = hook
         self._facts = facts
@@ -67,6 +71,7 @@ class ProgramEngine:
         self._epoch = 0
         self._reject_per_second = reject_per_second
         self._log = log
+        self._flood_drops = flood_drops
         self._images: dict[Path, PolicyImage] = {}
         self._grace_until_ns = 0
         self._from_vm = "xdp_from_vm" if hook is Hook.XDP else "tc_from_vm"
@@ -204,6 +209,7 @@ class ProgramEngine:
         config.log_per_second = self._log.per_second
         config.log_flows = self._log.flows
         config.reply_mark = reply_mark(config.endpoint, self._hook)
+        config.flood_drops = self._flood_drops
         rules = {path: len(image.rules) for path, image in self._images.items()}
         size = place_counters(config, rules)
         counters = loader.new_inner(self._artefact, "rule_counters", size)

@@ -15,7 +15,7 @@ import sys
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
-ABI_VERSION: Final = 4
+ABI_VERSION: Final = 5
 NO_RULE: Final = 0xFFFFFFFF
 MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
@@ -143,6 +143,7 @@ class EventKind(enum.IntEnum):
     FLOW_START = 1
     FLOW_END = 2
     LEASE = 3
+    FLOOD = 4
 
 
 class FlowEnd(enum.IntEnum):
@@ -208,7 +209,7 @@ class EndpointConfig(ctypes.Structure):
         ("guards", c_uint8),
         ("log_flows", c_uint8),
         ("learns", c_uint8),
-        ("pad", c_uint8 * 4),
+        ("flood_drops", c_uint32),
         ("addresses", OwnedAddress * MAX_ADDRESSES),
     ]
 

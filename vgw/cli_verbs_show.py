@@ -145,7 +145,9 @@ def _hook_text(interface: Row) -> str:
     """Return how the packets from the VM are caught, or that not all packets are."""
     if not interface["attached"]:
         return "NOT ATTACHED"
-    return f"{interface['from_vm']['hook']}/{interface['from_vm']['mode']}"
+    from_vm = interface["from_vm"]
+    shield = " behind a shield" if "shield" in from_vm else ""
+    return f"{from_vm['hook']}/{from_vm['mode']}{shield}"
 
 
 @click.command(epilog=example("vgw rules --vm web01"))

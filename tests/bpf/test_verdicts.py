@@ -34,12 +34,14 @@ from vgw.policy.model import Hook
 pytestmark = pytest.mark.bpf
 
 HOOKS = (Hook.XDP, Hook.TC)
+SHIELDED = "shielded"
 CHANGED_FRAMES = 1500
 
 
-@pytest.fixture(scope="module", params=HOOKS, ids=str)
+@pytest.fixture(scope="module", params=(*HOOKS, SHIELDED), ids=str)
 def engines(artefact: loader.Artefact, request: pytest.FixtureRequest) -> Iterator[Engines]:
-    made = Engines(artefact, request.param)
+    shielded = request.param == SHIELDED
+    made = Engines(artefact, Hook.TC if shielded else request.param, shielded=shielded)
     yield made
     made.close()
 

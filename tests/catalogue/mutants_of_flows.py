@@ -195,8 +195,8 @@ FLOW_MUTANTS: Final = (
         "L",
         "dropped packets take room",
         "pipeline.h",
-        "note_denial(config, work, path);\n\t\treturn;",
-        "note_denial(config, work, path);",
+        "note_denial(config, work);\n\t\treturn;",
+        "note_denial(config, work);",
         program="tc_to_vm",
     ),
     Mutant(

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
+
+import pytest
 
 from scripts.lab import wire
 from scripts.lab.wire import CLONE_NEWNET, Node
@@ -37,6 +39,12 @@ from vgw.policy.parse import parse_sources
 NO_GRACE: Final = "conntrack: {grace: 0s}, "
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+#: At tc, behind a shield at XDP.
+SHIELDED: Final = "shielded"
+AtHook = Hook | Literal["shielded"]
+#: How the packets of a VM behind a TAP may be met.
+TAP_HOOKS = pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC, SHIELDED], ids=str)
 
 Key = tuple[PacketPath, Verdict, Reason]
 Counts = dict[Key, Counter]
@@ -251,12 +259,15 @@ class Devices:
             run(f"ip link set {name} master br0")
 
     def protect(
-        self, document: PolicyDocument, vm: str = "web01", *, hook: Hook = Hook.AUTO
+        self, document: PolicyDocument, vm: str = "web01", *, hook: AtHook = Hook.AUTO
     ) -> Guarded:
         """Attach a VM with one interface."""
-        self.host.attach(document, vm, hook=hook)
+        self.host.attach(document, vm, hook=Hook.TC if hook == SHIELDED else hook)
         (endpoint,) = self.host.open_endpoints(vm)
         self._stack.callback(endpoint.close)
+        if hook == SHIELDED:
+            self.host.raise_shield(vm, endpoint.interface)
+            self._stack.callback(self.host.shields.close)
         return Guarded(endpoint)
 
 

@@ -25,7 +25,7 @@ from tests.frames import (
 )
 from tests.frames import Wire as Conversation
 from tests.lab import link_settings
-from tests.lab.devices import Counts, Devices, Space, document
+from tests.lab.devices import TAP_HOOKS, AtHook, Counts, Devices, Space, document
 from tests.lab.taps import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, IFF_VNET_HDR, NEEDS_CSUM, VnetHeader
 from vgw.abi import Path, Reason, Verdict
 from vgw.policy.frame import internet_checksum
@@ -93,9 +93,9 @@ def on_the_wire(frame: bytes, family: int) -> int:
 # --- K1 -------------------------------------------------------------------------------------------
 
 
-@HOOKS
+@TAP_HOOKS
 @FAMILIES
-def test_catalogue_K1_super_packets_of_a_tap(devices: Devices, hook: Hook, family: int) -> None:
+def test_catalogue_K1_super_packets_of_a_tap(devices: Devices, hook: AtHook, family: int) -> None:
     vm = devices.queue("tap0", IFF_VNET_HDR)
     guarded = devices.protect(only_443(), hook=hook)
     assert guarded.reason(lambda: vm.send(syn_of(OUT, family))) == (Verdict.ACCEPT, Reason.RULE)
@@ -113,8 +113,8 @@ def test_catalogue_K1_super_packets_of_a_tap(devices: Devices, hook: Hook, famil
     assert guarded.reason(lambda: vm.send(other, header)) == (Verdict.DROP, Reason.NO_STATE)
 
 
-@HOOKS
-def test_catalogue_K1_super_packets_obey_the_guards(devices: Devices, hook: Hook) -> None:
+@TAP_HOOKS
+def test_catalogue_K1_super_packets_obey_the_guards(devices: Devices, hook: AtHook) -> None:
     vm = devices.queue("tap0", IFF_VNET_HDR)
     guarded = devices.protect(document(), hook=hook)
 

@@ -15,7 +15,7 @@ import pytest
 
 from scripts.lab import wire
 from tests.frames import IN, OUT, TCP, UDP, tcp, udp
-from tests.lab.devices import Devices, Guarded, Wire, document, refused, run
+from tests.lab.devices import TAP_HOOKS, AtHook, Devices, Guarded, Wire, document, refused, run
 from tests.lab.foreign_xdp import redirecting_program
 from tests.lab.taps import IFF_MULTI_QUEUE, IFF_VNET_HDR, Queue
 from tests.lab.topology import eventually
@@ -61,9 +61,9 @@ def assert_judges(guarded: Guarded, vm: Queue | Wire, mtu: int) -> None:
     assert guarded.reason(partial(vm.send, denied)) == (Verdict.DROP, Reason.RULE)
 
 
-@HOOKS
+@TAP_HOOKS
 @pytest.mark.parametrize("mtu", [*SIZES, TAP_LARGEST])
-def test_catalogue_K6_a_tap_of_any_size(devices: Devices, hook: Hook, mtu: int) -> None:
+def test_catalogue_K6_a_tap_of_any_size(devices: Devices, hook: AtHook, mtu: int) -> None:
     vm = devices.queue("tap0")
     run(f"ip link set tap0 mtu {mtu}")
     guarded = devices.protect(document(egress=NO_23), hook=hook)
@@ -121,8 +121,8 @@ def test_catalogue_K6_a_veth_that_grows(devices: Devices, hook: Hook) -> None:
 # --- K7 -------------------------------------------------------------------------------------------
 
 
-@HOOKS
-def test_catalogue_K7_a_flow_over_all_queues(devices: Devices, hook: Hook) -> None:
+@TAP_HOOKS
+def test_catalogue_K7_a_flow_over_all_queues(devices: Devices, hook: AtHook) -> None:
     queues = [devices.queue("tap0", IFF_MULTI_QUEUE) for _ in range(4)]
     guarded = devices.protect(document(egress=NO_23), hook=hook)
     segment = OUT.wrap4(tcp(flags="A", seq=1001), TCP)
@@ -167,8 +167,8 @@ def test_catalogue_K7_counters_of_all_cpus_sum_up(devices: Devices) -> None:
     assert guarded.endpoint.maps.meta().entries == 1
 
 
-@HOOKS
-def test_catalogue_K7_queues_that_come_and_go(devices: Devices, hook: Hook) -> None:
+@TAP_HOOKS
+def test_catalogue_K7_queues_that_come_and_go(devices: Devices, hook: AtHook) -> None:
     first = devices.queue("tap0", IFF_MULTI_QUEUE)
     second = devices.queue("tap0", IFF_MULTI_QUEUE)
     guarded = devices.protect(document(egress=NO_23), hook=hook)

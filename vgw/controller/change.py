@@ -19,6 +19,7 @@ from vgw.controller import links, pinned
 from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import Blueprint, BrokenEndpointError, OpenEndpoint
+from vgw.controller.floods import flood_drops
 from vgw.controller.last_flows import recorded
 from vgw.controller.links import InterfaceFacts
 from vgw.controller.manifest import (
@@ -154,6 +155,8 @@ class Change:
             undo.pop_all()
 
     def _commit(self, undo: contextlib.ExitStack) -> None:
+        if self._needed:
+            self._tools.lower_shields(self._desired.vm)
         opened = [kept.endpoint.maps for kept in self._kept.values()]
         labels_of = self._base.in_generation(self._tools.names.labels)
         settle_spares(self._counts_file, opened, labels_of)
@@ -337,8 +340,14 @@ class Change:
         config.log_per_second = self._desired.log.per_second
         config.log_flows = self._desired.log.flows
         config.reply_mark = endpoints.reply_mark(config.endpoint, self._wanted_hook(name))
+        config.flood_drops = flood_drops(self._hook(name), self._facts(name).kind)
         self._place_counters(config)
         return config
+
+    def _facts(self, name: str) -> InterfaceFacts:
+        """Return what the kernel says of an interface that is protected after the change."""
+        kept = self._kept.get(name)
+        return self._new[name] if kept is None else kept.facts
 
     def _place_counters(self, config: abi.EndpointConfig) -> int:
         """Say where the counters of each path begin; return how many there have to be."""

@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from vgw.controller import api, fitness, links
 from vgw.controller.alarms import Alarms
@@ -25,6 +25,7 @@ from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, control_record
 from vgw.controller.facts import Facts
+from vgw.controller.flood_watch import FloodWatch
 from vgw.controller.health import MAIN, Health, Watchdog, extending_start, notify
 from vgw.controller.host_policy import START
 from vgw.controller.last_flows import LastFlows
@@ -37,6 +38,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.policy_watch import policy_watch
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
+from vgw.controller.shield import Shields
 from vgw.controller.verbs import Verbs
 from vgw.controller.watch import AttachmentWatch
 
@@ -92,13 +94,14 @@ def run(  # noqa: PLR0913 (what the verb has options for)
         log = LogWriter(*open_sinks(log_options or LogOptions(), paths.log_file))
         stack.callback(log.close)
         losses = EventLosses(lambda: read_meters(host))
-        health, applies, alarms = Health(), ApplyTimes(), Alarms(log)
+        health, applies, alarms, shields = Health(), ApplyTimes(), Alarms(log), Shields()
         facts = Facts(paths, log, alarms)
         host = Host(
             paths,
             overlay=facts.overlay,
             last_flows=LastFlows(paths, log, losses),
             alive=extending_start(notify, health.change_goes_on),
+            shields=shields,
         )
         changes = Changes(host, log, applies, alarms, health, facts=facts)
         operations = Operations(changes)
@@ -118,12 +121,13 @@ def run(  # noqa: PLR0913 (what the verb has options for)
             health.report,
         )
         stack.callback(metrics.close)
+        floods = FloodWatch(changes, shields, health.part("floods"))
         names = EventNames(paths)
         operations.on_rename = names.outdated
         reader = EventReader(paths.events, names, log, losses, on_lease=facts.learner.heard)
+        reader.on_flood = floods.heard
         reader.alive = health.part("events")
-        reader.start()
-        stack.callback(reader.stop)
+        stack.enter_context(_running(reader))
         log.add(control_record("start"))
         stack.callback(lambda: log.add(control_record("stop")))
         stack.enter_context(facts.followed(lambda: messages.put(operations.facts_changed)))
@@ -132,16 +136,32 @@ def run(  # noqa: PLR0913 (what the verb has options for)
         stack.enter_context(policy_watch(paths, operations.look_after_policy))
         stack.enter_context(_link_watcher(messages, health.part("links")))
         server.start()
-        watch = AttachmentWatch(paths, operations.inspect, health.part("watch"))
-        watch.start()
-        stack.callback(watch.stop)
+        stack.enter_context(_running(floods))
+        stack.enter_context(
+            _running(AttachmentWatch(paths, operations.inspect, health.part("watch")))
+        )
         stack.callback(changes.finish)
-        watchdog = Watchdog(health, alarms, notify, os.environ)
-        watchdog.start()
-        stack.callback(watchdog.stop)
+        stack.enter_context(_running(Watchdog(health, alarms, notify, os.environ)))
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
         _work(messages, operations, log, health.part(MAIN))
+
+
+class _Thread(Protocol):
+    """A part of the controller that runs in a thread of its own."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+@contextlib.contextmanager
+def _running(part: _Thread) -> Iterator[None]:
+    """Have a part of the controller run during the block."""
+    part.start()
+    try:
+        yield
+    finally:
+        part.stop()
 
 
 def _work(

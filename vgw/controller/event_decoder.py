@@ -45,7 +45,8 @@ Decoded = abi.Event | abi.FlowEvent | Lease
 def decode(data: bytes) -> Decoded | None:
     """Return the event that a record of the perf buffer is, None when it is none of this ABI.
 
-    An abi.Event that comes back alone is of the kind PACKET. Raises nothing, whatever the bytes.
+    An abi.Event that comes back alone is of the kind PACKET or FLOOD. Raises nothing, whatever the
+    bytes.
     """
     if len(data) < _EVENT_BYTES:
         return None

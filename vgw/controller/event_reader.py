@@ -39,6 +39,8 @@ _logger = logging.getLogger(__name__)
 
 #: Takes a LEASE event and what was captured of the frame it is about.
 LeaseHandler = Callable[[abi.Event, bytes], None]
+#: Takes the identity, the VM and the interface of an endpoint that floods.
+FloodHandler = Callable[[int, str, str], None]
 
 
 class Meter(NamedTuple):
@@ -134,6 +136,8 @@ class EventReader:
         self._looked = threading.Condition()
         #: Called at every turn of the thread.
         self.alive: Callable[[], None] = lambda: None
+        #: Called by it with what a program tells of a flood.
+        self.on_flood: FloodHandler = lambda *_: None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -228,8 +232,16 @@ class EventReader:
                 self._take_lease(event, frame)
             case abi.FlowEvent() as flow:
                 self._events.append((flow.event.time_ns, flow))
+            case event if event.kind == abi.EventKind.FLOOD:
+                self._take_flood(event)
             case event:
                 self._events.append((event.time_ns, event))
+
+    def _take_flood(self, event: abi.Event) -> None:
+        """Hand on that an endpoint floods; of one that is not known any more nothing is done."""
+        named = self._names.endpoint(event.endpoint)
+        if named is not None:
+            self.on_flood(event.endpoint, *named)
 
     def _take_lease(self, event: abi.Event, frame: bytes) -> None:
         """Hand a lease on; whatever its frame does to who takes it, the log goes on."""

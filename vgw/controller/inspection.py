@@ -160,6 +160,7 @@ def _finding(host: Host, suspect: Suspect) -> Finding:
     elif unpinned:
         detached = f"the pin of the link {' and '.join(unpinned)} was removed"
     own = {attachment.prog_id for attachment in there.values() if attachment is not None}
+    own |= {each.shield for each in there.values() if each is not None and each.shield is not None}
     return Finding(detached, _foreign(ifindex, own))
 
 

@@ -69,7 +69,8 @@ _MARK: Final = "on_"
 class Attachment:
     """A program on an interface, as the kernel says it is.
 
-    `ahead` are ids of programs of others on the same path that run before it.
+    `ahead` are ids of programs of others on the same path that run before it, `shield` is that of
+    vgw's own shield there.
     """
 
     hook: HookName
@@ -77,6 +78,7 @@ class Attachment:
     link: bool
     prog_id: int
     ahead: tuple[int, ...] = ()
+    shield: int | None = None
 
 
 def link_pin(directory: pathlib.Path, path: Path) -> pathlib.Path:
@@ -87,6 +89,11 @@ def link_pin(directory: pathlib.Path, path: Path) -> pathlib.Path:
 def program_pin(directory: pathlib.Path, path: Path) -> pathlib.Path:
     """Return where the program of one path is pinned in the directory of an endpoint."""
     return directory / f"prog_{path.name.lower()}"
+
+
+def shield_pin(directory: pathlib.Path) -> pathlib.Path:
+    """Return where the program of an endpoint's shield is pinned while it is up."""
+    return directory / "prog_shield"
 
 
 @contextlib.contextmanager
@@ -142,7 +149,7 @@ def detach(ifindex: int | None, path: Path, pin: pathlib.Path) -> None:
             libbpf.link_detach(fd)
         files.unlink(pin)
         return
-    program = pinned_program(pin.parent, path)
+    program = pinned_program(program_pin(pin.parent, path))
     if ifindex is None or program is None:
         return
     if program.prog_type == libbpf.ProgType.XDP:
@@ -161,7 +168,7 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
     Says only what the kernel says: a pinned link that was detached, or that is on another
     interface, is no attachment.
     """
-    program = pinned_program(pin_dir, path)
+    program = pinned_program(program_pin(pin_dir, path))
     if program is None:
         return None
     pin = link_pin(pin_dir, path)
@@ -173,11 +180,12 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
         return Attachment("xdp", mode_name(there[1]), linked, program.id)
     programs = libbpf.tcx_programs(ifindex, TCX_TYPE[path])
     if program.id in programs:
-        ahead = (*_xdp_ahead(ifindex, path), *programs[: programs.index(program.id)])
-        return Attachment("tc", "tcx", linked, program.id, ahead)
+        ahead, shield = _xdp_ahead(ifindex, path, pin_dir)
+        ahead = (*ahead, *programs[: programs.index(program.id)])
+        return Attachment("tc", "tcx", linked, program.id, ahead, shield)
     if not pin.exists() and program_of_filter(ifindex, path) == program.id:
-        ahead = (*_xdp_ahead(ifindex, path), *programs)
-        return Attachment("tc", "clsact", False, program.id, ahead)
+        ahead, shield = _xdp_ahead(ifindex, path, pin_dir)
+        return Attachment("tc", "clsact", False, program.id, (*ahead, *programs), shield)
     return None
 
 
@@ -191,16 +199,26 @@ def is_still(attachment: Attachment, ifindex: int, path: Path) -> bool:
     )
 
 
-def _xdp_ahead(ifindex: int, path: Path) -> tuple[int, ...]:
-    """Return the XDP program that sees packets of a path before tc does, and may redirect them."""
+def _xdp_ahead(
+    ifindex: int, path: Path, pin_dir: pathlib.Path
+) -> tuple[tuple[int, ...], int | None]:
+    """Return the XDP program that sees packets of a path before tc does: of others, and a shield.
+
+    One of others may redirect them.
+    """
     there = libbpf.xdp_program(ifindex) if path is Path.FROM_VM else None
-    return () if there is None else (there[0],)
+    if there is None:
+        return (), None
+    shield = pinned_program(shield_pin(pin_dir))
+    if shield is not None and shield.id == there[0]:
+        return (), shield.id
+    return (there[0],), None
 
 
-def pinned_program(pin_dir: pathlib.Path, path: Path) -> libbpf.ProgInfo | None:
-    """Return what is pinned as the program of one path, or None when there is none."""
+def pinned_program(pin: pathlib.Path) -> libbpf.ProgInfo | None:
+    """Return what the kernel says of a pinned program, or None when there is none."""
     try:
-        with opened(program_pin(pin_dir, path)) as fd:
+        with opened(pin) as fd:
             return libbpf.prog_info(fd)
     except KernelError:
         return None

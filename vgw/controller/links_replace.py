@@ -125,5 +125,5 @@ def _open(prog_id: int, path: Path, pin_dir: pathlib.Path) -> int:
 
 
 def _pinned_id(pin_dir: pathlib.Path, path: Path) -> int | None:
-    program = links.pinned_program(pin_dir, path)
+    program = links.pinned_program(links.program_pin(pin_dir, path))
     return None if program is None else program.id

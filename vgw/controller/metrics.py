@@ -48,7 +48,8 @@ class RuleReading:
 class EndpointReading:
     """Everything a scrape shows of one endpoint.
 
-    `hook` and `mode` are of its from_vm program; `vm_mode` is that of the VM's policy.
+    `hook` and `mode` are of its from_vm program; `vm_mode` is that of the VM's policy. `shield` is
+    whether a shield is up, None for an endpoint that gets none.
     """
 
     vm: str
@@ -67,6 +68,7 @@ class EndpointReading:
     events: int
     reject_answers: Mapping[str, int]
     rules: Sequence[RuleReading] = ()
+    shield: bool | None = None
 
 
 class ApplyTimes:
@@ -284,6 +286,11 @@ def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
         "packets from the VM.",
         labels=(*_ENDPOINT, "hook", "mode"),
     )
+    shield = GaugeFamily(
+        "vgw_shield",
+        "1 while packets that the VM floods with are dropped at XDP already.",
+        labels=_ENDPOINT,
+    )
     generation = GaugeFamily(
         "vgw_policy_generation", "Number of the policy in force.", labels=("vm",)
     )
@@ -293,11 +300,14 @@ def _endpoint_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
         for result, count in reading.reject_answers.items():
             answers.add_metric((*where, result), count)
         attached.add_metric((*where, reading.hook, reading.mode), int(reading.attached))
+        if reading.shield is not None:
+            shield.add_metric(where, int(reading.shield))
     for vm, number in {reading.vm: reading.generation for reading in readings}.items():
         generation.add_metric((vm,), number)
     yield events
     yield answers
     yield attached
+    yield shield
     yield generation
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -44,13 +44,14 @@ def read_endpoints(host: Host, *, rules: bool = False) -> list[EndpointReading]:
     """
     counted = _rules_of_all(host) if rules else {}
     ifindexes = {name: ifindex for ifindex, name in socket.if_nameindex()}
+    shielded = host.shields.up()
     with host.kept.endpoints() as endpoints:
         threads = min(_THREADS, len(os.sched_getaffinity(0))) if len(endpoints) >= _FEW else 1
         read: dict[int, EndpointReading] = {}
 
         def read_part(first: int) -> None:
             for place in range(first, len(endpoints), threads):
-                read[place] = _reading(endpoints[place], ifindexes, counted)
+                read[place] = _reading(endpoints[place], ifindexes, counted, shielded)
 
         libbpf.side_by_side(*(partial(read_part, first) for first in range(threads)))
     return [read[place] for place in sorted(read)]
@@ -65,7 +66,10 @@ def read_meters(host: Host) -> list[Meter]:
 
 
 def _reading(
-    endpoint: KeptEndpoint, ifindexes: Mapping[str, int], counted: _Rules
+    endpoint: KeptEndpoint,
+    ifindexes: Mapping[str, int],
+    counted: _Rules,
+    shielded: Collection[int],
 ) -> EndpointReading:
     maps = endpoint.maps
     meta, config = maps.meta(), maps.config()
@@ -91,6 +95,7 @@ def _reading(
         events=maps.event_meter().sent,
         reject_answers=reject_answers(maps),
         rules=counted.get((endpoint.vm, endpoint.interface), ()),
+        shield=config.endpoint in shielded if config.flood_drops else None,
     )
 
 

@@ -47,6 +47,7 @@ from vgw.controller.renames import Renamed, follow_renames
 from vgw.controller.replacement import destroy, settle
 from vgw.controller.restore import Restored, Suspect, restore
 from vgw.controller.rule_counts import keep_counts, read_steadily, settle_spares
+from vgw.controller.shield import Shields
 from vgw.controller.state_file import remove_state
 from vgw.controller.tools import Once, Tools, open_events
 from vgw.controller.upgrade import Upgrades, give_up_flows, upgrade_vms
@@ -71,12 +72,14 @@ class Host:
         overlay: Overlay | None = None,
         last_flows: LastFlows | None = None,
         alive: Callable[[], None] = lambda: None,
+        shields: Shields | None = None,
     ) -> None:
         """Work under `paths`.
 
         `progress` is told what takes long, such as compiling; `overlay` is what is known beyond the
         documents, by default what is leased; `last_flows` logs the flows of endpoints that go;
-        `alive` is called whenever a part of a change is done.
+        `alive` is called whenever a part of a change is done. `shields` are those that this process
+        holds up.
         """
         self._alive = alive
         self.paths = paths
@@ -91,6 +94,7 @@ class Host:
         self._compiled = False
         self._prefer_link = prefer_link
         self._last_flows = last_flows
+        self.shields = shields or Shields()
         self._expiry = Expiry(paths.events)
 
     def artefact(self, programs: Collection[str]) -> Artefact:
@@ -196,11 +200,28 @@ class Host:
         Raises VgwError.
         """
         with self._changing() as tools:
+            self.shields.lower_all_of(suspect.vm)
             restored = restore(tools, suspect)
             moved = None if restored is None else restored.moved
             if moved is not None:
                 self._reconfigure(suspect.vm, lambda config: _judge_at_tc(config, moved))
         return restored
+
+    def raise_shield(self, vm: str, interface: str) -> None:
+        """Have what an endpoint drops dropped at XDP, for as long as this process holds it up.
+
+        Raises VgwError when it cannot be: the endpoint is not whole or not at tc, or XDP is taken.
+        """
+        with self._changing() as tools:
+            directory = self.paths.endpoint_dir(vm, interface)
+            with endpoints.open_endpoint(vm, interface, directory) as endpoint:
+                ifindex = pinned.present_ifindex(interface)
+                if ifindex is None:
+                    raise VgwError(f"interface {interface} does not exist")
+                judge = endpoint.attachment(ifindex, abi.Path.FROM_VM)
+                if judge is None or judge.hook != "tc":
+                    raise VgwError("its program is not attached at tc")
+                self.shields.raise_for(tools, endpoint, ifindex)
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
@@ -219,6 +240,8 @@ class Host:
                 manifest = load_manifest(self.paths.manifest(vm))
                 if manifest is not None and len(gone) < len(there):
                     self._keep_counts(manifest, gone)
+                if gone:
+                    self.shields.lower_all_of(vm)
                 for name in gone:
                     with recorded(self._last_flows, vm, name):
                         destroy(self.paths.endpoint_dir(vm, name), None)
@@ -407,6 +430,7 @@ class Host:
                 self._progress,
                 self._last_flows,
                 self._alive,
+                self.shields.lower_all_of,
             )
 
     def _change_many(
@@ -490,6 +514,7 @@ class Host:
         return sorted(others.union(pinned.known_vms(self.paths)))
 
     def _detach(self, vm: str) -> None:
+        self.shields.lower_all_of(vm)
         others = endpoints_elsewhere(self.paths, vm)
         for each in others:
             each.layout(self.paths)

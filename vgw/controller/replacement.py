@@ -182,7 +182,7 @@ def _runs(
     place: pathlib.Path, directory: pathlib.Path, path: abi.Path, ifindex: int | None
 ) -> bool:
     """Tell whether the program that is pinned in `place` is attached."""
-    program = links.pinned_program(place, path)
+    program = links.pinned_program(links.program_pin(place, path))
     if program is None:
         return False
     if any(

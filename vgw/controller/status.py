@@ -201,6 +201,8 @@ def _attachment_row(attachment: Attachment) -> Row:
     }
     if attachment.ahead:
         row["ahead"] = list(attachment.ahead)
+    if attachment.shield is not None:
+        row["shield"] = attachment.shield
     return row
 
 
@@ -208,6 +210,7 @@ def _known_programs(row: Row) -> set[int]:
     """Return the programs of which a row speaks: vgw's, and those that run before them."""
     there = [row[path.name.lower()] for path in abi.Path]
     known = {attachment["prog_id"] for attachment in there if attachment is not None}
+    known |= {each["shield"] for each in there if each is not None and "shield" in each}
     return known.union(*(attachment.get("ahead", ()) for attachment in there if attachment))
 
 

@@ -31,7 +31,8 @@ class Tools:
     `artefact` gives packet programs by name, `events_fd` the host's perf buffer; both are asked
     for only when needed. `images` are the maps of policies, `store` what their rules are, `names`
     what their rules are called. `build` says of which build the packet programs are. `progress` is
-    told what takes long, `last_flows` logs the flows of endpoints that go.
+    told what takes long, `last_flows` logs the flows of endpoints that go. `lower_shields` takes
+    the shields off a VM of which programs or policy change.
     """
 
     paths: Paths
@@ -45,6 +46,7 @@ class Tools:
     progress: Callable[[str], None] | None = None
     last_flows: LastFlows | None = None
     alive: Callable[[], None] = lambda: None
+    lower_shields: Callable[[str], None] = lambda _: None
 
 
 class Once(Generic[_Value]):

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Floods: where a CPU drops a lot of what the VM sends, user space is told.
+ *
+ * It may then have xdp_shield meet the flood in front of tc, where dropping costs least. What is
+ * counted here is of one CPU, so nothing is shared, and user space is told once a window by each.
+ */
+#ifndef VGW_FLOODS_H
+#define VGW_FLOODS_H
+
+#include "clock.h"
+#include "events.h"
+
+#define FLOOD_WINDOW_BITS 30 /* of the ns in a window, which is about a second */
+
+/* Counts a dropped packet. Returns whether a flood has just been noticed. */
+static __always_inline bool flood_noticed(const struct endpoint_config *config,
+					  struct scratch *work)
+{
+	u64 window = clock_now() >> FLOOD_WINDOW_BITS;
+
+	if (work->flood_window != window) {
+		work->flood_window = window;
+		work->flood_dropped = 0;
+	}
+	work->flood_dropped++;
+	return work->flood_dropped == config->flood_drops;
+}
+
+/*
+ * Tells user space of a flood, and why its last packet was dropped. The budget of events is not
+ * asked: a flood that is logged has used it up.
+ */
+static __always_inline void report_flood(void *ctx, const struct endpoint_config *config,
+					 struct scratch *work)
+{
+	struct event_meter *meter;
+	u32 zero = 0;
+
+	if (!config->flood_drops || work->decision.verdict != VGW_VERDICT_DROP ||
+	    !flood_noticed(config, work))
+		return;
+	meter = event_meter.lookup(&zero);
+	if (!meter)
+		return;
+	__builtin_memset(&work->event, 0, sizeof(work->event));
+	work->event.kind = VGW_EVENT_FLOOD;
+	work->event.generation = config->generation;
+	work->event.path = VGW_PATH_FROM_VM;
+	work->event.verdict = work->decision.verdict;
+	work->event.reason = work->decision.reason;
+	work->event.rule = VGW_NO_RULE;
+	submit_event(ctx, config, meter, &work->event, sizeof(work->event));
+}
+
+#endif

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The shield: at XDP, in front of tc_from_vm, it drops what that would drop.
+ *
+ * User space attaches it for as long as a VM floods (floods.h). It judges as xdp_from_vm does, by
+ * the same tables, and drops and counts what is surely to be dropped. Everything else it leaves
+ * as if it had not been there, and the packet is judged at tc: what passes, what gets an answer,
+ * and what XDP does not see enough of. So no packet passes on its word, and none is counted twice.
+ */
+#ifndef VGW_SHIELD_H
+#define VGW_SHIELD_H
+
+#include "pipeline.h"
+
+/*
+ * Whether tc, too, would drop the packet. In monitor mode nothing is dropped. The lengths in
+ * headers of a frame that the kernel vouches for may differ, and only tc is told that it does.
+ */
+static __always_inline bool is_surely_dropped(const struct judged *judged)
+{
+	const struct endpoint_config *config = judged->config;
+	const struct scratch *work = judged->work;
+
+	return config && work && config->mode != VGW_MODE_MONITOR && !work->lookup.unfinished &&
+	       work->decision.verdict == VGW_VERDICT_DROP &&
+	       work->decision.reason != VGW_REASON_BAD_LENGTH;
+}
+
+/* The code for a packet that was judged, of which nothing is settled yet. */
+static __always_inline int shield_code(struct xdp_md *ctx, struct judged *judged)
+{
+	if (!is_surely_dropped(judged))
+		return XDP_PASS;
+	finish(ctx, judged, VGW_PATH_FROM_VM);
+	return XDP_DROP;
+}
+
+#endif

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Hook entry: packets the VM sends, at XDP in front of tc_from_vm, during a flood.
+ */
+#include "shield.h"
+
+int xdp_shield(struct xdp_md *ctx)
+{
+	struct frame frame = {
+		.data = (void *)(long)ctx->data,
+		.data_end = (void *)(long)ctx->data_end,
+		.length = ctx->data_end - ctx->data,
+	};
+	struct judged judged;
+
+	if (begin_as(SHIELD, &judged, &frame, VGW_PATH_FROM_VM))
+		xdp_stages.call(ctx, 0);
+	return shield_code(ctx, &judged);
+}

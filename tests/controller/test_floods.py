@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a flood gets a shield, and when that is taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+
+from vgw.abi import Path, Reason, Verdict
+from vgw.controller.floods import (
+    CALM_DROPS,
+    CALM_SECONDS,
+    FLOOD_DROPS,
+    FloodJudge,
+    Step,
+    Traffic,
+    flood_drops,
+    saves,
+    traffic_from_vm,
+)
+from vgw.maps import Counter
+from vgw.policy.model import Hook
+
+LARGE = 64 << 10
+
+
+class Second(NamedTuple):
+    """What a VM sends in one second."""
+
+    dropped: int
+    passed: int = 0
+    size: int = 100
+
+
+FLOOD, CALM, QUIET = Second(2 * FLOOD_DROPS), Second(CALM_DROPS - 1), Second(0)
+#: A flood that is less than what passes costs.
+BULK = Second(2 * FLOOD_DROPS, 20_000, LARGE)
+
+
+def steps(seconds: Sequence[Second]) -> list[Step]:
+    """Return what is to be done after each second, up to the end of the watch."""
+    judge, found = FloodJudge(Traffic(0, 0, 0), 0.0), []
+    dropped = passed = size = 0
+    for number, each in enumerate(seconds, 1):
+        dropped, passed = dropped + each.dropped, passed + each.passed
+        size += each.passed * each.size
+        found.append(judge.look(Traffic(dropped, passed, size), float(number)))
+        if found[-1] is Step.RAISE:
+            judge.up = True
+        if found[-1] in (Step.LOWER, Step.FORGET):
+            break
+    return found
+
+
+PERSIST = int(CALM_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([FLOOD], [Step.RAISE]),
+        ([QUIET, FLOOD], [Step.FORGET]),
+        ([Second(FLOOD_DROPS - 1)], [Step.FORGET]),
+        ([Second(FLOOD_DROPS)], [Step.RAISE]),
+        ([BULK], [Step.FORGET]),
+        ([FLOOD, FLOOD, Second(CALM_DROPS)], [Step.RAISE, Step.WAIT, Step.WAIT]),
+        ([FLOOD, *[CALM] * 30], [Step.RAISE, *[Step.WAIT] * PERSIST, Step.LOWER]),
+        ([FLOOD, *[BULK] * 30], [Step.RAISE, *[Step.WAIT] * PERSIST, Step.LOWER]),
+        (
+            [FLOOD, *[CALM] * PERSIST, FLOOD, *[CALM] * 30],
+            [Step.RAISE, *[Step.WAIT] * PERSIST, Step.WAIT, *[Step.WAIT] * PERSIST, Step.LOWER],
+        ),
+    ],
+    ids=[
+        "a flood",
+        "over already",
+        "too few",
+        "just enough",
+        "not worth it",
+        "still enough",
+        "calm",
+        "of no use any more",
+        "back within the time",
+    ],
+)
+def test_what_is_done(seconds: list[Second], expected: list[Step]) -> None:
+    assert steps(seconds) == expected
+
+
+def test_two_looks_at_one_moment_say_nothing() -> None:
+    judge = FloodJudge(Traffic(0, 0, 0), 1.0)
+    assert judge.look(Traffic(10**9, 0, 0), 1.0) is Step.WAIT
+
+
+def test_a_shield_is_worth_it_by_what_it_saves_and_costs() -> None:
+    assert saves(Traffic(1000, 0, 0))
+    assert not saves(Traffic(0, 0, 0))
+    assert saves(Traffic(1000, 1000, 1000 * 100))
+    assert not saves(Traffic(1000, 2000, 2000 * 100))
+    assert not saves(Traffic(1000, 200, 200 * LARGE))
+
+
+def test_what_a_vm_sent_is_counted_by_what_became_of_it() -> None:
+    stats = {
+        (Path.FROM_VM, Verdict.ACCEPT, Reason.DEFAULT): Counter(3, 300),
+        (Path.FROM_VM, Verdict.ACCEPT, Reason.CT_ESTABLISHED): Counter(4, 4000),
+        (Path.FROM_VM, Verdict.DROP, Reason.RULE): Counter(50, 5000),
+        (Path.FROM_VM, Verdict.DROP, Reason.SPOOF_MAC): Counter(5, 500),
+        (Path.FROM_VM, Verdict.REJECT, Reason.RULE): Counter(7, 700),
+        (Path.FROM_VM, Verdict.WOULD_DROP, Reason.RULE): Counter(7, 700),
+        (Path.TO_VM, Verdict.DROP, Reason.RULE): Counter(9, 900),
+    }
+    assert traffic_from_vm(stats) == Traffic(55, 7, 4300)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "expected"),
+    [
+        (Hook.AUTO, "tun", FLOOD_DROPS),
+        (Hook.AUTO, "veth", 0),
+        (Hook.TC, "tun", 0),
+        (Hook.XDP, "tun", 0),
+    ],
+)
+def test_where_floods_are_told_of(wanted: Hook, kind: str, expected: int) -> None:
+    assert flood_drops(wanted, kind) == expected
