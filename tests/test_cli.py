@@ -165,7 +165,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             PartlyAppliedError({"b": "no room", "a": "no interface"}),
             5,
-            "vgw: not applied to 2 VM(s): a: no interface; b: no room\n",
+            "vgw: failed for 2 VM(s): a: no interface; b: no room\n",
         ),
         (
             CompileError("guard.h:7: no such field\n  x->y\n"),

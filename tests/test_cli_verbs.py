@@ -257,11 +257,27 @@ def test_what_was_done_is_shown_although_some_failed(
     outcome = vgw(verb)
     assert outcome.exit_code == 5
     assert outcome.stdout.splitlines()[1].split() == ["web01", "protected", "tap-web01", "2"]
-    assert outcome.stderr == "vgw: not applied to 1 VM(s): db01: no room\n"
+    assert outcome.stderr == "vgw: failed for 1 VM(s): db01: no room\n"
     outcome = vgw(f"{verb} -o json")
     assert outcome.exit_code == 5
     found = json.loads(outcome.stdout)
     assert (found["vms"], found["failures"]) == ([result("web01")], {"db01": "no room"})
+
+
+def test_detach_shows_what_was_done_although_some_failed(
+    target: FakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> list[str]:
+        raise PartlyAppliedError({"db01": "its tables are unknown"}, [{"vm": "web01"}])
+
+    monkeypatch.setattr(target, "detach_all", fail)
+    outcome = vgw("detach --all")
+    assert outcome.exit_code == 5
+    assert outcome.stdout.splitlines()[1].split() == ["web01", "no", "longer", "protected"]
+    assert outcome.stderr == "vgw: failed for 1 VM(s): db01: its tables are unknown\n"
+    found = json.loads(vgw("detach --all -o json").stdout)
+    assert found["detached"] == [{"vm": "web01"}]
+    assert found["failures"] == {"db01": "its tables are unknown"}
 
 
 @pytest.mark.usefixtures("policy")

@@ -226,14 +226,22 @@ def detach(session: Session, vm: str | None, every: bool, output: Output) -> Non
     """
     if every == (vm is not None):
         raise click.UsageError("give either --vm NAME or --all")
+    failure: PartlyAppliedError | None = None
     with Progress() as progress:
         target = session.target(progress.say)
-        names = target.detach_all() if vm is None else target.detach(vm)
+        try:
+            names = target.detach_all() if vm is None else target.detach(vm)
+        except PartlyAppliedError as error:
+            failure, names = error, [row["vm"] for row in error.done]
     table = Table("VM", "RESULT")
     for name in names:
         table.add(name, "no longer protected")
-    rows = [{"vm": name} for name in names]
-    print_rows(output, {"detached": rows}, "detached", table, empty="no VM was attached")
+    answer: dict[str, Any] = {"detached": [{"vm": name} for name in names]}
+    if failure is not None:
+        answer["failures"] = failure.failures
+    print_rows(output, answer, "detached", table, empty="no VM was detached")
+    if failure is not None:
+        raise failure
 
 
 @click.command(epilog=example("vgw apply /etc/vgw/policy.d --confirm-within 60s"))

@@ -71,7 +71,7 @@ class PartlyAppliedError(VgwError):
 
     def __init__(self, failures: dict[str, str], done: Sequence[Mapping[str, Any]] = ()) -> None:
         lines = "; ".join(f"{vm}: {text}" for vm, text in sorted(failures.items()))
-        super().__init__(f"not applied to {len(failures)} VM(s): {lines}")
+        super().__init__(f"failed for {len(failures)} VM(s): {lines}")
         self.failures = failures
         self.done = tuple(done)
 

@@ -36,7 +36,7 @@ from vgw.controller.elsewhere import endpoints_elsewhere
 from vgw.controller.layouts import layout_file
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
-from vgw.errors import VgwError
+from vgw.errors import PartlyAppliedError, VgwError
 from vgw.maps import EndpointMaps
 from vgw.policy.model import PolicyDocument
 
@@ -296,6 +296,8 @@ def test_catalogue_M36_tables_without_a_layout_stay_in_force(
             host.attach(policy(), "web01")
         with pytest.raises(VgwError, match="goes on filtering"):
             host.detach("web01")
+        with pytest.raises(PartlyAppliedError, match="failed for 1 VM"):
+            host.detach_all()
         assert judged_rightly(vm)
     assert len(endpoints_elsewhere(host.paths)) == 1
 

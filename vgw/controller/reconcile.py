@@ -180,14 +180,25 @@ class Host:
             self._tidy()
 
     def detach_all(self) -> list[str]:
-        """Stop protecting every VM; return their names."""
+        """Stop protecting every VM; return their names.
+
+        Raises PartlyAppliedError when that failed for some; the others are not protected any more.
+        """
+        done: list[str] = []
+        failures: dict[str, str] = {}
         with self._changing():
             follow_renames(self.paths)
-            names = self._known()
-            for vm in names:
-                self._detach(vm)
+            for vm in self._known():
+                try:
+                    self._detach(vm)
+                except (OSError, VgwError) as error:
+                    failures[vm] = str(error)
+                else:
+                    done.append(vm)
             self._tidy()
-        return names
+        if failures:
+            raise PartlyAppliedError(failures, [{"vm": vm} for vm in done])
+        return done
 
     def follow_renames(self) -> list[Renamed]:
         """Call endpoints as their interfaces are called now; return which were renamed."""

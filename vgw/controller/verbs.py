@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 
 from vgw import __version__, abi
 from vgw.controller.actor import one_line
@@ -174,16 +175,24 @@ class Verbs:
 
     def _detach(self, parameters: Parameters) -> dict[str, object]:
         with self._changes.one():
-            if parameters.flag("all"):
-                detached = self._host.detach_all()
-            else:
-                detached = [parameters.text("vm")]
-                self._host.detach(detached[0])
-            for vm in detached:
-                self._changes.failures.pop(vm, None)
-                self._alarms.forget(vm)
-                self._log.add(control_record("detach", vm=vm))
+            try:
+                if parameters.flag("all"):
+                    detached = self._host.detach_all()
+                else:
+                    detached = [parameters.text("vm")]
+                    self._host.detach(detached[0])
+            except PartlyAppliedError as error:
+                self._forget(str(row["vm"]) for row in error.done)
+                raise
+            self._forget(detached)
         return {"detached": detached}
+
+    def _forget(self, detached: Iterable[str]) -> None:
+        """Note that VMs are not protected any more."""
+        for vm in detached:
+            self._changes.failures.pop(vm, None)
+            self._alarms.forget(vm)
+            self._log.add(control_record("detach", vm=vm))
 
     def _put_flows(self, parameters: Parameters) -> dict[str, int]:
         # numpy takes memory that a host from which and to which no VM moves can spare.
