@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XDP program of somebody else who takes an interface's packets by AF_XDP sockets."""
+"""XDP programs of somebody else: one takes all packets by AF_XDP sockets, one takes none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from vgw import libbpf
 
+_PASS = 2
 _XSKMAP = 17
 _PSEUDO_MAP_FD = 1
 _REDIRECT_MAP = 51
@@ -21,8 +22,16 @@ def _instruction(opcode: int, destination: int = 0, source: int = 0, number: int
 
 
 @contextmanager
+def passing_program(ifindex: int) -> Iterator[int]:
+    """Have a program that hands every packet on, for the length of the block; yield its id."""
+    code = _instruction(_MOV64_IMM, number=_PASS) + _instruction(_EXIT)
+    with _attached(ifindex, "pass", code) as number:
+        yield number
+
+
+@contextmanager
 def redirecting_program(ifindex: int) -> Iterator[int]:
-    """Have such a program on an interface for the length of the block; yield its id."""
+    """Have one that takes every packet, for the length of the block; yield its id."""
     sockets = libbpf.map_create(_XSKMAP, "xsks", 4, 4, 4)
     code = (
         _instruction(_LD_IMM64, 1, _PSEUDO_MAP_FD, sockets)
@@ -32,7 +41,16 @@ def redirecting_program(ifindex: int) -> Iterator[int]:
         + _instruction(_CALL, number=_REDIRECT_MAP)
         + _instruction(_EXIT)
     )
-    program = libbpf.prog_load(libbpf.ProgType.XDP, "af_xdp", code)
+    try:
+        with _attached(ifindex, "af_xdp", code) as number:
+            yield number
+    finally:
+        os.close(sockets)
+
+
+@contextmanager
+def _attached(ifindex: int, name: str, code: bytes) -> Iterator[int]:
+    program = libbpf.prog_load(libbpf.ProgType.XDP, name, code)
     try:
         link = libbpf.link_create(program, ifindex, libbpf.AttachType.XDP, libbpf.XDP_NATIVE)
         try:
@@ -41,4 +59,3 @@ def redirecting_program(ifindex: int) -> Iterator[int]:
             os.close(link)
     finally:
         os.close(program)
-        os.close(sockets)

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from scripts.lab.tap_guest import open_tap
 from scripts.lab.wire import inside
 from tests.frames import OUT, UDP, udp
 from tests.lab.devices import SHIELDED, Devices, document
-from tests.lab.foreign_xdp import redirecting_program
+from tests.lab.foreign_xdp import passing_program, redirecting_program
 from tests.lab.topology import Lab, eventually
 from vgw import libbpf
 from vgw.abi import Path, Reason, Verdict
@@ -30,7 +31,9 @@ pytestmark = [pytest.mark.lab, pytest.mark.bpf]
 
 NO_23 = "[{name: telnet, action: drop, services: [tcp/23, udp/23]}]"
 DENIED, ALLOWED = OUT.wrap4(udp(4000, 23), UDP), OUT.wrap4(udp(4000, 53), UDP)
-TOGGLES, EACH, LONG = 60, 100, 60.0
+TOGGLES, EACH = 60, 100
+#: A flood lasts so long at most, and a shield is up by then although it had to be compiled.
+LONG = 60.0
 
 
 def numbered(number: int) -> bytes:
@@ -216,7 +219,7 @@ def test_a_controller_meets_a_flood_and_lets_go_when_it_is_over(
         eventually("the VM is protected", lambda: lab.metric("vgw_attached", vm="flood") == 1.0)
         assert lab.metric("vgw_shield", vm="flood") == 0.0
         with flooder.running(flood_of(tap, LONG)):
-            eventually("a shield is up", lambda: shield(lab) is not None)
+            eventually("a shield is up", lambda: shield(lab) is not None, LONG)
             assert lab.metric("vgw_shield", vm="flood") == 1.0
             before_now = dropped(lab)
             eventually("packets are dropped behind it", lambda: dropped(lab) > before_now)
@@ -234,12 +237,12 @@ def test_a_controller_that_is_killed_takes_its_shields_along(
     with flooder.running(flood_of(tap, LONG)):
         with lab.controller() as process:
             eventually("the VM is protected", lambda: lab.metric("vgw_attached", vm="flood") == 1.0)
-            eventually("a shield is up", lambda: shield(lab) is not None)
+            eventually("a shield is up", lambda: shield(lab) is not None, LONG)
             process.kill()
             process.wait()
         assert shield(lab) is None
         with lab.controller():
-            eventually("a shield is up again", lambda: shield(lab) is not None)
+            eventually("a shield is up again", lambda: shield(lab) is not None, LONG)
 
 
 def test_a_vm_that_asks_for_tc_gets_no_shield(lab: Lab, tap: int, flooder: Flooder) -> None:
@@ -249,3 +252,20 @@ def test_a_vm_that_asks_for_tc_gets_no_shield(lab: Lab, tap: int, flooder: Flood
         flooder.run(flood_of(tap, 2.5))
         assert shield(lab) is None
         assert lab.metric("vgw_shield", vm="flood") is None
+
+
+def test_where_xdp_is_taken_a_flood_is_met_at_tc(lab: Lab, tap: int, flooder: Flooder) -> None:
+    lab.write_policy(POLICY)
+    log = lab.directory / "log/controller.log"
+    begin = log.stat().st_size if log.exists() else 0
+    with ExitStack() as stack:
+        with inside(lab.host.namespace):
+            ifindex = socket.if_nametoindex("tap-flood")
+            other = stack.enter_context(passing_program(ifindex))
+        stack.enter_context(lab.controller())
+        stack.enter_context(flooder.running(flood_of(tap, LONG)))
+        eventually("it is said", lambda: "is met at tc alone" in log.read_text()[begin:], LONG)
+        with inside(lab.host.namespace):
+            assert xdp("tap-flood") == (other, "native")
+        last = dropped(lab)
+        eventually("packets are dropped", lambda: dropped(lab) > last)
