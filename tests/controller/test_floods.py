@@ -89,9 +89,10 @@ def test_what_is_done(seconds: list[Second], expected: list[Step]) -> None:
     assert steps(seconds) == expected
 
 
-def test_two_looks_at_one_moment_say_nothing() -> None:
+def test_a_look_too_soon_says_nothing_and_is_made_again() -> None:
     judge = FloodJudge(Traffic(0, 0, 0), 1.0)
-    assert judge.look(Traffic(10**9, 0, 0), 1.0) is Step.WAIT
+    assert judge.look(Traffic(10**9, 0, 0), 1.1) is Step.WAIT
+    assert judge.look(Traffic(10**9, 0, 0), 2.0) is Step.RAISE
 
 
 def test_a_shield_is_worth_it_by_what_it_saves_and_costs() -> None:

@@ -25,7 +25,8 @@ from vgw.maps import EndpointMaps
 
 #: How often the packets of a VM that floods are looked at.
 LOOK_SECONDS: Final = 1.0
-#: How long a VM gets no shield after one could not be raised.
+#: How long a VM gets no shield after one was lowered or could not be raised: to load it takes some
+#: tenths of a second of a processor, so a VM must not have that done at will.
 PUT_OFF_SECONDS: Final = 60.0
 #: The thread shows at least this often that it goes round.
 _TURN_SECONDS: Final = 10.0
@@ -136,7 +137,7 @@ class FloodWatch:
             case Step.LOWER:
                 self._shields.lower(identity)
                 self._say(watched, "shield_lowered")
-                self._forget(identity)
+                self._put_off_and_forget(identity)
             case Step.FORGET:
                 self._forget(identity)
 
@@ -151,11 +152,14 @@ class FloodWatch:
             _logger.warning(
                 "%s %s floods, and is met at tc alone: %s", watched.vm, watched.interface, error
             )
-            self._put_off[identity] = time.monotonic() + PUT_OFF_SECONDS
-            self._forget(identity)
+            self._put_off_and_forget(identity)
 
     def _say(self, watched: _Watched, event: str) -> None:
         self._changes.log.add(control_record(event, vm=watched.vm, interface=watched.interface))
+
+    def _put_off_and_forget(self, identity: int) -> None:
+        self._put_off[identity] = time.monotonic() + PUT_OFF_SECONDS
+        self._forget(identity)
 
     def _forget(self, identity: int) -> None:
         self._watched.pop(identity).maps.close()

@@ -20,6 +20,8 @@ from vgw.policy.model import Hook
 FLOOD_DROPS: Final = 20_000
 #: Drops a second of all CPUs below which a flood is over.
 CALM_DROPS: Final = 5_000
+#: A look sooner than that after the one before says nothing of a rate.
+SHORTEST_SECONDS: Final = 0.5
 #: How long it has to be over, or a shield of no use, until that is taken off.
 CALM_SECONDS: Final = 10.0
 #: What a shield saves of each packet it drops, and costs each that passes and each of its bytes, in
@@ -87,9 +89,9 @@ class FloodJudge:
     def look(self, now: Traffic, seconds: float) -> Step:
         """Return what is to be done; `seconds` is the time, by a clock that nobody sets."""
         traffic, elapsed = now.since(self.last), seconds - self.last_seconds
-        self.last, self.last_seconds = now, seconds
-        if elapsed <= 0:
+        if elapsed < SHORTEST_SECONDS:
             return Step.WAIT
+        self.last, self.last_seconds = now, seconds
         if not self.up:
             flood = traffic.dropped >= FLOOD_DROPS * elapsed
             return Step.RAISE if flood and saves(traffic) else Step.FORGET
