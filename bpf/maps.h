@@ -35,7 +35,7 @@ BPF_F_TABLE("array", u32, struct rule_counter, rule_counters_inner, 64, VGW_INNE
 BPF_ARRAY_OF_MAPS(rule_counters, "rule_counters_inner", VGW_CONFIG_SLOTS);
 
 /* The entries' stages, for lookups that look into many blocks; empty where no policy needs them. */
-BPF_PROG_ARRAY(xdp_stages, 1);
+BPF_PROG_ARRAY(xdp_stages, 2);
 BPF_PROG_ARRAY(tc_stages, VGW_PATH_COUNT);
 
 /* conntrack.h: the flows and the queue by which the dead ones are found. */

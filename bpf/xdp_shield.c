@@ -14,6 +14,6 @@ int xdp_shield(struct xdp_md *ctx)
 	struct judged judged;
 
 	if (begin_as(SHIELD, &judged, &frame, VGW_PATH_FROM_VM))
-		xdp_stages.call(ctx, 0);
+		xdp_stages.call(ctx, 1);
 	return shield_code(ctx, &judged);
 }

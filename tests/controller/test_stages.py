@@ -30,7 +30,7 @@ ARTEFACT = loader.Artefact(
     "test",
     {
         "stats": MapSpec("stats", MapType.ARRAY, 4, 8, 1, 0),
-        "xdp_stages": MapSpec("xdp_stages", MapType.PROG_ARRAY, 4, 4, 1, 0),
+        "xdp_stages": MapSpec("xdp_stages", MapType.PROG_ARRAY, 4, 4, 2, 0),
         "tc_stages": MapSpec("tc_stages", MapType.PROG_ARRAY, 4, 4, 2, 0),
     },
     {stage.program: program(stage.program, "stats") for stage in STAGES.values()},

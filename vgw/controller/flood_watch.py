@@ -29,7 +29,7 @@ LOOK_SECONDS: Final = 1.0
 #: tenths of a second of a processor, so a VM must not have that done at will.
 PUT_OFF_SECONDS: Final = 60.0
 #: The thread shows at least this often that it goes round.
-_TURN_SECONDS: Final = 10.0
+_TURN_SECONDS: Final = 1.0
 
 _logger = logging.getLogger(__name__)
 

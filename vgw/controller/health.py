@@ -87,8 +87,9 @@ class Health:
         now = time.monotonic()
         limits = {name: self._change if name == _CHANGE else self._stuck for name in last}
         if changing:
-            # It waits for the change, which has its own limit.
-            limits[MAIN] = limits["watch"] = self._change + self._stuck
+            # They wait for the change, which has its own limit.
+            for name in limits.keys() & {MAIN, "watch", "floods"}:
+                limits[name] = self._change + self._stuck
         return {name: now - at for name, at in last.items() if now - at > limits[name]}
 
     def report(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Stage(NamedTuple):
 #: Program -> its stage.
 STAGES: Final = {
     "xdp_from_vm": Stage("xdp_from_vm_stage", "xdp_stages", 0),
-    "xdp_shield": Stage("xdp_shield_stage", "xdp_stages", 0),
+    "xdp_shield": Stage("xdp_shield_stage", "xdp_stages", 1),
     "tc_from_vm": Stage("tc_from_vm_stage", "tc_stages", abi.Path.FROM_VM),
     "tc_to_vm": Stage("tc_to_vm_stage", "tc_stages", abi.Path.TO_VM),
 }
