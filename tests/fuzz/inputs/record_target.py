@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tests.fuzz.inputs.target import WrongError, quick_directory
 from vgw import abi
+from vgw.controller.event_decoder import decode
 from vgw.controller.event_reader import EventLosses, EventReader
 from vgw.controller.events import LogWriter, RuleName
 
@@ -82,7 +83,8 @@ class RecordTarget:
             self._reader = EventReader(
                 directory / "events", _Names(), self._log, self._losses, self._take_lease
             )
-            self._counted = self._leases = self._read = 0
+            self._reader.on_flood = self._take_flood
+            self._counted = self._leases = self._floods = self._read = 0
             yield
             self._log.close()
 
@@ -92,9 +94,17 @@ class RecordTarget:
             raise WrongError("a lease without a frame")
         self._leases += 1
 
+    def _take_flood(self, _endpoint: int, vm: str, interface: str) -> None:
+        if not (vm and interface):
+            raise WrongError("a flood of nobody")
+        self._floods += 1
+
     def give(self, data: bytes) -> Hashable:
-        """Give one record; it is logged, taken as a lease or counted as none, one of them once."""
-        leases = self._leases
+        """Give one record; it is logged, handed on or counted as none, one of them once.
+
+        A lease is handed on, and a flood; that of an endpoint which is not known is passed over.
+        """
+        handed_on = self._leases + self._floods
         self._reader._take(0, data)
         self._reader._write()
         assert self._log is not None
@@ -109,8 +119,8 @@ class RecordTarget:
         lines = text.decode().splitlines()
         counted = sum(self._losses.totals().values())
         lost, self._counted = counted - self._counted, counted
-        came = len(lines) + self._leases - leases + lost
-        if came != 1:
+        came = len(lines) + self._leases + self._floods - handed_on + lost
+        if came != (0 if _is_nobodys_flood(data) else 1):
             raise WrongError(f"one record became {came}: {lines}, {lost} lost")
         if not all(line.isprintable() for line in lines):
             raise WrongError(f"a line with control characters: {lines}")
@@ -119,6 +129,13 @@ class RecordTarget:
             raise WrongError(f"a record without its event: {lines}")
         kinds = [(record["event"], record.get("reason"), *sorted(record)) for record in shown]
         return (lost, *map(tuple, kinds))
+
+
+def _is_nobodys_flood(data: bytes) -> bool:
+    event = decode(data)
+    if not isinstance(event, abi.Event) or event.kind != abi.EventKind.FLOOD:
+        return False
+    return _Names().endpoint(event.endpoint) is None
 
 
 def _put_right(event: abi.Event, chance: random.Random) -> None:
