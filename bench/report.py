@@ -17,9 +17,14 @@ from typing import Final
 
 from vgw import __version__
 from vgw.cli_output import Table
+from vgw.errors import VgwError
 
 SCHEMA: Final = "vgw-bench/v1"
 Fact = str | int | float
+#: Members of a row in a document that are not among its facts.
+_NO_FACTS: Final = frozenset(
+    {"part", "what", "unit", "median", "min", "max", "samples", "ratios", "note"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,36 @@ def _figures(samples: Sequence[float]) -> Iterator[str | None]:
         (statistics.median(samples), min(samples), max(samples)) if samples else (None, None, None)
     )
     for value in values:
-        yield None if value is None else f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+        yield None if value is None else figure(value)
     yield str(len(samples))
+
+
+def figure(value: float) -> str:
+    """Return a figure as people read it: with four digits, or all that are before the point."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def from_json(text: str) -> tuple[list[Row], dict[str, Fact]]:
+    """Return the rows and the machine of such a document; raises VgwError for another one."""
+    try:
+        document = json.loads(text)
+        if document["schema"] != SCHEMA:
+            raise VgwError(f"the document is no {SCHEMA} but {document['schema']}")
+        rows = [
+            Row(
+                row["part"],
+                row["what"],
+                row["unit"],
+                tuple(row["samples"]),
+                {name: value for name, value in row.items() if name not in _NO_FACTS},
+                row["ratios"],
+                row["note"],
+            )
+            for row in document["rows"]
+        ]
+        return rows, document["machine"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VgwError(f"not a document of a measurement: {error!r}") from error
 
 
 def _json_row(row: Row) -> dict[str, object]:
