@@ -26,20 +26,35 @@ def measured_rules(size: int, shape: str, version: int, vm: Vm) -> tuple[Effecti
     They drop DENIED_PORT and DROPPED_PORT of the VM and accept everything else.
     """
     client, owner = ip_network(CLIENT_ADDRESSES[version]), ip_network(vm.addresses[version])
-    kept = untouched(size - _OWN, size, shape, version, lambda one: _touches(one, client, owner))
+    return rules_between(client, owner, size, shape)
+
+
+def rules_between(
+    remote: Network, owner: Network, size: int, shape: str
+) -> tuple[EffectiveRule, ...]:
+    """Return `size` such rules, of which only the last ones concern a network and the VM."""
+    version = owner.version
+    kept = untouched(size - _OWN, size, shape, version, lambda one: _touches(one, remote, owner))
     drops = ((UDP, DENIED_PORT, "denied"), (TCP, DROPPED_PORT, "control"))
     return (
         *kept,
         *(
-            rule(name, Action.DROP, (client,), (owner,), (Service(protocol, (port, port)), ()))
+            rule(name, Action.DROP, (remote,), (owner,), (Service(protocol, (port, port)), ()))
             for protocol, port, name in drops
         ),
-        rule("measured", Action.ACCEPT, (client,), (owner,), (ANY_SERVICE, ())),
+        rule("measured", Action.ACCEPT, (remote,), (owner,), (ANY_SERVICE, ())),
     )
 
 
-def _touches(one: EffectiveRule, client: Network, vm: Network) -> bool:
-    """Tell whether a rule could match anything that the client sends the VM."""
-    return any(is_within(client, network) for network in one.peers) and any(
+def _touches(one: EffectiveRule, remote: Network, vm: Network) -> bool:
+    """Tell whether a rule could match anything that the network sends the VM."""
+    return any(_overlap(remote, network) for network in one.peers) and any(
         is_within(vm, network) for network in one.local
     )
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    """Tell whether two networks of any version have an address in common."""
+    if one.version != other.version:
+        return False
+    return one.network_address in other or other.network_address in one
