@@ -9,13 +9,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
+from bench import plots
 from bench.command import common_parser, run_command, run_parts
 from bench.cost import denied, matrix
 from bench.options import Options, Progress
 from bench.paths import part as paths
 from bench.report import Row, machine
+from bench.size import figures as size_figures
+from bench.size import part as size
 
 _CACHE: Final = "VGW_CACHE_DIR"
 Part = Callable[[Options, Progress], list[Row]]
@@ -25,18 +29,26 @@ PARTS: Final[Mapping[str, Part]] = {
     "traffic": matrix.run,
     denied.PART: denied.run,
     paths.PART: paths.run,
+    size_figures.PART: size.run,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen parts and print their rows; return the exit code."""
     parser = common_parser("bench", "what the firewall costs", PARTS)
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIRECTORY", help="write the plots of the part size there"
+    )
     chosen = parser.parse_args(arguments)
     options = _options(chosen)
     parts = {name: partial(run, options) for name, run in PARTS.items()}
 
+    def draw(rows: list[Row]) -> None:
+        if chosen.plots is not None:
+            plots.draw(rows, chosen.plots)
+
     with _compiled_once():
-        return run_parts(parts, machine(), chosen)
+        return run_parts(parts, machine(), chosen, draw)
 
 
 @contextmanager

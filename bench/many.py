@@ -39,8 +39,8 @@ def run_scale(extent: Extent, progress: Progress) -> list[Row]:
     """Protect many VMs and return what a controller takes for them."""
     with build_lab() as lab:
         progress(f"making {extent.endpoints} interfaces")
-        _make_interfaces(lab, extent.endpoints)
-        text = "\n".join(_policy(extent.endpoints)) + "\n"
+        make_interfaces(lab, extent.endpoints)
+        text = policy_of_many(extent.endpoints)
         lab.write_policy(text)
         with inside(f"{lab.name}-host"):
             host = Host(Paths.from_environment(lab.environment))
@@ -113,7 +113,8 @@ def _require_adopted(running: Controller, endpoints: int) -> None:
         raise BenchError(f"{attached} of {endpoints} endpoints are attached")
 
 
-def _make_interfaces(lab: Lab, endpoints: int) -> None:
+def make_interfaces(lab: Lab, endpoints: int) -> None:
+    """Make veth pairs in the lab's host, the interfaces of the VMs of policy_of_many()."""
     commands = "".join(
         f"link add tap{n} type veth peer name peer{n}\nlink set tap{n} up\n"
         for n in range(endpoints)
@@ -126,7 +127,15 @@ def _make_interfaces(lab: Lab, endpoints: int) -> None:
         raise BenchError(f"making interfaces: {done.stderr.strip()}")
 
 
-def _policy(endpoints: int) -> Iterator[str]:
+def policy_of_many(endpoints: int, ssh_port: int = 22) -> str:
+    """Return a policy of so many VMs, in ten roles with a rule of their own each.
+
+    VM n has the addresses 52:54:00:00:x:y and 10.20.x.y, x and y being the two bytes of n.
+    """
+    return "\n".join(_policy(endpoints, ssh_port)) + "\n"
+
+
+def _policy(endpoints: int, ssh_port: int) -> Iterator[str]:
     yield "schema: vgw/v1\nvms:"
     for n in range(endpoints):
         card = (
@@ -138,7 +147,7 @@ def _policy(endpoints: int) -> Iterator[str]:
         )
     yield "groups:\n  web: {labels: {role: r1}}\npolicies:"
     yield "  - name: base\n    tier: admin\n    applies_to: {all: true}\n    ingress:"
-    yield "      - {name: ssh, action: accept, services: [tcp/22]}"
+    yield f"      - {{name: ssh, action: accept, services: [tcp/{ssh_port}]}}"
     yield "      - {name: web, action: accept, from: [web], services: [tcp/80]}"
     for role in range(_ROLES):
         yield (

@@ -25,13 +25,14 @@ UNITS = {
     "denied": {"drops/s"},
     "paths": {"ns net", "ns total"},
     "run time": {"ns/run"},
+    "size": {"ns net", "ms/VM", "KiB", "s"},
 }
 TRAFFIC = ("bulk", "small", "latency", "connections")
 
 
 @pytest.mark.lab
-def test_every_figure_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cost.main(["--quick", "-o", "json"]) == 0
+def test_every_figure_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cost.main(["--quick", "-o", "json", "--plots", str(tmp_path)]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {part: {row["unit"] for row in rows if row["part"] == part} for part in UNITS} == UNITS
     for row in rows:
@@ -41,6 +42,7 @@ def test_every_figure_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
         (device, system.name) for device in VMS for system in SYSTEMS
     }
     assert all("nothing" in row["ratios"] for row in traffic)
+    assert {path.name for path in tmp_path.iterdir()} == {"vms.png", "flows.png", "rules.png"}
     assert not list(Path("/run/netns").glob(f"{PREFIX}{os.getpid()}-*"))
 
 
