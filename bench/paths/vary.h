@@ -3,8 +3,8 @@
  * What the two entries share that stand in front of a measured program: a test run gives it the
  * same frame again and again, and they write other numbers into it before each run.
  *
- * User space counts the runs of a measurement and chooses the program that a tail call hands
- * the frame to. Checksums stay as they are: nobody behind verifies them.
+ * User space says how frames differ, and which program a tail call hands them to. Checksums
+ * stay as they are: nobody behind verifies them.
  */
 #ifndef VGW_BENCH_VARY_H
 #define VGW_BENCH_VARY_H

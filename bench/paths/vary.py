@@ -94,7 +94,8 @@ class Varier:
         for place in range(MOST_PROGRAMS, _TARGETS):
             self._put(place, self._nothing)
         self._chosen: Sequence[int] = ()
-        self._next = 0
+        #: By the number of values: the one to go on with, so that none comes again too soon.
+        self._next: dict[int, int] = {}
 
     def choose(self, programs: Sequence[int]) -> None:
         """Run these from now on, that of a value being the one with its number."""
@@ -120,23 +121,24 @@ class Varier:
                 for program in (self._nothing, self._chosen[0])
             )
         else:
-            began = self._next
+            began = self._next.get(values, 0)
             harness = self._run(frame, values, runs, MOST_PROGRAMS, many=many)
-            self._next = began
+            self._next[values] = began
             total = self._run(frame, values, runs, 0, many=many)
         return Sample(float(total), float(total - harness))
 
     def _run(self, frame: Frame, values: int, runs: int, target: int, *, many: bool) -> int:
         data = frame.data + _SPARE
         step = 1 % values if many else _step(values)
+        began = self._next.get(values, 0)
         packed = _STATE.pack(
-            *(self._next % values, step, values, target, _ALL if many else 0),
+            *(began, step, values, target, _ALL if many else 0),
             *(*_place(data, frame.word, 4), frame.shift),
             *(*_place(data, frame.half, 2), frame.half_mask),
             *_place(data, frame.number, 2),
         )
         libbpf.map_update(self._state, bytes(4), packed)
-        self._next = (self._next + runs * step) % values
+        self._next[values] = (began + runs * step) % values
         return libbpf.prog_test_run(self._entry, data, repeat=runs).duration_ns
 
     def _put(self, place: int, program: int) -> None:
