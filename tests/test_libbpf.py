@@ -12,14 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from vgw import libbpf
 from vgw.errors import KernelError, VerifierError, VgwError
-from vgw.libbpf import AttachType, MapFlag, MapType, PerfReader, ProgType
+from vgw.libbpf import AttachType, MapFlag, MapType, PerfReader, ProgType, programs
 from vgw.libbpf.library import ENOTSUPP
 from vgw.libbpf.maps import BATCH_ENTRIES
 
@@ -289,6 +289,20 @@ class TestPrograms:
         ):
             assert libbpf.prog_info(fd).map_ids == (libbpf.map_info(events).id,)
 
+    def test_programs_may_use_more_maps_than_are_asked_for_at_first(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(programs, "_MAP_IDS", 1)
+        with ExitStack() as stack:
+            fds = [libbpf.map_create(MapType.ARRAY, f"map{n}", 4, 4, 1) for n in range(3)]
+            for fd in fds:
+                stack.callback(os.close, fd)
+            uses = b"".join(insn(0x18, 0x11, 0, fd) + insn(0) for fd in fds) + returns(0)
+            program = libbpf.prog_load(ProgType.SCHED_CLS, "uses", uses)
+            stack.callback(os.close, program)
+            ids = {libbpf.map_info(fd).id for fd in fds}
+            assert set(libbpf.prog_info(program).map_ids) == ids
+
     def test_a_rejected_program_shows_the_end_of_the_log(self) -> None:
         with pytest.raises(VerifierError) as caught:
             libbpf.prog_load(ProgType.XDP, "no_return", insn(0x95))
@@ -411,6 +425,7 @@ def test_xdp_links_and_their_mode() -> None:
 import errno, os
 from vgw import libbpf
 from vgw.errors import KernelError
+from vgw.libbpf import xdp_query
 program = libbpf.prog_load({ProgType.XDP:d}, "passes", {returns(2)!r})
 assert libbpf.xdp_program({LOOPBACK}) is None
 try:
@@ -424,8 +439,11 @@ assert libbpf.xdp_program({LOOPBACK}) == (libbpf.prog_info(program).id, "generic
 info = libbpf.link_info(link)
 assert (info.type, info.ifindex) == (libbpf.LinkType.XDP, {LOOPBACK}), info
 assert info.attach_type == libbpf.AttachType.XDP
+assert libbpf.xdp_programs() == {{{LOOPBACK}: libbpf.prog_info(program).id}}
 os.close(link)
 assert libbpf.xdp_program({LOOPBACK}) is None
+# The many without a program are not even taken apart.
+assert list(xdp_query._ask_all()) == []
 """)
 
 

@@ -26,6 +26,7 @@ from vgw.maps import (
     image_chunks,
     place_counters,
     put_fds,
+    read_chunks,
 )
 from vgw.maps_counters import PinnedCounters
 
@@ -110,8 +111,6 @@ def test_an_image_takes_whole_chunks(size: int, chunks: int) -> None:
 def test_the_chunks_of_a_slot_and_path_lie_behind_each_other() -> None:
     places = [abi.first_chunk(slot, path) for slot in range(abi.CONFIG_SLOTS) for path in abi.Path]
     assert places == [n * abi.IMAGE_CHUNKS for n in range(4)]
-    assert [abi.path_of_chunk(place) for place in places] == [*abi.Path, *abi.Path]
-    assert abi.path_of_chunk(places[1] - 1) is abi.Path.TO_VM
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,9 @@ def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[Images, int]]:
 
 
 @pytest.mark.bpf
-def test_a_large_policy_is_staged_and_released_whole(maps: EndpointMaps) -> None:
+def test_a_large_policy_is_staged_and_released_whole(
+    maps: EndpointMaps, fds: dict[str, int]
+) -> None:
     with a_policy(chunks=150) as (images, counters):
         slot = maps.stage(abi.EndpointConfig(generation=1), images, counters)
         first = ids_of(images)
@@ -187,10 +188,26 @@ def test_a_large_policy_is_staged_and_released_whole(maps: EndpointMaps) -> None
         maps.switch(slot)
     with a_policy(chunks=1) as (fewer, counters):
         second = maps.stage(abi.EndpointConfig(generation=2), fewer, counters)
-        assert (maps.policies(second), maps.policies(slot)) == (ids_of(fewer), first)
+        kept = ids_of(fewer)
+        assert (maps.policies(second), maps.policies(slot)) == (kept, first)
         maps.switch(second)
     maps.release(slot)
     assert maps.policies(slot) == {path: [] for path in abi.Path}
+    left = sorted(read_chunks(fds["policies"]).values())
+    assert left == sorted(chunk for ids in kept.values() for chunk in ids)
+
+
+@pytest.mark.bpf
+def test_maps_that_are_taken_stay_open_by_themselves(fds: dict[str, int]) -> None:
+    with EndpointMaps(fds) as maps, maps.taken(["conntrack_meta", "active"]) as part:
+        maps.close()
+        assert (part.meta().entries, part.active_slot()) == (0, 0)
+        with pytest.raises(KeyError):
+            part.config()
+        for name, fd in fds.items():
+            if name not in {"conntrack_meta", "active"}:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(fd)
 
 
 @pytest.mark.bpf

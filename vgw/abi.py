@@ -492,11 +492,6 @@ def first_chunk(slot: int, path: Path) -> int:
     return (slot * len(Path) + path) * IMAGE_CHUNKS
 
 
-def path_of_chunk(index: int) -> Path:
-    """Return the path of the policy that a place in the `policies` map belongs to."""
-    return Path(index // IMAGE_CHUNKS % len(Path))
-
-
 def queue_batches(conntrack_max: int) -> int:
     """Return the entries of `expiry_queue` that a limit of flows needs: each has its key in one."""
     return -(-conntrack_max // QUEUE_BATCH)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -123,16 +123,23 @@ class EndpointMaps:
     the host's lock.
     """
 
-    def __init__(self, fds: Mapping[str, int], counters: CounterMaps | None = None) -> None:
+    def __init__(
+        self,
+        fds: Mapping[str, int],
+        counters: CounterMaps | None = None,
+        known: Mapping[str, libbpf.MapInfo] | None = None,
+    ) -> None:
         """Take fds by map name, and where the maps are found that rules count in.
 
-        Without `counters` only those are found that were staged here. Raises VgwError, leaving the
-        fds to the caller, when a map has not the ABI's sizes.
+        Without `counters` only those are found that were staged here. `known` is what the kernel
+        was asked about these maps already. Raises VgwError, leaving the fds to the caller, when a
+        map has not the ABI's sizes.
         """
         self._fds = dict(fds)
         self._counters: CounterMaps = HeldCounters() if counters is None else counters
-        for name, fd in self._fds.items():
-            info = libbpf.map_info(fd)
+        known = known or {}
+        self._infos = {name: known.get(name) or libbpf.map_info(fd) for name, fd in fds.items()}
+        for name, info in self._infos.items():
             mismatch = size_mismatch(name, info.key_size, info.value_size)
             if mismatch is not None:
                 raise VgwError(f"{mismatch}: detach the VM and attach it again")
@@ -148,6 +155,10 @@ class EndpointMaps:
         self._counters.close()
         while self._fds:
             os.close(self._fds.popitem()[1])
+
+    def taken(self, names: Iterable[str]) -> EndpointMaps:
+        """Return some of the maps by themselves; they stay open when this is closed."""
+        return EndpointMaps({name: self._fds.pop(name) for name in names}, known=self._infos)
 
     def active_slot(self) -> int:
         """Return the slot of configs and policies that packets are judged by."""
@@ -217,10 +228,19 @@ class EndpointMaps:
 
     def policies(self, slot: int) -> dict[abi.Path, ChunkIds]:
         """Return the maps that a slot's policies are in, none where there is no policy."""
-        found: dict[abi.Path, list[int]] = {path: [] for path in abi.Path}
-        for index, chunk in sorted(self._places(slot).items()):
-            found[abi.path_of_chunk(index)].append(chunk)
-        return dict(found)
+        return {path: list(self._chunks(slot, path)) for path in abi.Path}
+
+    def _chunks(self, slot: int, path: abi.Path) -> Iterator[int]:
+        """Yield the ids of the maps of a policy, which lie one behind the other.
+
+        Most have few, and a walk goes over the places of all that there might be.
+        """
+        first = abi.first_chunk(slot, path)
+        for index in range(first, first + abi.IMAGE_CHUNKS):
+            chunk = self._inner_id("policies", index)
+            if chunk is None:
+                return
+            yield chunk
 
     def policy_ids(self, slot: int) -> dict[abi.Path, int | None]:
         """Return what tells a slot's policies from others: the id of the first map of each."""
@@ -287,8 +307,8 @@ class EndpointMaps:
     def stats(self) -> dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]:
         """Return the packet counters that are not zero, summed over the CPUs."""
         size = 2 * _WORD_BYTES * libbpf.possible_cpus()
-        data = libbpf.array_values(self._fds["stats"], size)
         found: dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter] = {}
+        data = libbpf.array_values(self._fds["stats"], size, self._infos["stats"].max_entries)
         for index in _used(data, size):
             numbers = memoryview(data)[index * size : (index + 1) * size].cast("Q").tolist()
             found[abi.stats_labels(index)] = Counter(sum(numbers[0::2]), sum(numbers[1::2]))
@@ -318,7 +338,7 @@ class EndpointMaps:
 
     def conntrack_max(self) -> int:
         """Return how many flows fit."""
-        return libbpf.map_info(self._fds["conntrack"]).max_entries
+        return self._infos["conntrack"].max_entries
 
     def memory(self) -> int:
         """Return the bytes of kernel memory that the maps take, rule counters included.
@@ -339,10 +359,10 @@ class EndpointMaps:
 
     def _read(self, name: str, index: int, structure: type[_Structure]) -> _Structure:
         """Return an element of an array."""
-        value = libbpf.map_lookup(self._fds[name], _index(index), ctypes.sizeof(structure))
-        if value is None:
+        value = structure()
+        if not libbpf.map_read(self._fds[name], _index(index), value):
             raise VgwError(f"the map {name} has no element {index}: detach the VM, attach it again")
-        return structure.from_buffer_copy(value)
+        return value
 
     def _inner_id(self, name: str, index: int) -> int | None:
         value = libbpf.map_lookup(self._fds[name], _index(index), _ID_BYTES)

@@ -39,6 +39,7 @@ from vgw.libbpf.maps import (
     map_info,
     map_lookup,
     map_memory,
+    map_read,
     map_update,
     map_update_many,
     possible_cpus,
@@ -55,7 +56,7 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
-from vgw.libbpf.side_by_side import outcomes, side_by_side
+from vgw.libbpf.side_by_side import Helpers, made, outcomes, side_by_side
 from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "XDP_GENERIC",
     "XDP_NATIVE",
     "AttachType",
+    "Helpers",
     "LinkInfo",
     "LinkType",
     "MapFlag",
@@ -84,6 +86,7 @@ __all__ = [
     "link_detach",
     "link_info",
     "link_update",
+    "made",
     "map_create",
     "map_delete",
     "map_delete_many",
@@ -93,6 +96,7 @@ __all__ = [
     "map_info",
     "map_lookup",
     "map_memory",
+    "map_read",
     "map_update",
     "map_update_many",
     "outcomes",

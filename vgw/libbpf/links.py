@@ -18,6 +18,7 @@ XDP_GENERIC: Final = 1 << 1
 XDP_NATIVE: Final = 1 << 2
 _BEFORE: Final = 1 << 3
 _MAX_PROGRAMS: Final = 64
+_ProgramIds: Final = c_uint32 * _MAX_PROGRAMS
 
 
 class AttachType(enum.IntEnum):
@@ -130,7 +131,7 @@ def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
 
     The list is empty on a kernel without TCX.
     """
-    ids = (c_uint32 * _MAX_PROGRAMS)()
+    ids = _ProgramIds()
     count = c_uint32(_MAX_PROGRAMS)
     result = library().bpf_prog_query(
         ifindex, attach_type, 0, ctypes.byref(c_uint32()), ids, ctypes.byref(count)
@@ -146,7 +147,7 @@ class TcxLists:
 
     def __init__(self) -> None:
         self._query = library().bpf_prog_query
-        self._ids = (c_uint32 * _MAX_PROGRAMS)()
+        self._ids = _ProgramIds()
         self._count = c_uint32()
         self._references = ctypes.byref(c_uint32()), self._ids, ctypes.byref(self._count)
 
@@ -170,4 +171,7 @@ def pin(fd: int, path: str | os.PathLike[str]) -> None:
 
 def get_pinned(path: str | os.PathLike[str]) -> int:
     """Open what is pinned at `path` and return its fd; raises KernelError (ENOENT: no such pin)."""
-    return check(library().bpf_obj_get(os.fsencode(path)), f"open the pin {os.fspath(path)}")
+    fd: int = library().bpf_obj_get(os.fsencode(path))
+    if fd < 0:
+        raise failure(f"open the pin {os.fspath(path)}", -fd)
+    return fd

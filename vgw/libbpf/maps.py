@@ -11,9 +11,8 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_char, c_size_t, c_uint32, c_uint64
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from vgw.errors import KernelError
 from vgw.libbpf.library import ENOTSUPP, change, check, failure, library
@@ -50,8 +49,7 @@ MAPS_OF_MAPS: Final = (MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS)
 PER_CPU: Final = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY)
 
 
-@dataclass(frozen=True, slots=True)
-class MapInfo:
+class MapInfo(NamedTuple):
     """What the kernel says about a map; sizes in bytes, of one value even if it is per CPU."""
 
     map_type: int
@@ -132,6 +130,18 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
         return None
     check(result, "read from a map")
     return value.raw
+
+
+def map_read(fd: int, key: bytes, value: ctypes.Structure) -> bool:
+    """Read the value of `key` into a structure of its size; return whether the map has the key.
+
+    Raises KernelError. A third of the time of map_lookup() and a copy.
+    """
+    result = library().bpf_map_lookup_elem(fd, key, ctypes.byref(value))
+    if result == -errno.ENOENT:
+        return False
+    check(result, "read from a map")
+    return True
 
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
@@ -220,14 +230,16 @@ def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes
         tokens.reverse()
 
 
-def array_values(fd: int, value_size: int) -> bytes:
+def array_values(fd: int, value_size: int, entries: int | None = None) -> bytes:
     """Return all values of an array, one behind the other by index; raises KernelError.
 
-    `value_size` is that of one value as for map_lookup. Quick for many small ones.
+    `value_size` is that of one value as for map_lookup; of a map whose number of `entries` is known
+    the kernel need not be asked. Quick for many small ones.
     """
-    entries = map_info(fd).max_entries
-    keys = ctypes.create_string_buffer(4 * entries)
-    values = ctypes.create_string_buffer(value_size * entries)
+    if entries is None:
+        entries = map_info(fd).max_entries
+    keys = (c_uint32 * entries)()
+    values = (c_char * (value_size * entries))()
     token, filled = c_uint32(), c_uint32(entries)
     result = library().bpf_map_lookup_batch(
         fd, None, ctypes.byref(token), keys, values, ctypes.byref(filled), None

@@ -8,7 +8,7 @@ import enum
 import errno
 from ctypes import c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from vgw.errors import VerifierError
 from vgw.libbpf.library import change, check, failure, library
@@ -21,6 +21,8 @@ _TAIL_LINES: Final = 20
 _LAST_LINE: Final = "\nprocessed "
 # What the program may add to a packet, so that its output fits the buffer.
 _OUTPUT_ROOM: Final = 512
+#: Ids of maps that there is room for at the first question; the kernel says how many there are.
+_MAP_IDS: Final = 64
 
 
 class ProgType(enum.IntEnum):
@@ -236,26 +238,27 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, ctx_in: bytes = b"")
 
 def prog_info(fd: int) -> ProgInfo:
     """Return what the kernel says about the program; raises KernelError."""
-    info = _describe(fd, _ProgInfo())
-    ids = (c_uint32 * info.nr_map_ids)()
-    if info.nr_map_ids:
-        info = _describe(fd, _ProgInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids)))
+    ids, info = _with_map_ids(fd, _MAP_IDS)
+    if info.nr_map_ids > len(ids):
+        ids, info = _with_map_ids(fd, info.nr_map_ids)
     return ProgInfo(
         prog_type=info.type,
         id=info.id,
         tag=bytes(info.tag).hex(),
         name=info.name.decode(errors="replace"),
-        map_ids=tuple(ids),
+        map_ids=tuple(ids[: info.nr_map_ids]),
         verified_insns=info.verified_insns,
     )
 
 
-def _describe(fd: int, info: Any) -> Any:
-    """Fill and return the info structure of a program."""
+def _with_map_ids(fd: int, room: int) -> tuple[ctypes.Array[c_uint32], _ProgInfo]:
+    """Return the ids of a program's maps, as many as there is room for, and its description."""
+    ids = (c_uint32 * room)()
+    info = _ProgInfo(nr_map_ids=room, map_ids=ctypes.addressof(ids))
     size = c_uint32(ctypes.sizeof(info))
     result = library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size))
     check(result, "describe a program")
-    return info
+    return ids, info
 
 
 def prog_fd_by_id(prog_id: int) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
@@ -28,24 +28,55 @@ def outcomes(calls: Sequence[Callable[[], _Value]], most: int) -> list[Future[_V
     The calling thread makes its share of them: where the host gives no more threads, as few as
     there are do it all.
     """
-    futures: list[Future[_Value]] = [Future() for _ in calls]
-    waiting = deque(zip(futures, calls, strict=True))
+    with Helpers(min(most, len(calls)) - 1) as helpers:
+        return [helpers.begin(call) for call in calls]
 
-    def work() -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                _make(*waiting.popleft())
 
-    threads: list[threading.Thread] = []
-    with contextlib.suppress(RuntimeError, MemoryError):  # no more threads
-        for _ in range(min(most, len(calls)) - 1):
-            thread = threading.Thread(target=work, name="vgw-worker")
-            thread.start()
-            threads.append(thread)
-    work()
-    for thread in threads:
-        thread.join()
-    return futures
+class Helpers:
+    """Threads that make calls while their owner does something else; use as a context manager.
+
+    When the block ends the owner's thread makes its share of what is left, and waits for the rest.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Start at most so many threads, or as many as the host gives, when there is work."""
+        self._most = most
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Empty):
+            while (work := self._waiting.get_nowait()) is not None:
+                work()
+        for _thread in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def begin(self, call: Callable[[], _Value]) -> Future[_Value]:
+        """Have a call made by a thread that has nothing to do, or when the block ends."""
+        future: Future[_Value] = Future()
+        self._waiting.put(lambda: _make(future, call))
+        if len(self._threads) < self._most:
+            with contextlib.suppress(RuntimeError, MemoryError):  # no more threads
+                thread = threading.Thread(target=self._run, name="vgw-worker")
+                thread.start()
+                self._threads.append(thread)
+        return future
+
+    def _run(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            work()
+
+
+def made(call: Callable[[], _Value]) -> Future[_Value]:
+    """Make a call and return what it returned or raised."""
+    future: Future[_Value] = Future()
+    _make(future, call)
+    return future
 
 
 def _make(future: Future[_Value], call: Callable[[], _Value]) -> None:

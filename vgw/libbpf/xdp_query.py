@@ -36,9 +36,7 @@ _XDP_HW_PROG_ID: Final = 7
 _ATTACHED_GENERIC: Final = 2
 _ANSWER_BYTES: Final = 65536
 #: IFLA_XDP with nothing in it but that nothing is attached.
-_NO_PROGRAM: Final = (
-    _ATTRIBUTE.pack(12, _IFLA_XDP | _NESTED) + _ATTRIBUTE.pack(5, _XDP_ATTACHED) + bytes(4)
-)
+_NO_PROGRAM: Final = _ATTRIBUTE.pack(12, _IFLA_XDP) + _ATTRIBUTE.pack(5, _XDP_ATTACHED) + bytes(4)
 
 
 def xdp_program(ifindex: int) -> tuple[int, str] | None:
