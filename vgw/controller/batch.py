@@ -7,8 +7,9 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from vgw import files, libbpf
 from vgw.controller import fitness
@@ -100,32 +101,40 @@ def _run_part(
     *,
     dry_run: bool,
 ) -> dict[str, AttachResult | VgwError]:
-    """Make the changes of VMs side by side; all their tables are open until the last is done."""
+    """Make the changes of VMs; the tables of those that change are open until the last is done."""
     outcomes: dict[str, AttachResult | VgwError] = {}
     changed: dict[str, Change] = {}
     seconds: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         changes = {each.vm: stack.enter_context(Change(tools, each)) for each in wanted}
+        needed: dict[str, bool] = {}
 
-        def make(vm: str) -> bool:
-            needed = changes[vm].prepare()
-            if not dry_run:
-                changes[vm].commit()
+        def prepare(vm: str) -> bool:
+            change = changes[vm]
+            needed[vm] = change.prepare()
+            if not needed[vm]:
+                if not dry_run:
+                    change.commit()  # for a process that died may have left something
+                change.close()
             seconds[vm] = time.monotonic() - started
-            return needed
+            return needed[vm] and not dry_run
 
-        for vm, outcome in each_of(make, changes, _WORKERS, tools.alive):
+        def commit(vm: str) -> None:
+            changes[vm].commit()
+            seconds[vm] = time.monotonic() - started
+
+        for vm, outcome in in_two_steps(prepare, commit, changes, _WORKERS, tools.alive):
             if isinstance(outcome, VgwError):
                 outcomes[vm] = outcome
                 continue
             change = changes[vm]
-            if outcome:
+            if needed[vm]:
                 changed[vm] = change
             outcomes[vm] = AttachResult(
                 vm,
                 change.interfaces,
                 change.generation,
-                outcome,
+                needed[vm],
                 compiled(),
                 seconds[vm],
                 change.named,
@@ -168,21 +177,55 @@ def each_of(
 
     `alive` is called whenever an item is done, by whichever thread did it.
     """
-
-    def done(item: _Item) -> _Result:
-        try:
-            return function(item)
-        finally:
-            alive()
-
     order = list(items)
-    futures = libbpf.outcomes([functools.partial(done, item) for item in order], workers)
+    calls = [functools.partial(_told, function, item, alive) for item in order]
+    for item, future in zip(order, libbpf.outcomes(calls, workers), strict=True):
+        outcome = _outcome(future)
+        yield item, outcome
+
+
+def in_two_steps(
+    first: Callable[[_Item], bool],
+    then: Callable[[_Item], None],
+    items: Iterable[_Item],
+    workers: int,
+    alive: Callable[[], None],
+) -> Iterator[tuple[_Item, VgwError | None]]:
+    """Do `first` for each item, and `then` where that returns True; yield items with their errors.
+
+    The first step computes, and threads that compute at the same time only take the interpreter
+    from each other: this thread does it, for one item after the other. The second one waits, so it
+    is done side by side, and beside the first step of the items that follow. `alive` is called
+    whenever a step is done, by whichever thread did it.
+    """
+    order = list(items)
+    futures: list[Future[Any]] = []
+    with libbpf.Helpers(workers - 1) as helpers:
+        for item in order:
+            future = libbpf.made(functools.partial(_told, first, item, alive))
+            if future.exception() is None and future.result():
+                future = helpers.begin(functools.partial(_told, then, item, alive))
+            futures.append(future)
     for item, future in zip(order, futures, strict=True):
-        try:
-            yield item, future.result()
-        except VgwError as error:
-            yield item, error
-        except OSError as error:
-            yield item, files.failure(error)
-        except MemoryError:
-            yield item, out_of_memory()
+        outcome = _outcome(future)
+        yield item, outcome if isinstance(outcome, VgwError) else None
+
+
+def _told(function: Callable[[_Item], _Result], item: _Item, alive: Callable[[], None]) -> _Result:
+    """Return what a function returns for an item, and tell that it is done."""
+    try:
+        return function(item)
+    finally:
+        alive()
+
+
+def _outcome(future: Future[_Result]) -> _Result | VgwError:
+    """Return the result of a call, or the error that it raised."""
+    try:
+        return future.result()
+    except VgwError as error:
+        return error
+    except OSError as error:
+        return files.failure(error)
+    except MemoryError:
+        return out_of_memory()

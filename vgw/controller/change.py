@@ -92,6 +92,10 @@ class Change:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the endpoints that are open for this; may be called again."""
         self._open.close()
 
     @property

@@ -41,6 +41,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
 _PINNED: Final = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})+")
 
 
+@functools.lru_cache(maxsize=8192)
 def pin_name(name: str) -> str:
     """Return the name of a VM or interface as one component of a path.
 
@@ -136,7 +137,7 @@ class Paths:
 
     def endpoint_dir(self, vm: str, interface: str) -> Path:
         """Return the directory of one endpoint's pins."""
-        return self.vm_dir(vm) / pin_name(interface)
+        return self.pins.joinpath(pin_name(vm), pin_name(interface))
 
     def manifest(self, vm: str) -> Path:
         """Return the file of what vgw remembers of a VM."""
