@@ -22,8 +22,8 @@ from typing import Final
 from vgw import abi, libbpf
 from vgw.controller import links, pinned
 from vgw.controller.change_feed import ChangeFeed, Presence
-from vgw.controller.paths import Paths, unpin_name
-from vgw.controller.pins import ASIDE
+from vgw.controller.paths import Paths
+from vgw.controller.pin_tree import PinTree, Place, stamp
 from vgw.controller.restore import Suspect
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType, LinkType
@@ -40,8 +40,6 @@ _PAUSE_SECONDS: Final = 0.2
 _STOP_SECONDS: Final = 0.25
 #: Endpoints that are looked at for the first time between two pauses.
 _AT_ONCE: Final = 25
-#: A directory changed this recently may change again without its time of change showing it.
-_SETTLED_NS: Final = 50_000_000
 
 #: As plain numbers, for the many calls.
 _INGRESS: Final = int(AttachType.TCX_INGRESS)
@@ -51,15 +49,14 @@ _logger = logging.getLogger(__name__)
 
 #: Looks closely at endpoints and puts them right; returns those that are still wrong.
 Inspect = Callable[[Sequence[Suspect]], Collection[Suspect]]
-_Key = tuple[str, str]
 
 
 class _Watched:
     """One endpoint, and how it was when it was last looked at."""
 
-    def __init__(self, vm: str, interface: str, directory: Path) -> None:
-        self.key: _Key = (vm, interface)
-        self.directory = str(directory)
+    def __init__(self, vm: str, interface: str, directory: str) -> None:
+        self.key: Place = (vm, interface)
+        self.directory = directory
         self.ifindex = 0
         self.presence: Presence | None = None
         self.links: dict[abi.Path, int] = {}
@@ -69,11 +66,11 @@ class _Watched:
 
     def hold_links(self) -> None:
         """Hold the links that are pinned now; they and their programs outlive their pins then."""
-        stamp = _stamp(self.directory)
-        if stamp is None or stamp == self.links_of:
+        changed = stamp(self.directory)
+        if changed is None or changed == self.links_of:
             return
         self.release()
-        self.links_of = stamp
+        self.links_of = changed
         for path in abi.Path:
             with contextlib.suppress(KernelError):
                 self.links[path] = libbpf.get_pinned(links.link_pin(Path(self.directory), path))
@@ -89,7 +86,7 @@ class _Watched:
 
     def look(self, lists: libbpf.TcxLists) -> object:
         """Return what tells of every change that the kernel does not."""
-        attached: list[object] = [_stamp(self.directory)]
+        attached: list[object] = [stamp(self.directory)]
         if self.ifindex:
             attached.append(lists.read(self.ifindex, _INGRESS))
             attached.append(lists.read(self.ifindex, _EGRESS))
@@ -109,14 +106,13 @@ class AttachmentWatch:
         self, paths: Paths, inspect: Inspect, alive: Callable[[], None] = lambda: None
     ) -> None:
         """Watch what is pinned under `paths`; `alive` is called at every turn."""
-        self._paths = paths
         self._inspect = inspect
         self._alive = alive
         self._stop = threading.Event()
-        self._watched: dict[_Key, _Watched] = {}
-        self._dirs: dict[str, tuple[int, list[str]]] = {}
-        self._first: dict[_Key, None] = {}
-        self._wrong: set[_Key] = set()
+        self._watched: dict[Place, _Watched] = {}
+        self._tree = PinTree(paths.pins)
+        self._first: dict[Place, None] = {}
+        self._wrong: set[Place] = set()
         self._xdp: dict[int, int] = {}
         self._xdp_at = 0.0
         self._lists = libbpf.TcxLists()
@@ -160,7 +156,7 @@ class AttachmentWatch:
 
     # --- what may be wrong ----------------------------------------------------------------
 
-    def _changed(self) -> set[_Key]:
+    def _changed(self) -> set[Place]:
         """Return the endpoints on whose interfaces the kernel noted changes."""
         changed = self._feed.take()
         if changed is None:
@@ -175,7 +171,7 @@ class AttachmentWatch:
             if watched.ifindex in changed or not watched.ifindex
         }
 
-    def _scan(self) -> set[_Key]:
+    def _scan(self) -> set[Place]:
         """Return the endpoints that are not as they were, and those that were wrong."""
         gone = self._list()
         lists = self._lists
@@ -188,71 +184,32 @@ class AttachmentWatch:
             found |= self._other_xdp()
         return found | gone | (self._wrong & self._watched.keys())
 
-    def _other_xdp(self) -> set[_Key]:
+    def _other_xdp(self) -> set[Place]:
         before, self._xdp = self._xdp, libbpf.xdp_programs()
         changed = {index for index, _ in before.items() ^ self._xdp.items()}
         return {key for key, watched in self._watched.items() if watched.ifindex in changed}
 
-    def _take_first(self) -> set[_Key]:
+    def _take_first(self) -> set[Place]:
         """Return some of the endpoints that have not been looked at yet."""
         some = list(self._first)[:_AT_ONCE]
         for key in some:
             del self._first[key]
         return self._watched.keys() & set(some)
 
-    def _list(self) -> set[_Key]:
+    def _list(self) -> set[Place]:
         """Follow the endpoints that come and go; return those that went."""
-        if str(self._paths.pins) in self._dirs and all(
-            _stamp(directory) == stamp for directory, (stamp, _) in self._dirs.items()
-        ):
-            return set()
-        there = self._there()
+        there = self._tree.endpoints()
         for key in there.keys() - self._watched.keys():
-            self._watched[key] = _Watched(*key, self._paths.endpoint_dir(*key))
+            self._watched[key] = _Watched(*key, there[key])
             self._first[key] = None
         gone = self._watched.keys() - there.keys()
         for key in gone:
             self._first.pop(key, None)
         return gone  # those without links are looked at a last time: their alarms end
 
-    def _there(self) -> dict[_Key, None]:
-        """Return the endpoints for which something is pinned."""
-        found: dict[_Key, None] = {}
-        listed = [str(self._paths.pins)]
-        for name in self._names(listed[0]):
-            vm = unpin_name(name)
-            if vm is None:
-                continue
-            listed.append(str(self._paths.vm_dir(vm)))
-            for each in self._names(listed[-1]):
-                interface = unpin_name(each)
-                if interface is not None:
-                    found[vm, interface] = None
-        for directory in self._dirs.keys() - set(listed):
-            del self._dirs[directory]
-        return found
-
-    def _names(self, directory: str) -> list[str]:
-        """Return what is in a directory, listed again only when it changed."""
-        stamp = _stamp(directory)
-        if stamp is None:
-            self._dirs.pop(directory, None)
-            return []
-        known = self._dirs.get(directory)
-        if known is None or known[0] != stamp:
-            with contextlib.suppress(FileNotFoundError):
-                names = [
-                    entry.name
-                    for entry in os.scandir(directory)
-                    if entry.is_dir() and not entry.name.startswith(ASIDE)
-                ]
-                settled = time.time_ns() - stamp > _SETTLED_NS
-                known = self._dirs[directory] = (stamp if settled else 0, names)
-        return [] if known is None else known[1]
-
     # --- looking closely ------------------------------------------------------------------
 
-    def _look_closely(self, keys: Collection[_Key]) -> None:
+    def _look_closely(self, keys: Collection[Place]) -> None:
         before = {key: self._glance(self._watched[key]) for key in keys}
         suspects = {key: self._suspect(self._watched[key]) for key in sorted(keys)}
         try:
@@ -262,7 +219,7 @@ class AttachmentWatch:
         wrong = {(suspect.vm, suspect.interface) for suspect in still_wrong}
         for key in suspects:
             watched = self._watched[key]
-            if _stamp(watched.directory) is None and key not in wrong:
+            if stamp(watched.directory) is None and key not in wrong:
                 watched.release()
                 del self._watched[key]
                 self._wrong.discard(key)
@@ -303,11 +260,3 @@ class AttachmentWatch:
 def _is_on(watched: _Watched, ifindex: int) -> bool:
     directory = Path(watched.directory)
     return any(links.read_attachment(ifindex, path, directory) for path in abi.Path)
-
-
-def _stamp(directory: str) -> int | None:
-    """Return when something was last made in or removed from a directory; None without one."""
-    try:
-        return os.stat(directory).st_mtime_ns  # noqa: PTH116 - a Path takes twice as long
-    except OSError:
-        return None
