@@ -361,6 +361,17 @@ def test_an_attached_link_survives_what_other_tools_do(
     assert [endpoint.read(ifindex, path) for path in (FROM_VM, TO_VM)] == attached
 
 
+def test_names_are_those_that_interfaces_have_now(tap: Callable[[str], int]) -> None:
+    tap("tap0")
+    ifindex = socket.if_nametoindex("tap0")
+    with interfaces.InterfaceNames() as names:
+        assert names.of(ifindex) == "tap0"
+        run("ip", "link", "set", "tap0", "name", "a-name-of-15-by")
+        assert names.of(ifindex) == "a-name-of-15-by"
+        run("ip", "link", "delete", "a-name-of-15-by")
+        assert names.of(ifindex) is None
+
+
 @pytest.mark.parametrize("prefer_link", [True, False])
 @pytest.mark.parametrize("held_by_link", [True, False])
 def test_a_foreign_xdp_program_is_replaced_only_by_force(

@@ -23,11 +23,15 @@ from typing import Final
 from vgw.errors import VgwError
 from vgw.policy.model import Hook
 
+_SIOCGIFNAME: Final = 0x8910
 _SIOCGIFHWADDR: Final = 0x8927
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 0x3
 _DRVINFO_SIZE: Final = 196
 _IFREQ_SIZE: Final = 40
+_NAME_SIZE: Final = 16
+#: struct ifreq with an index.
+_IFREQ_INDEX: Final = struct.Struct(f"={_NAME_SIZE}xi{_IFREQ_SIZE - _NAME_SIZE - 4}x")
 _ARPHRD_ETHER: Final = 1
 
 _RTMGRP_LINK: Final = 1
@@ -78,6 +82,31 @@ def find_interface(name: str) -> InterfaceFacts:
                 "use a TAP or veth interface"
             )
         return InterfaceFacts(name, ifindex, _driver(sock, name))
+
+
+class InterfaceNames:
+    """Says what interfaces are called now, for many questions; use as a context manager.
+
+    It asks in the network namespace of the thread that makes it. Python's own functions open a
+    socket for each interface, or have the kernel describe all of them.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def __enter__(self) -> InterfaceNames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def of(self, ifindex: int) -> str | None:
+        """Return the name of the interface with an index, None when there is none."""
+        try:
+            answer = fcntl.ioctl(self._socket, _SIOCGIFNAME, _IFREQ_INDEX.pack(ifindex))
+        except OSError:
+            return None
+        return os.fsdecode(answer[:_NAME_SIZE].split(b"\0", 1)[0])
 
 
 def choose_hook(wanted: Hook) -> Hook:

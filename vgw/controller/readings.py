@@ -19,6 +19,7 @@ from vgw.abi import Mode, Path
 from vgw.controller import links
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.event_reader import Meter
+from vgw.controller.interfaces import InterfaceNames
 from vgw.controller.kept_maps import KeptEndpoint
 from vgw.controller.links import Attachment
 from vgw.controller.manifest import Manifest, load_manifest
@@ -43,15 +44,14 @@ def read_endpoints(host: Host, *, rules: bool = False) -> list[EndpointReading]:
     Much of the time passes in the kernel, so threads share the endpoints between them.
     """
     counted = _rules_of_all(host) if rules else {}
-    ifindexes = {name: ifindex for ifindex, name in socket.if_nameindex()}
     shielded = host.shields.up()
-    with host.kept.endpoints() as endpoints:
+    with host.kept.endpoints() as endpoints, InterfaceNames() as names:
         threads = min(_THREADS, len(os.sched_getaffinity(0))) if len(endpoints) >= _FEW else 1
         read: dict[int, EndpointReading] = {}
 
         def read_part(first: int) -> None:
             for place in range(first, len(endpoints), threads):
-                read[place] = _reading(endpoints[place], ifindexes, counted, shielded)
+                read[place] = _reading(endpoints[place], names, counted, shielded)
 
         libbpf.side_by_side(*(partial(read_part, first) for first in range(threads)))
     return [read[place] for place in sorted(read)]
@@ -67,13 +67,13 @@ def read_meters(host: Host) -> list[Meter]:
 
 def _reading(
     endpoint: KeptEndpoint,
-    ifindexes: Mapping[str, int],
+    names: InterfaceNames,
     counted: _Rules,
     shielded: Collection[int],
 ) -> EndpointReading:
     maps = endpoint.maps
     meta, config = maps.meta(), maps.config()
-    from_vm, to_vm = _attachments(endpoint, ifindexes.get(endpoint.interface))
+    from_vm, to_vm = _attachments(endpoint, names)
     return EndpointReading(
         vm=endpoint.vm,
         interface=endpoint.interface,
@@ -100,20 +100,19 @@ def _reading(
 
 
 def _attachments(
-    endpoint: KeptEndpoint, ifindex: int | None
+    endpoint: KeptEndpoint, names: InterfaceNames
 ) -> tuple[Attachment | None, Attachment | None]:
     """Return how an endpoint is attached from the VM and to it; None where it is not."""
-    # The interface may be gone, or go at this moment: it is not attached then.
-    if ifindex is None:
-        return None, None
     known = endpoint.attachments
+    # The interface may be gone, or go at this moment: it is not attached then.
     with contextlib.suppress(OSError, VgwError):
-        if known is not None and known[0] == ifindex:
-            _, from_vm, to_vm = known
+        if known is not None and names.of(known[0]) == endpoint.interface:
+            ifindex, from_vm, to_vm = known
             if links.is_still(from_vm, ifindex, Path.FROM_VM) and links.is_still(
                 to_vm, ifindex, Path.TO_VM
             ):
                 return from_vm, to_vm
+        ifindex = socket.if_nametoindex(endpoint.interface)
         found_from_vm = links.read_attachment(ifindex, Path.FROM_VM, endpoint.directory)
         found_to_vm = links.read_attachment(ifindex, Path.TO_VM, endpoint.directory)
         if found_from_vm is not None and found_to_vm is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,7 @@ from vgw import files
 from vgw.controller import links, pinned
 from vgw.controller.alarms import Alarms
 from vgw.controller.endpoint import open_endpoint
+from vgw.controller.interfaces import InterfaceNames
 from vgw.controller.manifest import EndpointEntry, Manifest, load_manifest, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.pins import moving
@@ -47,13 +47,13 @@ def follow_renames(paths: Paths) -> list[Renamed]:
     """
     for vm in pinned.pinned_vms(paths):
         settle(paths.vm_dir(vm))
-    present = {name: index for index, name in socket.if_nameindex()}
     found: dict[str, dict[str, str]] = {}
-    for old, vms in pinned.owners(paths).items():
-        for vm in vms:
-            new = _other_name(paths, vm, old, present)
-            if new is not None:
-                found.setdefault(vm, {})[old] = new
+    with InterfaceNames() as present:
+        for old, vms in pinned.owners(paths).items():
+            for vm in vms:
+                new = _other_name(paths, vm, old, present)
+                if new is not None:
+                    found.setdefault(vm, {})[old] = new
     for vm, names in found.items():
         _file_anew(paths, vm, names)
     return [Renamed(vm, old, new) for vm, names in found.items() for old, new in names.items()]
@@ -102,10 +102,10 @@ def with_renamed(
     return names
 
 
-def _other_name(paths: Paths, vm: str, old: str, present: Mapping[str, int]) -> str | None:
+def _other_name(paths: Paths, vm: str, old: str, present: InterfaceNames) -> str | None:
     """Return the name that an endpoint's interface has now if it is another one."""
     ifindex = links.attached_ifindex(paths.endpoint_dir(vm, old))
-    if ifindex is None or ifindex == present.get(old):
+    if ifindex is None or present.of(ifindex) == old:
         return None
     facts = pinned.located(paths, vm, old)
     return None if facts is None or not _is_text(facts.name) else facts.name
