@@ -47,6 +47,19 @@ def counted(losses: EventLosses) -> dict[str, int]:
     return {cause: count for cause, count in losses.totals().items() if count}
 
 
+def test_what_is_lost_before_the_first_report_is_reported_too(places: Paths) -> None:
+    meters = [meter(1, suppressed=10)]
+    losses = EventLosses(lambda: list(meters))
+    log = LogWriter(places.state_dir / "events.jsonl")
+    reader = EventReader(places.events, EventNames(places), log, losses)
+    reader.start()
+    meters[:] = [meter(1, suppressed=12)]
+    reader.stop()
+    log.close()
+    (record,) = read_log(places.state_dir / "events.jsonl")
+    assert (record["event"], record["vm"], record["count"]) == ("lost", "vm1", 2)
+
+
 def test_losses_begin_with_what_the_maps_say_and_report_what_moves() -> None:
     meters = [meter(1, suppressed=10, lost=5)]
     losses = EventLosses(lambda: meters)

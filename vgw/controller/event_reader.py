@@ -78,6 +78,11 @@ class EventLosses:
             self._observe()
             return dict(self._totals)
 
+    def known(self, cause: str) -> int:
+        """Return how many were lost by a cause when that was last looked at."""
+        with self._lock:
+            return self._totals[cause]
+
     def records(self) -> list[Record]:
         """Return a record for each count that moved since the last call."""
         with self._lock:
@@ -141,7 +146,8 @@ class EventReader:
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to read. What was lost before is found out first, for it is no news later."""
+        self._losses.totals()
         self._thread.start()
 
     def catch_up(self) -> None:
@@ -160,7 +166,7 @@ class EventReader:
         self._thread.join()
 
     def _run(self) -> None:
-        report_at = 0.0
+        report_at = time.monotonic() + REPORT_SECONDS
         stopping = False
         while not stopping:
             stopping = self._stop.is_set()
@@ -279,7 +285,7 @@ class EventReader:
 
         Whoever else opens it to read takes its slots, and leaves them empty when it ends.
         """
-        before, losses = self._buffer_losses, self._losses.totals()["buffer"]
+        before, losses = self._buffer_losses, self._losses.known("buffer")
         if before is not None and losses > before and not self._heard:
             self._pin_inode = None
         self._buffer_losses = losses
