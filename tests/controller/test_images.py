@@ -19,6 +19,7 @@ from vgw import abi, libbpf
 from vgw.abi import Mode
 from vgw.controller import images, links
 from vgw.controller.diff import plan
+from vgw.controller.endpoint import TABLES
 from vgw.controller.images import pinned_images
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
@@ -30,6 +31,7 @@ from vgw.errors import VgwError
 from vgw.maps import EndpointMaps
 from vgw.policy import compile as compiler
 from vgw.policy.model import Direction, Hook, PolicyDocument
+from vgw.policy.resolve import effective_policy
 
 pytestmark = pytest.mark.bpf
 
@@ -40,6 +42,26 @@ Tap = Callable[[str], int]
 LINK_LOCAL = "fe80::5054:ff:fe00:11"
 #: Addresses of an interface with a MAC and of one without: any link-local address is its own.
 OF_BOTH = {VM_ADDRESS, LINK_LOCAL, "10.9.9.9", "fe80::"}
+
+
+def test_what_is_pinned_is_looked_up_again_when_it_was_made_again(host: Host, tap: Tap) -> None:
+    tap("tap0")
+    host.attach_many(document(HTTP, vms=vms(1)))
+    manifest = load_manifest(host.paths.manifest("vm0"))
+    current = None if manifest is None else manifest.current()
+    assert current is not None
+    (endpoint,) = host.endpoints()
+    with endpoint:
+        one = images.Images(host.paths.images)
+        assert one.are_in_force(current.images, endpoint.maps)
+        assert images.Images(host.paths.images).are_in_force(current.images, endpoint.maps)
+        compiled = compiler.compile_policy(effective_policy(document(HTTP, vms=vms(1)), "vm0"))
+        assert {path: image.digest for path, image in compiled.items()} == current.images
+        for digest in current.images.values():
+            remove_tree(host.paths.images / digest)
+        one.ready(host.artefact(TABLES), compiled)
+        # Others have its pins now, so it is not what packets are judged by.
+        assert not one.are_in_force(current.images, endpoint.maps)
 
 
 def vms(count: int) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from tests.controller.policies import document
 from vgw.abi import Action, Mode
 from vgw.abi import Path as PacketPath
+from vgw.controller import manifest as manifests
 from vgw.controller.event_names import EventNames
 from vgw.controller.inventory import read_document
 from vgw.controller.manifest import (
@@ -115,6 +118,57 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, damage: Callable[[str], s
 
     assert load_manifest(file) is None
     assert load_manifest(tmp_path / "nope.json") is None
+
+
+def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all files that were written by now been written long ago."""
+    later = time.time_ns() + 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+
+
+def test_a_manifest_that_is_the_same_still_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "web01.json"
+    save_manifest(file, full_manifest())
+    long_ago(monkeypatch)
+    before = load_manifest(file)
+    with monkeypatch.context() as patched:
+        patched.delattr(manifests, "read_state")
+        assert load_manifest(file) is before
+    file.unlink()
+    assert load_manifest(file) is None
+    save_manifest(file, full_manifest())
+    assert load_manifest(file) is not before
+
+
+def test_a_manifest_that_was_written_again_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "web01.json"
+    save_manifest(file, full_manifest())
+    long_ago(monkeypatch)
+    assert load_manifest(file) == full_manifest()
+    other = dataclasses.replace(full_manifest(), generation=8)  # a file of the same size
+    save_manifest(file, other)
+    assert load_manifest(file) == other
+    file.write_text(file.read_text().replace('"generation":8', '"generation":9'))
+    assert load_manifest(file) is None
+
+
+def test_a_manifest_that_was_just_written_is_read_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "web01.json"
+    save_manifest(file, full_manifest())
+    status = os.stat(file)  # noqa: PTH116 - as it is asked for
+    assert load_manifest(file) == full_manifest()
+    file.write_text(flip(file.read_text()))
+    # Of the same size, and in the same tick of the file's clock: nothing tells them apart.
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", lambda _: status)
+        after = load_manifest(file)
+    assert after is None
 
 
 def test_a_file_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:

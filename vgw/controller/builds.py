@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from vgw import files
-from vgw.controller.pins import entries
+from vgw.controller.pins import names
 
 _MARK: Final = "build_"
 
@@ -28,4 +28,4 @@ def mark_build(directory: Path, build: str) -> None:
 
 
 def _marks(directory: Path) -> list[Path]:
-    return [entry for entry in entries(directory) if entry.name.startswith(_MARK)]
+    return [directory / name for name in names(directory) if name.startswith(_MARK)]

@@ -20,7 +20,7 @@ from vgw import abi, files, libbpf, loader
 from vgw.controller.keyed_locks import KeyedLocks
 from vgw.controller.links import opened
 from vgw.controller.paths import Paths
-from vgw.controller.pins import ASIDE, all_endpoint_dirs, entries, quietly, remove_tree
+from vgw.controller.pins import ASIDE, all_endpoint_dirs, entries, names, quietly, remove_tree
 from vgw.errors import KernelError, VgwError
 from vgw.loader import Artefact
 from vgw.maps import ChunkIds, EndpointMaps, Image, image_chunks, put_fds, write_chunk
@@ -39,9 +39,9 @@ class PinnedImage:
 
     def pins(self) -> list[pathlib.Path]:
         """Return the pins of the chunks in their order; none, if they are not numbered from 0."""
-        names = {entry.name for entry in entries(self.directory)}
-        pins = [str(number) for number in range(len(names))]
-        return [self.directory / name for name in pins] if names == {*pins} else []
+        there = {*names(self.directory)}
+        pins = [str(number) for number in range(len(there))]
+        return [self.directory / name for name in pins] if there == {*pins} else []
 
     def ids(self) -> ChunkIds:
         """Return the ids of the chunks in their order. Raises KernelError."""
@@ -88,6 +88,8 @@ class Images:
         self._directory = directory
         self._locks = KeyedLocks()
         self._checked: set[str] = set()
+        #: The ids of what is pinned, for many endpoints share an image; only _ready() changes it.
+        self._ids: dict[str, ChunkIds] = {}
 
     def ready(
         self, artefact: Artefact, images: Mapping[abi.Path, PolicyImage]
@@ -102,7 +104,7 @@ class Images:
         """Tell whether what is pinned by these names is what an endpoint judges packets by."""
         try:
             return all(
-                chunks and PinnedImage(self._directory / digests[path]).ids() == chunks
+                chunks and self._pinned_ids(digests[path]) == chunks
                 for path, chunks in maps.policies(maps.active_slot()).items()
             )
         except KernelError:
@@ -124,11 +126,19 @@ class Images:
             found[path] = image
         return found
 
+    def _pinned_ids(self, digest: str) -> ChunkIds:
+        """Return the ids of the chunks that are pinned of an image. Raises KernelError."""
+        with self._locks.of(digest):
+            if digest not in self._ids:
+                self._ids[digest] = PinnedImage(self._directory / digest).ids()
+            return self._ids[digest]
+
     def _ready(self, artefact: Artefact, image: PolicyImage) -> PinnedImage:
         pinned = PinnedImage(self._directory / image.digest)
         with self._locks.of(image.digest):
             if image.digest not in self._checked:
                 if not _holds(artefact, pinned, image):
+                    self._ids.pop(image.digest, None)
                     _make(artefact, pinned.directory, image)
                 self._checked.add(image.digest)
         return pinned
@@ -217,15 +227,15 @@ def _first_chunks(directory: pathlib.Path) -> dict[int, str]:
 
 def remove_unused_images(paths: Paths) -> None:
     """Unpin the images that no endpoint has in either slot, and what is no image."""
-    unused = {pin.name for pin in entries(paths.images)}
+    unused = {*names(paths.images)}
     digests = pinned_images(paths) if unused else {}
     for directory in all_endpoint_dirs(paths.pins):
         if not unused:
             break
         for map_id in _inner_ids(directory / "policies"):
             unused.discard(digests.get(map_id, ""))
-    for name in unused:
-        _remove(paths.images / name)
+    for digest in unused:
+        _remove(paths.images / digest)
     with contextlib.suppress(OSError):
         files.rmdir(paths.images)
 

@@ -25,6 +25,7 @@ from vgw.policy.model import Hook
 
 _SIOCGIFNAME: Final = 0x8910
 _SIOCGIFHWADDR: Final = 0x8927
+_SIOCGIFINDEX: Final = 0x8933
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 0x3
 _DRVINFO_SIZE: Final = 196
@@ -68,14 +69,14 @@ def find_interface(name: str) -> InterfaceFacts:
 
     Raises VgwError when there is none of that name here, or one that carries no Ethernet frames.
     """
-    try:
-        ifindex = socket.if_nametoindex(name)
-    except (OSError, ValueError):
-        raise VgwError(
-            f"interface {name} does not exist in this network namespace; create it first, or "
-            "correct its name in the policy (`ip link` lists what there is)"
-        ) from None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            ifindex = _index(sock, name)
+        except (OSError, ValueError):
+            raise VgwError(
+                f"interface {name} does not exist in this network namespace; create it first, or "
+                "correct its name in the policy (`ip link` lists what there is)"
+            ) from None
         if _hardware_type(sock, name) != _ARPHRD_ETHER:
             raise VgwError(
                 f"interface {name} carries no Ethernet frames and cannot be protected; "
@@ -116,6 +117,18 @@ def choose_hook(wanted: Hook) -> Hook:
     on a veth XDP would take segmentation offload away from the peer.
     """
     return Hook.TC if wanted is Hook.AUTO else wanted
+
+
+def _index(sock: socket.socket, name: str) -> int:
+    """Return the index of an interface.
+
+    As socket.if_nametoindex(), which opens a socket for it. Raises OSError, or ValueError when no
+    interface can have such a name.
+    """
+    if len(os.fsencode(name)) >= _NAME_SIZE or "\0" in name:
+        raise ValueError(name)
+    request = struct.pack(f"{_IFREQ_SIZE}s", os.fsencode(name))
+    return int(_IFREQ_INDEX.unpack(fcntl.ioctl(sock, _SIOCGIFINDEX, request))[0])
 
 
 def _hardware_type(sock: socket.socket, name: str) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from vgw import abi
 from vgw.abi import Action, Mode
+from vgw.controller.clock import SECOND_NS
 from vgw.controller.paths import pin_name
 from vgw.controller.state_file import read_state, write_state
 from vgw.controller.typed import is_typed
@@ -25,6 +28,9 @@ from vgw.policy import values
 from vgw.policy.model import AllowedPair, Defaults, Guards, Hook, Interface, Tracking
 
 SCHEMA: Final = "vgw/manifest/v2"
+
+#: Files that are known at most; a policy may have so many VMs.
+_MOST_KNOWN: Final = 20_000
 
 _Value = TypeVar("_Value")
 
@@ -122,11 +128,38 @@ class Manifest:
         return {digest for entry in self.policies.values() for digest in entry.images.values()}
 
 
+#: File -> what tells its versions apart, and what is in this one.
+_known: dict[str, tuple[tuple[int, ...], Manifest]] = {}
+
+
 def load_manifest(path: Path) -> Manifest | None:
     """Return what is remembered in a file; None when there is none, or it is damaged.
 
-    A file that was made for another VM counts as damaged.
+    A file that was made for another VM counts as damaged. One that was read before and is the same
+    still is not read again: a change asks for that of each VM several times.
     """
+    place = os.fspath(path)
+    try:
+        status = os.stat(place)  # noqa: PTH116 - a Path takes twice as long
+    except (OSError, ValueError):
+        _known.pop(place, None)
+        return None
+    changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+    version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, changed_ns)
+    known = _known.get(place)
+    if known is not None and known[0] == version:
+        return known[1]
+    now_ns = time.time_ns()
+    manifest = _read(path)
+    # One that changed at this moment may change once more in the same tick of the file's clock.
+    if manifest is not None and changed_ns < now_ns - SECOND_NS:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[place] = version, manifest
+    return manifest
+
+
+def _read(path: Path) -> Manifest | None:
     body = read_state(path, SCHEMA)
     try:
         manifest = None if body is None else _from_json(body)

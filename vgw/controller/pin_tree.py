@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vgw.controller.paths import unpin_name
+from vgw.controller.pins import directories
 
 #: A directory changed this recently may change again without its time of change showing it.
 _SETTLED_NS: Final = 50_000_000
@@ -64,12 +65,7 @@ class PinTree:
         known = before.get(directory)
         if known is None or known[0] != changed:
             settled = time.time_ns() - changed > _SETTLED_NS
-            try:
-                with os.scandir(directory) as entries:
-                    names = [entry.name for entry in entries if entry.is_dir()]
-            except FileNotFoundError:
-                return []
-            known = (changed if settled else _UNSETTLED, names)
+            known = (changed if settled else _UNSETTLED, directories(directory))
         self._listed[directory] = known
         return known[1]
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from pathlib import Path
 
 from vgw import abi
 from vgw.controller import links
 from vgw.controller.links import InterfaceFacts
 from vgw.controller.paths import Paths, unpin_name
-from vgw.controller.pins import endpoint_dirs
+from vgw.controller.pins import directories, names
 from vgw.errors import VgwError
 
 
 def interfaces_of(paths: Paths, vm: str) -> list[str]:
     """Return the interfaces of a VM for which something is pinned."""
-    found = (unpin_name(entry.name) for entry in endpoint_dirs(paths.vm_dir(vm)))
+    found = map(unpin_name, names(paths.vm_dir(vm)))  # what is on its way has no name
     return sorted(name for name in found if name is not None)
 
 
@@ -85,12 +84,5 @@ def present_ifindex(interface: str) -> int | None:
 
 def pinned_vms(paths: Paths) -> list[str]:
     """Return the VMs for which there is a directory, in order of their names."""
-    names = (unpin_name(entry.name) for entry in _directories(paths.pins))
-    return sorted(name for name in names if name is not None)
-
-
-def _directories(directory: Path) -> list[Path]:
-    try:
-        return [entry for entry in directory.iterdir() if entry.is_dir()]
-    except FileNotFoundError:
-        return []
+    found = map(unpin_name, directories(paths.pins))
+    return sorted(name for name in found if name is not None)

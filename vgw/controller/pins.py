@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -38,9 +39,9 @@ def remove_endpoint(directory: Path) -> None:
 
 def remove_empty(directory: Path) -> None:
     """Remove the empty directories in a directory: of VMs whose last endpoint is gone."""
-    for entry in entries(directory):
-        if entry.is_dir() and not entries(entry):
-            quietly(files.rmdir, entry)
+    for name in directories(directory):
+        if not names(directory / name):
+            quietly(files.rmdir, directory / name)
 
 
 def remove_tree(directory: Path) -> None:
@@ -56,8 +57,22 @@ def remove_tree(directory: Path) -> None:
 
 def entries(directory: Path) -> list[Path]:
     """Return what is in a directory, nothing when there is no such directory."""
+    return [directory / name for name in names(directory)]
+
+
+def names(directory: str | Path) -> list[str]:
+    """Return the names of what is in a directory, none when there is no such directory."""
     try:
-        return list(directory.iterdir())
+        return os.listdir(directory)  # noqa: PTH208 - for all VMs: a Path takes three times as long
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def directories(directory: str | Path) -> list[str]:
+    """Return the names of the directories in a directory, none when there is no such directory."""
+    try:
+        with os.scandir(directory) as found:
+            return [entry.name for entry in found if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -76,6 +91,6 @@ def quietly(action: Callable[..., object], *arguments: object) -> None:
 
 def endpoint_dirs(vm_dir: Path) -> Iterator[Path]:
     """Yield the directories of a VM's endpoints."""
-    for entry in sorted(entries(vm_dir)):
-        if not entry.name.startswith(ASIDE):
-            yield entry
+    for name in sorted(names(vm_dir)):
+        if not name.startswith(ASIDE):
+            yield vm_dir / name

@@ -22,6 +22,7 @@ from vgw.controller.pins import (
     MOVING,
     beside,
     entries,
+    names,
     quietly,
     remove_endpoint,
     remove_tree,
@@ -129,12 +130,15 @@ def settle(vm_dir: pathlib.Path) -> None:
     If a program of the new one runs already, the new one it is, and the others take over too; where
     the kernel refuses that, the path keeps the old one until the endpoint is repaired.
     """
-    for place in entries(vm_dir):
-        if place.name.startswith(MOVING):
+    for name in names(vm_dir):
+        if not name.startswith(ASIDE):
+            continue
+        place = vm_dir / name
+        if name.startswith(MOVING):
             directory = place.with_name(place.name.removeprefix(MOVING))
             if not directory.exists():
                 files.rename(place, directory)
-        elif place.name.startswith(ASIDE):
+        else:
             directory = place.with_name(place.name.removeprefix(ASIDE))
             ifindex = pinned.present_ifindex(unpin_name(directory.name) or "")
             running = [path for path in abi.Path if _runs(place, directory, path, ifindex)]
