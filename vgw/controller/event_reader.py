@@ -125,6 +125,7 @@ class EventReader:
     ) -> None:
         """Prepare to read the map pinned at `pin`; `on_lease` is called by the reader's thread."""
         self._pin = pin
+        self._pin_path = os.fspath(pin)
         self._names = names
         self._log = log
         self._losses = losses
@@ -205,7 +206,7 @@ class EventReader:
     def _follow_pin(self) -> None:
         """Open the map that is pinned now; it goes with the last VM and comes with the next."""
         try:
-            inode = self._pin.stat().st_ino
+            inode = os.stat(self._pin_path).st_ino  # noqa: PTH116 - at each tick
         except FileNotFoundError:
             inode = None
         if inode == self._pin_inode:

@@ -112,13 +112,19 @@ class SinkThread:
     def reopen(self) -> None:
         """Have the sink begin anew with what comes now."""
         self._sink.reopen()
+        with self._changed:
+            self._want_round()
 
     def kick(self) -> int:
         """Have what waits written now; return what drain() takes to wait for that."""
         with self._changed:
-            self._wanted = self._rounds + 2  # one may be under way that has not seen the last
-            self._changed.notify_all()
+            if self._waiting:  # for it may be asked often, and there is mostly nothing
+                self._want_round()
             return self._wanted
+
+    def _want_round(self) -> None:
+        self._wanted = self._rounds + 2  # one may be under way that has not seen the last
+        self._changed.notify_all()
 
     def drain(self, wanted: int, deadline: float) -> None:
         """Wait until what waited at kick() is written, up to a deadline of time.monotonic().
