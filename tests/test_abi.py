@@ -180,3 +180,14 @@ def test_stats_slots_hold_every_reason() -> None:
     indices = {abi.stats_index(p, v, r) for p in abi.Path for v in abi.Verdict for r in abi.Reason}
     assert len(indices) == len(abi.Path) * len(abi.Verdict) * len(abi.Reason)
     assert max(indices) < len(abi.Path) * len(abi.Verdict) * abi.REASON_SLOTS
+
+
+def test_what_is_read_of_the_stats_is_all_that_can_count() -> None:
+    """Whether it is, each packet of the tests of programs shows: they read it this way."""
+    read = [n for first, count in abi.stats_parts() for n in range(first, first + count)]
+    assert len(read) == len(set(read))
+    for path, reason in itertools.product(abi.Path, abi.Reason):
+        assert abi.stats_index(path, abi.Verdict.DROP, reason) in read
+        assert abi.stats_index(path, abi.Verdict.WOULD_DROP, reason) in read
+        for verdict in (abi.Verdict.ACCEPT, abi.Verdict.REJECT):
+            assert (abi.stats_index(path, verdict, reason) in read) is (reason <= abi.LAST_TO_PASS)

@@ -229,6 +229,11 @@ class TestMaps:
                 refuse = lambda *_: -errno.EINVAL  # noqa: E731
                 monkeypatch.setattr(libbpf.library(), "bpf_map_lookup_batch", refuse)
             assert libbpf.array_values(fd, 24) == words
+            for first in {0, 1, entries // 2, entries - 1} - {entries}:
+                assert libbpf.array_values(fd, 24, first) == words[24 * first :]
+                for count in {1, entries - first}:
+                    part = words[24 * first :][: 24 * count]
+                    assert libbpf.array_values(fd, 24, first, count) == part
         with pytest.raises(KernelError):
             libbpf.array_values(fd, 24)
 

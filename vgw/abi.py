@@ -12,6 +12,7 @@ import ctypes
 import enum
 import ipaddress
 import sys
+from collections.abc import Iterator
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
@@ -103,6 +104,10 @@ class Reason(enum.IntEnum):
     CT_HALF_OPEN = 47
     CT_RATE = 48
     CT_BUSY = 49
+
+
+#: The last of the reasons for which a packet may pass or be rejected; the others only refuse.
+LAST_TO_PASS: Final = Reason.PROTOCOL
 
 
 class Mode(enum.IntEnum):
@@ -500,6 +505,20 @@ def queue_batches(conntrack_max: int) -> int:
 def stats_index(path: Path, verdict: Verdict, reason: Reason) -> int:
     """Return the index of a packet counter in the `stats` map."""
     return (path * len(Verdict) + verdict) * REASON_SLOTS + reason
+
+
+def stats_parts() -> Iterator[tuple[int, int]]:
+    """Yield first index and number of the packet counters that can count; others stay zero.
+
+    Packets pass, and are rejected, for the reasons up to LAST_TO_PASS alone, and there is room for
+    reasons that do not exist.
+    """
+    for path in Path:
+        yield stats_index(path, Verdict.ACCEPT, Reason.NONE), LAST_TO_PASS + 1
+        drop = stats_index(path, Verdict.DROP, Reason.NONE)
+        # One question for two that are nearly side by side.
+        yield drop, stats_index(path, Verdict.REJECT, LAST_TO_PASS) + 1 - drop
+        yield stats_index(path, Verdict.WOULD_DROP, Reason.NONE), len(Reason)
 
 
 def stats_labels(index: int) -> tuple[Path, Verdict, Reason]:

@@ -8,6 +8,7 @@ import ctypes
 import enum
 import errno
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_char, c_size_t, c_uint32, c_uint64
@@ -230,22 +231,23 @@ def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes
         tokens.reverse()
 
 
-def array_values(fd: int, value_size: int, entries: int | None = None) -> bytes:
-    """Return all values of an array, one behind the other by index; raises KernelError.
+def array_values(fd: int, value_size: int, first: int = 0, count: int | None = None) -> bytes:
+    """Return values of an array, one behind the other by index; raises KernelError.
 
-    `value_size` is that of one value as for map_lookup; of a map whose number of `entries` is known
-    the kernel need not be asked. Quick for many small ones.
+    They are `count` from index `first` on, which have to be there, or without `count` all from
+    there on. `value_size` is that of one value as for map_lookup. Quick for many small ones.
     """
-    if entries is None:
-        entries = map_info(fd).max_entries
-    keys = (c_uint32 * entries)()
-    values = (c_char * (value_size * entries))()
-    token, filled = c_uint32(), c_uint32(entries)
+    wanted = map_info(fd).max_entries - first if count is None else count
+    keys = (c_uint32 * wanted)()
+    values = (c_char * (value_size * wanted))()
+    token, filled = c_uint32(), c_uint32(wanted)
+    before = bytes(c_uint32(first - 1)) if first else None
     result = library().bpf_map_lookup_batch(
-        fd, None, ctypes.byref(token), keys, values, ctypes.byref(filled), None
+        fd, before, ctypes.byref(token), keys, values, ctypes.byref(filled), None
     )
     if -result in _UNSUPPORTED:
-        return b"".join(value for _, value in _walk(fd, 4, value_size))
+        walked = itertools.islice(_walk(fd, 4, value_size, before), wanted)
+        return b"".join(value for _, value in walked)
     if result != -errno.ENOENT:  # which says that the end was reached
         check(result, "read an array")
     return values.raw
