@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from vgw.controller import metrics_text
 from vgw.controller.metrics_text import CounterFamily, GaugeFamily, render
 
 
@@ -36,6 +37,18 @@ def test_text_is_that_of_the_library() -> None:
     registry = CollectorRegistry()
     registry.register(Given(*families()))
     assert render(families()) == generate_latest(registry)
+
+
+def test_labels_that_are_written_already_get_the_values_of_now() -> None:
+    for samples in ({"a": 1, "b": 2}, {"b": 3, "c": 4}, {"c": 5}, {"a": 6}):
+        for labels in (("vm",), ("interface",)):
+            family = GaugeFamily("vgw_seen", "Gauge.", labels=labels)
+            for name, value in samples.items():
+                family.add_metric((name,), value)
+            registry = CollectorRegistry()
+            registry.register(Given(family))
+            assert render((family,)) == generate_latest(registry)
+        assert {*metrics_text._written['vgw_seen{vm="%s"} ']} == {(name,) for name in samples}
 
 
 def test_families_of_other_kinds_are_in_it() -> None:

@@ -31,6 +31,10 @@ _ENDPOINT: Final = ("vm", "interface")
 _REFUSED: Final = (abi.Verdict.DROP, abi.Verdict.REJECT)
 _ALWAYS_SHOWN: Final = (abi.Verdict.ACCEPT, abi.Verdict.DROP)
 
+_NOTHING_YET: Final = {
+    (path, verdict): Counter(0, 0) for path in abi.Path for verdict in _ALWAYS_SHOWN
+}
+
 Stats = Mapping[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]
 
 
@@ -203,7 +207,7 @@ def _packet_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
 
 def _by_verdict(stats: Stats) -> dict[tuple[abi.Path, abi.Verdict], Counter]:
     """Sum over reasons; the common verdicts are there from the first scrape, with zero."""
-    sums = {(path, verdict): Counter(0, 0) for path in abi.Path for verdict in _ALWAYS_SHOWN}
+    sums = dict(_NOTHING_YET)
     for (path, verdict, _), counter in stats.items():
         packets, octets = sums.get((path, verdict), (0, 0))
         sums[path, verdict] = Counter(packets + counter.packets, octets + counter.bytes)

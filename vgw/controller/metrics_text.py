@@ -2,18 +2,21 @@
 """The text of a scrape, made quickly: a host with 1,000 endpoints has some 20,000 samples.
 
 prometheus_client makes an object with a dictionary of each sample, and formats its labels anew.
-The families here keep values as they come and have one format for all their samples. They are
-prometheus_client's families too: registries and its own formatters can be given them.
+The families here keep values as they come and write the labels of a series once, for as long as it
+is there. They are prometheus_client's families too: registries and its own formatters can be given
+them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
+
+#: By the format of a metric's series: those of its last text, written, by the values of labels.
+_written: dict[str, dict[tuple[str, ...], str]] = {}
 
 #: What `render` makes: the text format that every Prometheus reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,29 +31,32 @@ class _Family(Metric):
         """Name a metric; `labels` are the names of its labels."""
         super().__init__(name, documentation, self.kind)
         self._labels = tuple(labels)
-        self._rows: list[tuple[Sequence[str], float]] = []
+        self._rows: list[tuple[tuple[str, ...], float]] = []
 
     kind = "unknown"
 
     def add_metric(self, values: Sequence[str], value: float) -> None:
         """Add a sample: the values of the labels, in their order, and the sample's own."""
-        self._rows.append((values, value))
+        self._rows.append((tuple(values), value))
 
     def text(self) -> str:
         """Return the family in the text format."""
         name = f"{self.name}{self.suffix}"
         order = sorted(range(len(self._labels)), key=self._labels.__getitem__)
         labels = ",".join(f'{self._labels[place]}="%s"' for place in order)
-        line = f"{name}{{{labels}}} %s" if labels else f"{name} %s"
-        escape = _escaped
+        series = f"{name}{{{labels}}} " if labels else f"{name} "
+        before, now = _written.get(series, {}), {}
         lines = [
             f"# HELP {name} {_one_line(self.documentation)}",
             f"# TYPE {name} {self.kind}",
-            *(
-                line % (*[escape(values[place]) for place in order], float(value))
-                for values, value in self._rows
-            ),
         ]
+        for values, value in self._rows:
+            written = before.get(values)
+            if written is None:
+                written = series % tuple(_escaped(values[place]) for place in order)
+            now[values] = written
+            lines.append(written + repr(float(value)))
+        _written[series] = now
         return "\n".join(lines)
 
     @property
@@ -111,7 +117,6 @@ def render(families: Iterable[Metric]) -> bytes:
     return "".join(f"{part}\n" for part in parts).encode() + rest
 
 
-@functools.lru_cache(maxsize=16384)
 def _escaped(value: str) -> str:
     """Return the value of a label between its quotes."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
