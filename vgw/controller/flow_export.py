@@ -13,7 +13,6 @@ import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Final
 
 from vgw import __version__
@@ -21,10 +20,10 @@ from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.flow_file import FlowWriter, Section, own_head
 from vgw.controller.flow_table import are_live, read_flows
+from vgw.controller.machine import boot_id
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 #: A packet's time is taken before its flow is written: what is this old may not have been told.
 _SLACK_NS: Final = SECOND_NS
 
@@ -90,7 +89,7 @@ def export_flows(host: Host, vm: str, out: IO[bytes], since: Token | None = None
 def _next_token(opened: Sequence[OpenEndpoint], since: Token | None) -> Token:
     """Return the token of an export that begins now."""
     numbers = sorted(endpoint.maps.config().endpoint for endpoint in opened)
-    text = f"{_BOOT_ID.read_text().strip()} {numbers}"
+    text = f"{boot_id()} {numbers}"
     origin = hashlib.sha256(text.encode()).hexdigest()[:16]
     now = coarse_now_ns()
     if since is None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+from vgw.controller.machine import boot_id
 
 
 class Moment(NamedTuple):
@@ -29,9 +28,9 @@ Clock = Callable[[], Moment]
 
 
 def now() -> Moment:
-    """Return the moment."""
+    """Return the moment. Raises VgwError."""
     boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return Moment(_BOOT_ID.read_text().strip(), boot, time.time())
+    return Moment(boot_id(), boot, time.time())
 
 
 @dataclass(frozen=True, slots=True)
