@@ -7,7 +7,7 @@ from tests.engines import Outcome
 from tests.program_engine import ProgramEngine
 from vgw import abi, libbpf, loader
 from vgw.abi import Path, Verdict
-from vgw.controller.shield import load_shield
+from vgw.controller.shield import PROGRAM, load_shield
 from vgw.policy.guards import EndpointFacts
 from vgw.policy.model import EffectivePolicy, Hook
 
@@ -53,7 +53,7 @@ class ShieldedEngine(ProgramEngine):
     def _is_met(self, frame: bytes) -> bool:
         """Show a frame to the shield; return whether it dropped it."""
         before = self._state()
-        run = libbpf.prog_test_run(self._shield.program, frame)
+        run = libbpf.prog_test_run(self._shield.programs[PROGRAM], frame)
         assert run.data_out == frame, "the shield changed the packet"
         if run.retval == XDP_DROP:
             return True

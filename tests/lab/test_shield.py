@@ -17,7 +17,7 @@ from bench.flood import Flood, Flooder, Step, tap_target
 from scripts.lab.tap_guest import open_tap
 from scripts.lab.wire import inside
 from tests.frames import OUT, UDP, udp
-from tests.lab.devices import SHIELDED, Devices, document
+from tests.lab.devices import SHIELDED, Devices, document, run
 from tests.lab.foreign_xdp import passing_program, redirecting_program
 from tests.lab.topology import Lab, eventually
 from vgw import libbpf
@@ -141,6 +141,19 @@ def test_it_is_taken_off_before_a_change(devices: Devices, name: str) -> None:
     assert devices.host.shields.up() == set()
     assert xdp() != shield
     assert not shield_pin(devices.paths.endpoint_dir("web01", "tap0")).exists()
+
+
+def test_it_leaves_no_pin_where_the_interface_got_another_name(devices: Devices) -> None:
+    devices.queue("tap0")
+    devices.protect(document(egress=NO_23), hook=SHIELDED)
+    run("ip link set tap0 down")
+    run("ip link set tap0 name tap9")
+    (renamed,) = devices.host.follow_renames()
+    pin = shield_pin(devices.paths.endpoint_dir("web01", renamed.new))
+    assert pin.exists()
+    devices.host.shields.close()
+    assert xdp("tap9") is None
+    assert not pin.exists()
 
 
 def test_an_apply_that_changes_nothing_leaves_it(devices: Devices) -> None:

@@ -19,7 +19,8 @@ from typing import Final
 from vgw import files, libbpf, loader
 from vgw.controller.builds import build_of
 from vgw.controller.endpoint import OpenEndpoint
-from vgw.controller.links import shield_pin
+from vgw.controller.links import pinned_program, shield_pin
+from vgw.controller.pins import endpoint_dirs, quietly
 from vgw.controller.stages import has_stages, load_stages, with_stages
 from vgw.controller.tools import Tools
 from vgw.errors import KernelError, VgwError
@@ -29,32 +30,15 @@ from vgw.loader import Artefact, Instance
 PROGRAM: Final = "xdp_shield"
 
 
-class Shield:
-    """A loaded shield; what it is made of goes with close()."""
-
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-
-    @property
-    def program(self) -> int:
-        """The descriptor of the program."""
-        return self._instance.programs[PROGRAM]
-
-    def close(self) -> None:
-        """Close the program and its map; may be called again."""
-        self._instance.close()
-
-
-def load_shield(artefact: Artefact, fds: Mapping[str, int], *, staged: bool = True) -> Shield:
+def load_shield(artefact: Artefact, fds: Mapping[str, int], *, staged: bool = True) -> Instance:
     """Load a shield that uses the maps of an endpoint, the host's `events` among them.
 
     `staged`: the policy in force needs the programs' stages. Raises VgwError.
     """
-    shield = Shield(loader.instantiate(artefact, (PROGRAM,), reuse=fds))
+    shield = loader.instantiate(artefact, (PROGRAM,), reuse=fds)
     try:
         if staged:
-            everything = {**fds, **shield._instance.maps}
-            load_stages(artefact, (PROGRAM,), everything, fds["events"])
+            load_stages(artefact, (PROGRAM,), {**fds, **shield.maps}, fds["events"])
     except BaseException:
         shield.close()
         raise
@@ -63,13 +47,15 @@ def load_shield(artefact: Artefact, fds: Mapping[str, int], *, staged: bool = Tr
 
 @dataclass(frozen=True, slots=True)
 class _Raised:
-    """A shield on an interface; `link` is the descriptor that keeps it there."""
+    """A shield on an interface; `link` is the descriptor that keeps it there.
+
+    `vm_dir` is where the endpoints of its VM are pinned; interfaces may get other names.
+    """
 
     vm: str
-    interface: str
-    shield: Shield
+    vm_dir: pathlib.Path
+    shield: Instance
     link: int
-    pin: pathlib.Path
 
 
 class Shields:
@@ -98,10 +84,12 @@ class Shields:
             undo.callback(shield.close)
             pin = shield_pin(endpoint.directory)
             files.unlink(pin)  # of a controller that was killed; its link went with it
-            libbpf.pin(shield.program, pin)
+            libbpf.pin(shield.programs[PROGRAM], pin)
             undo.callback(files.unlink, pin)
-            link = libbpf.link_create(shield.program, ifindex, AttachType.XDP, libbpf.XDP_NATIVE)
-            self._raised[identity] = _Raised(endpoint.vm, endpoint.interface, shield, link, pin)
+            link = libbpf.link_create(
+                shield.programs[PROGRAM], ifindex, AttachType.XDP, libbpf.XDP_NATIVE
+            )
+            self._raised[identity] = _Raised(endpoint.vm, endpoint.directory.parent, shield, link)
             undo.pop_all()
 
     def lower(self, identity: int) -> None:
@@ -135,6 +123,9 @@ def _take_off(raised: _Raised) -> None:
     with contextlib.suppress(KernelError):  # of an interface that is gone
         libbpf.link_detach(raised.link)
     os.close(raised.link)
+    program = libbpf.prog_info(raised.shield.programs[PROGRAM]).id
     raised.shield.close()
-    with contextlib.suppress(OSError):
-        files.unlink(raised.pin)
+    for directory in endpoint_dirs(raised.vm_dir):
+        pinned = pinned_program(shield_pin(directory))
+        if pinned is not None and pinned.id == program:
+            quietly(files.unlink, shield_pin(directory))
