@@ -11,13 +11,12 @@ import pytest
 
 from tests.controller.observe import program_ids, received, row, send_to_vm, traces
 from tests.controller.policies import document, interface, to_vm
-from vgw import libbpf
-from vgw.controller.endpoint import NEEDED_MAPS
+from vgw import libbpf, loader
+from vgw.controller.endpoint import NEEDED_MAPS, TABLES
 from vgw.controller.links import opened
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
-from vgw.maps import read_chunks
 
 pytestmark = pytest.mark.bpf
 
@@ -25,13 +24,13 @@ Tap = Callable[[str], int]
 HTTP = "[{name: http, action: accept, services: [tcp/80]}]"
 
 
-def empty_like(pin: Path) -> int:
+def empty_like(host: Host, pin: Path) -> int:
     """Return an empty map of the same type and sizes as the one that is pinned."""
     with opened(pin) as fd:
         info = libbpf.map_info(fd)
-        inner = None
-        if info.map_type in libbpf.MAPS_OF_MAPS:
-            inner = libbpf.map_fd_by_id(next(iter(read_chunks(fd).values())))
+    inner = None
+    if info.map_type in libbpf.MAPS_OF_MAPS:
+        inner = loader.new_inner(host.artefact(TABLES), pin.name, 1)
     try:
         sizes = info.key_size, info.value_size, info.max_entries
         return libbpf.map_create(info.map_type, info.name, *sizes, info.flags, inner)
@@ -54,7 +53,7 @@ def test_catalogue_M24_a_pinned_map_that_the_programs_do_not_use_is_noticed(
     directory = paths.endpoint_dir("web01", "tap0")
     for name in NEEDED_MAPS:
         pin = directory / name
-        own, other = libbpf.get_pinned(pin), empty_like(pin)
+        own, other = libbpf.get_pinned(pin), empty_like(host, pin)
         put(pin, other)
         there = row(host)
         assert not there["attached"]
@@ -73,7 +72,7 @@ def test_catalogue_M24_attach_repairs_it_and_packets_meet_the_right_maps(
     vm = tap("tap0")
     host.attach(document(HTTP), "web01")
     pin = paths.endpoint_dir("web01", "tap0") / "stats"
-    other = empty_like(pin)
+    other = empty_like(host, pin)
     put(pin, other)
     os.close(other)
     before = program_ids_of(paths)
@@ -110,7 +109,7 @@ def test_catalogue_M24_a_lost_event_buffer_is_found_again(
     with opened(paths.events) as fd:
         own = libbpf.map_info(fd).id
     for damage in ("removed", "replaced"):
-        other = empty_like(paths.events)
+        other = empty_like(host, paths.events)
         paths.events.unlink()
         if damage == "replaced":
             put(paths.events, other)
