@@ -5,9 +5,9 @@
  *   recall_denial -> parse_frame -> judge_request -> guard -> conntrack -> policy_judge (a miss or
  *   an old generation) -> flow_open -> settle_first_fragment -> finish
  *
- * A hook's entry file fills a struct frame, calls begin_packet and finish, and turns what they
- * say into its own return code. Between the two the hook's stage takes over by a tail call
- * where the rule lookup has to look into many blocks; stage and program share their maps.
+ * A hook's entry file fills a struct frame, calls recall_packet, begin_packet and finish, and
+ * turns what they say into its own return code. Between the last two the hook's stage takes over by
+ * a tail call where the rule lookup has to look into many blocks; stage and program share their maps.
  */
 #ifndef VGW_PIPELINE_H
 #define VGW_PIPELINE_H
@@ -381,11 +381,13 @@ static __always_inline struct endpoint_config *config_in_force(u32 *slot)
 }
 
 /*
- * Judges a frame on its path. Returns whether its rule lookup is unfinished: the hook's
- * stage goes on with it then. Without configuration judged->config is NULL, and nothing passes.
+ * Looks for the configuration, and whether the frame was denied just now. Returns whether that
+ * decides it. Without configuration judged->config is NULL, and nothing passes. What follows has
+ * to read the place of the frame anew: the verifier knows how far it was read here, differently
+ * for each kind of frame, and would walk the rest of the program for each of them.
  */
-static __always_inline bool begin_as(enum judge who, struct judged *judged,
-				     const struct frame *frame, u32 path)
+static __always_inline bool recall_packet(struct judged *judged, const struct frame *frame,
+					  u32 path)
 {
 	struct scratch *work;
 	u32 zero = 0;
@@ -399,14 +401,27 @@ static __always_inline bool begin_as(enum judge who, struct judged *judged,
 		return false;
 	work->asked = 0;
 	work->lookup.unfinished = 0;
-	if (judged->config->mode != VGW_MODE_QUARANTINE &&
-	    recall_denial(judged->config, frame, work, path) &&
-	    !is_told_of(judged->config, &work->denied, path)) {
-		work->packet.wire_length = frame->length;
-		work->packet.first_fragment = false;
-		deny_again(work, path);
+	if (judged->config->mode == VGW_MODE_QUARANTINE ||
+	    !recall_denial(judged->config, frame, work, path) ||
+	    is_told_of(judged->config, &work->denied, path))
 		return false;
-	}
+	work->packet.wire_length = frame->length;
+	work->packet.first_fragment = false;
+	deny_again(work, path);
+	return true;
+}
+
+/*
+ * Judges a frame on its path that recall_packet did not decide. Returns whether its rule lookup
+ * is unfinished: the hook's stage goes on with it then.
+ */
+static __always_inline bool begin_as(enum judge who, struct judged *judged,
+				     const struct frame *frame, u32 path)
+{
+	struct scratch *work = judged->work;
+
+	if (!judged->config || !work)
+		return false;
 	forget_values();
 	take_frame(frame, &work->packet);
 	forget_values();

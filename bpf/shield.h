@@ -11,6 +11,7 @@
 #define VGW_SHIELD_H
 
 #include "pipeline.h"
+#include "xdp_frame.h"
 
 /*
  * Whether tc, too, would drop the packet. In monitor mode nothing is dropped. The lengths in

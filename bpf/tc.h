@@ -77,6 +77,13 @@ static __always_inline bool is_own_answer(u32 mark)
 	return config && config->reply_mark == mark;
 }
 
+/* Says where the part of the frame is that can be read directly. */
+static __always_inline void place_frame(struct __sk_buff *skb, struct frame *frame)
+{
+	frame->data = (void *)(long)skb->data;
+	frame->data_end = (void *)(long)skb->data_end;
+}
+
 /* Judges a frame. Returns what is to become of it. */
 static __always_inline int tc_judge(struct __sk_buff *skb, u32 path)
 {
@@ -92,8 +99,7 @@ static __always_inline int tc_judge(struct __sk_buff *skb, u32 path)
 	/* Only the linear part can be read; a failed pull leaves it short and the parser says so. */
 	if (data + wanted > data_end)
 		bpf_skb_pull_data(skb, wanted);
-	frame.data = (void *)(long)skb->data;
-	frame.data_end = (void *)(long)skb->data_end;
+	place_frame(skb, &frame);
 	frame.length = skb->len;
 	frame.gso = skb->gso_size;
 	frame.segments = skb->gso_segs; /* 0 for a frame that a guest handed over */
@@ -102,8 +108,11 @@ static __always_inline int tc_judge(struct __sk_buff *skb, u32 path)
 	frame.tag_protocol = ntohs(skb->vlan_proto);
 	frame.tag_control = skb->vlan_tci;
 	read_checksum_request(skb, &frame);
-	if (begin_packet(&judged, &frame, path))
-		tc_stages.call(skb, path);
+	if (!recall_packet(&judged, &frame, path)) {
+		place_frame(skb, &frame);
+		if (begin_packet(&judged, &frame, path))
+			tc_stages.call(skb, path);
+	}
 	return tc_finish(skb, &judged, path);
 }
 

@@ -7,6 +7,7 @@
 
 #include "pipeline.h"
 #include "reject.h"
+#include "xdp_frame.h"
 
 /* The kernel keeps what it knows of a super-frame's segments beside it, wrong for an answer. */
 #define XDP_LONGEST_ANSWERED 2048

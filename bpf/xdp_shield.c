@@ -6,14 +6,14 @@
 
 int xdp_shield(struct xdp_md *ctx)
 {
-	struct frame frame = {
-		.data = (void *)(long)ctx->data,
-		.data_end = (void *)(long)ctx->data_end,
-		.length = ctx->data_end - ctx->data,
-	};
+	struct frame frame = { .length = ctx->data_end - ctx->data };
 	struct judged judged;
 
-	if (begin_as(SHIELD, &judged, &frame, VGW_PATH_FROM_VM))
-		xdp_stages.call(ctx, 1);
+	place_frame(ctx, &frame);
+	if (!recall_packet(&judged, &frame, VGW_PATH_FROM_VM)) {
+		place_frame(ctx, &frame);
+		if (begin_as(SHIELD, &judged, &frame, VGW_PATH_FROM_VM))
+			xdp_stages.call(ctx, 1);
+	}
 	return shield_code(ctx, &judged);
 }
