@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -23,16 +24,16 @@ netns, paths, host, tap = own_host.netns, own_host.paths, own_host.host, own_hos
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Let the host give no more than so many threads, as a limit of pids does."""
     left: int = request.param
-    start = threading.Thread.start
+    start = _thread.start_new_thread
 
-    def limited(self: threading.Thread) -> None:
+    def limited(function: Callable[[], object], arguments: tuple[()]) -> int:
         nonlocal left
         if left == 0:
             raise RuntimeError("can't start new thread")
         left -= 1
-        start(self)
+        return start(function, arguments)
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(_thread, "start_new_thread", limited)
     return int(request.param)
 
 
@@ -43,9 +44,30 @@ def test_all_calls_are_made_in_few_threads(threads: int) -> None:
         used.add(threading.get_ident())
         return number
 
-    found = [future.result() for future in outcomes([partial(call, n) for n in range(50)], 48)]
+    found = [made.result() for made in outcomes([partial(call, n) for n in range(50)], 48)]
     assert found == list(range(50))
     assert len(used) <= threads + 1
+
+
+@pytest.fixture
+def stillborn(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Let threads end before they do anything, as for want of memory; those that were started."""
+    started: list[object] = []
+
+    def start(function: Callable[[], object], _: tuple[()]) -> int:
+        started.append(function)
+        return 0
+
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    monkeypatch.setattr(threading, "_start_new_thread", start)
+    return started
+
+
+def test_catalogue_M30_threads_that_end_as_they_start_are_not_waited_for(
+    stillborn: list[object],
+) -> None:
+    assert [made.result() for made in outcomes([lambda: 1] * 9, 4)] == [1] * 9
+    assert stillborn
 
 
 def test_they_are_made_at_the_same_time() -> None:
@@ -64,8 +86,8 @@ def test_no_more_than_asked_for_at_a_time() -> None:
         with lock:
             now -= 1
 
-    for future in outcomes([call] * 200, 3):
-        future.result()
+    for made in outcomes([call] * 200, 3):
+        made.result()
     assert 1 <= most <= 3
 
 

@@ -7,19 +7,24 @@ in any order, and a step has to be met again in the next run.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
+import resource
 import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vgw import libbpf, steps
 from vgw.controller.paths import Paths
 from vgw.errors import KernelError, VgwError
+
+#: After so long a change shows where its threads are, and ends.
+MOST_SECONDS: Final = 120
 
 
 class Step(NamedTuple):
@@ -113,16 +118,27 @@ def _child(
     action: Callable[[], int],
     writing: int,
 ) -> None:
-    error: str | None = None
-    watch = Watch(paths, at, action)
+    """Make the change and answer; never return, not even for want of memory."""
+    code = 1
+    try:
+        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
+        watch = Watch(paths, at, action)
+        ended = _outcome(watch, change)
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))  # where memory ran out
+        with os.fdopen(writing, "w") as answer:
+            json.dump([ended, watch.steps], answer)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _outcome(watch: Watch, change: Callable[[], object]) -> str | None:
     try:
         with steps.watched_by(watch):
             change()
     except VgwError as problem:
-        error = f"{type(problem).__name__}: {problem}"
+        return f"{type(problem).__name__}: {problem}"
     except BaseException as problem:
-        error = f"escaped: {type(problem).__name__}: {problem}"
-    finally:
-        with os.fdopen(writing, "w") as answer:
-            json.dump([error, watch.steps], answer)
-        os._exit(0)
+        return f"escaped: {type(problem).__name__}: {problem}"
+    return None

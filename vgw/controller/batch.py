@@ -7,7 +7,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -178,10 +177,9 @@ def each_of(
     `alive` is called whenever an item is done, by whichever thread did it.
     """
     order = list(items)
-    calls = [functools.partial(_told, function, item, alive) for item in order]
-    for item, future in zip(order, libbpf.outcomes(calls, workers), strict=True):
-        outcome = _outcome(future)
-        yield item, outcome
+    functions = [functools.partial(_told, function, item, alive) for item in order]
+    for item, call in zip(order, libbpf.outcomes(functions, workers), strict=True):
+        yield item, _outcome(call)
 
 
 def in_two_steps(
@@ -199,15 +197,15 @@ def in_two_steps(
     whenever a step is done, by whichever thread did it.
     """
     order = list(items)
-    futures: list[Future[Any]] = []
+    calls: list[libbpf.Call[Any]] = []
     with libbpf.Helpers(workers - 1) as helpers:
         for item in order:
-            future = libbpf.made(functools.partial(_told, first, item, alive))
-            if future.exception() is None and future.result():
-                future = helpers.begin(functools.partial(_told, then, item, alive))
-            futures.append(future)
-    for item, future in zip(order, futures, strict=True):
-        outcome = _outcome(future)
+            call = libbpf.made(functools.partial(_told, first, item, alive))
+            if call.error is None and call.result():
+                call = helpers.begin(functools.partial(_told, then, item, alive))
+            calls.append(call)
+    for item, call in zip(order, calls, strict=True):
+        outcome = _outcome(call)
         yield item, outcome if isinstance(outcome, VgwError) else None
 
 
@@ -219,10 +217,10 @@ def _told(function: Callable[[_Item], _Result], item: _Item, alive: Callable[[],
         alive()
 
 
-def _outcome(future: Future[_Result]) -> _Result | VgwError:
+def _outcome(call: libbpf.Call[_Result]) -> _Result | VgwError:
     """Return the result of a call, or the error that it raised."""
     try:
-        return future.result()
+        return call.result()
     except VgwError as error:
         return error
     except OSError as error:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from queue import Empty, SimpleQueue
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 _Value = TypeVar("_Value")
+_Value_co = TypeVar("_Value_co", covariant=True)
 
 
 def side_by_side(first: Callable[[], object], *others: Callable[[], object]) -> None:
@@ -18,18 +18,58 @@ def side_by_side(first: Callable[[], object], *others: Callable[[], object]) -> 
 
     Raises what the first of them, in this order, has raised.
     """
-    for future in outcomes([first, *others], 1 + len(others)):
-        future.result()
+    for call in outcomes([first, *others], 1 + len(others)):
+        call.result()
 
 
-def outcomes(calls: Sequence[Callable[[], _Value]], most: int) -> list[Future[_Value]]:
-    """Make calls, at most so many at a time, and return what each returned or raised.
+def outcomes(functions: Sequence[Callable[[], _Value]], most: int) -> list[Call[_Value]]:
+    """Call functions, at most so many at a time, and return the calls when all are made.
 
     The calling thread makes its share of them: where the host gives no more threads, as few as
     there are do it all.
     """
-    with Helpers(min(most, len(calls)) - 1) as helpers:
-        return [helpers.begin(call) for call in calls]
+    with Helpers(min(most, len(functions)) - 1) as helpers:
+        return [helpers.begin(function) for function in functions]
+
+
+class Call(Generic[_Value_co]):
+    """A call of a function, made once, by the thread that takes it first.
+
+    Memory may run out anywhere. A thread that then ends has not taken the call, or it has made it:
+    between the two nothing is allocated, so nobody waits for a thread that is no more.
+    """
+
+    def __init__(self, function: Callable[[], _Value_co]) -> None:
+        self._function = function
+        self._taken = _thread.allocate_lock()
+        self._unmade = _thread.allocate_lock()
+        self._unmade.acquire()
+        self._value: _Value_co
+        #: What the call raised; only once it is made.
+        self.error: BaseException | None = None
+
+    def make(self) -> None:
+        """Make the call, unless a thread has taken it."""
+        if not self._taken.acquire(blocking=False):
+            return
+        try:
+            self._value = self._function()
+        except BaseException as error:  # raised where the result is asked for
+            self.error = error
+        finally:
+            self._unmade.release()
+
+    def wait(self) -> None:
+        """Wait until the call is made."""
+        with self._unmade:
+            pass
+
+    def result(self) -> _Value_co:
+        """Wait until the call is made; return what it returned, or raise what it raised."""
+        self.wait()
+        if self.error is not None:
+            raise self.error
+        return self._value
 
 
 class Helpers:
@@ -41,46 +81,40 @@ class Helpers:
     def __init__(self, most: int) -> None:
         """Start at most so many threads, or as many as the host gives, when there is work."""
         self._most = most
-        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._calls: list[Call[object]] = []
+        self._waiting: SimpleQueue[Call[object] | None] = SimpleQueue()
+        self._threads = 0
 
     def __enter__(self) -> Helpers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(Empty):
-            while (work := self._waiting.get_nowait()) is not None:
-                work()
-        for _thread in self._threads:
+        for call in self._calls:
+            call.make()
+        for call in self._calls:
+            call.wait()
+        for _thread_of_ours in range(self._threads):
             self._waiting.put(None)
-        for thread in self._threads:
-            thread.join()
 
-    def begin(self, call: Callable[[], _Value]) -> Future[_Value]:
-        """Have a call made by a thread that has nothing to do, or when the block ends."""
-        future: Future[_Value] = Future()
-        self._waiting.put(lambda: _make(future, call))
-        if len(self._threads) < self._most:
+    def begin(self, function: Callable[[], _Value]) -> Call[_Value]:
+        """Have a function called by a thread that has nothing to do, or when the block ends."""
+        call = Call(function)
+        self._calls.append(call)
+        self._waiting.put(call)
+        if self._threads < self._most:
+            # Not threading.Thread, which waits for ever for a thread that has no memory to begin.
             with contextlib.suppress(RuntimeError, MemoryError):  # no more threads
-                thread = threading.Thread(target=self._run, name="vgw-worker")
-                thread.start()
-                self._threads.append(thread)
-        return future
+                _thread.start_new_thread(self._run, ())
+                self._threads += 1
+        return call
 
     def _run(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            work()
+        while (call := self._waiting.get()) is not None:
+            call.make()
 
 
-def made(call: Callable[[], _Value]) -> Future[_Value]:
-    """Make a call and return what it returned or raised."""
-    future: Future[_Value] = Future()
-    _make(future, call)
-    return future
-
-
-def _make(future: Future[_Value], call: Callable[[], _Value]) -> None:
-    try:
-        future.set_result(call())
-    except BaseException as error:  # raised where the result is asked for
-        future.set_exception(error)
+def made(function: Callable[[], _Value]) -> Call[_Value]:
+    """Call a function, and return the call that was made."""
+    call = Call(function)
+    call.make()
+    return call
