@@ -110,11 +110,23 @@ def test_catalogue_M5_killed_between_making_an_image_and_its_switch(a_world: Wor
 # --- M30: for want of memory ----------------------------------------------------------------
 
 
+_taken: list[bytearray] = []
+
+
 def no_more_memory() -> int:
-    """Let this process get no more memory than it has mapped."""
+    """Let this process get no more memory, and use what it has mapped: smaller and smaller blocks.
+
+    Only what it needs for small objects is left, and that not for long.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     size = pages * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    size = 1 << 20
+    while size >= 1 << 10:
+        try:
+            _taken.append(bytearray(size))
+        except MemoryError:
+            size //= 2
     return 0
 
 
@@ -124,6 +136,7 @@ def test_catalogue_M30_memory_runs_out_in_the_middle_of_a_change(a_world: World,
     scenario.before(a_world)
     found = run_change(a_world.paths, partial(scenario.change, a_world)).steps
     a_world.clear()
+    failed = 0
     for step in found[5::20]:
         if scenario.bare:
             a_world.clear()
@@ -131,10 +144,12 @@ def test_catalogue_M30_memory_runs_out_in_the_middle_of_a_change(a_world: World,
         a_world.prober.seen()
         ended = run_change(a_world.paths, partial(scenario.change, a_world), step, no_more_memory)
         assert ended.error is None or not ended.error.startswith("escaped"), (step, ended.error)
+        failed += ended.error is not None
         scenario.change(a_world)
         assert scenario.allows(a_world.prober.seen()), step
         assert a_world.prober.now() == {B}
         a_world.left()
+    assert failed > 1
 
 
 # --- negative controls: what is done in the wrong order is noticed --------------------------------
