@@ -99,6 +99,11 @@
 	X(DISPLACED)     \
 	X(DETACHED)
 
+/* What is counted of floods: packets from the VM that are dropped where the name says, floods.h. */
+#define VGW_FLOOD_DROPS(X) \
+	X(AT_TC)           \
+	X(AT_SHIELD)
+
 #define VGW_ENUMERATE_PATH(name) VGW_PATH_##name,
 #define VGW_ENUMERATE_VERDICT(name) VGW_VERDICT_##name,
 #define VGW_ENUMERATE_REASON(name) VGW_REASON_##name,
@@ -107,6 +112,7 @@
 #define VGW_ENUMERATE_ACTION(name) VGW_ACTION_##name,
 #define VGW_ENUMERATE_EVENT_KIND(name) VGW_EVENT_##name,
 #define VGW_ENUMERATE_FLOW_END(name) VGW_END_##name,
+#define VGW_ENUMERATE_FLOOD_DROP(name) VGW_FLOOD_DROP_##name,
 
 enum vgw_path { VGW_PATHS(VGW_ENUMERATE_PATH) VGW_PATH_COUNT };
 enum vgw_verdict { VGW_VERDICTS(VGW_ENUMERATE_VERDICT) VGW_VERDICT_COUNT };
@@ -116,6 +122,7 @@ enum vgw_flow_state { VGW_FLOW_STATES(VGW_ENUMERATE_FLOW_STATE) VGW_FLOW_COUNT }
 enum vgw_action { VGW_ACTIONS(VGW_ENUMERATE_ACTION) VGW_ACTION_COUNT };
 enum vgw_event_kind { VGW_EVENT_KINDS(VGW_ENUMERATE_EVENT_KIND) VGW_EVENT_COUNT };
 enum vgw_flow_end { VGW_FLOW_ENDS(VGW_ENUMERATE_FLOW_END) VGW_END_COUNT };
+enum vgw_flood_drop { VGW_FLOOD_DROPS(VGW_ENUMERATE_FLOOD_DROP) VGW_FLOOD_DROP_COUNT };
 
 /* Bits of endpoint_config.guards. A guard that lacks its facts is left out by user space. */
 #define VGW_GUARD_MAC (1 << 0)

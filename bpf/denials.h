@@ -3,8 +3,8 @@
  * What the policy has denied just now, so that a flood of it costs neither parser nor rule lookup.
  *
  * A denial is what the policy says of a packet without a flow. It holds for the next frame with
- * the same head as long as configuration and policy are the same and no flow was made meanwhile:
- * so there is still none. Only a CPU that denies a lot looks here, before it reads the frame;
+ * the same head as long as configuration and policy are the same and no flow was made meanwhile,
+ * nor lives again because a flush was undone: so there is still none. Only a CPU that denies a lot looks here, before it reads the frame;
  * else packets pay nothing for it. Each CPU has its own few denials, each in a place that its
  * head says, so a sender who fills them gains the lookup that there would be without them.
  */
@@ -75,7 +75,8 @@ static __always_inline bool recall_denial(const struct endpoint_config *config,
 	forget_values();
 	denial = denial_place(work);
 	if (!denial || !same_head(&denial->head, &work->head) ||
-	    denial->generation != config->generation || denial->flows_made != work->flows_made)
+	    denial->generation != config->generation || denial->epoch != config->flow_epoch ||
+	    denial->flows_made != work->flows_made)
 		return false;
 	work->denied = denial->decision;
 	work->denial_known = 1;
@@ -116,6 +117,7 @@ static __always_inline void note_denial(const struct endpoint_config *config,
 	denial->head = work->head;
 	denial->flows_made = work->flows_made;
 	denial->generation = config->generation;
+	denial->epoch = config->flow_epoch;
 	denial->decision = work->decision;
 }
 

@@ -17,7 +17,8 @@
 
 #define VGW_CONNTRACK_TEMPLATE 65536 /* flows; user space sets each endpoint's own limit */
 #define VGW_QUEUE_TEMPLATE (VGW_CONNTRACK_TEMPLATE / VGW_QUEUE_BATCH)
-#define VGW_STATS_ENTRIES (VGW_PATH_COUNT * VGW_VERDICT_COUNT * VGW_REASON_SLOTS)
+#define VGW_STATS_VERDICTS (VGW_PATH_COUNT * VGW_VERDICT_COUNT * VGW_REASON_SLOTS)
+#define VGW_STATS_ENTRIES (VGW_STATS_VERDICTS + VGW_FLOOD_DROP_COUNT)
 
 /* pipeline.h: which slot of configs and policies is in force; one store switches both. */
 BPF_ARRAY(active, struct active_slot, 1);

@@ -100,6 +100,12 @@ struct packet {
 	u8 nd_option;                   /* type of the link-layer option that counts there */
 };
 
+/* Part of a datagram, or what could be taken for one. */
+static __always_inline bool is_fragment(const struct packet *packet)
+{
+	return packet->fragment_header || packet->first_fragment || packet->kind == KIND_FRAGMENT;
+}
+
 /* The verdict on a packet, with what led to it. */
 struct decision {
 	u32 verdict; /* enum vgw_verdict */
@@ -164,6 +170,7 @@ struct denial {
 	struct frame_head head;
 	u64 flows_made; /* as in struct scratch, when it was said */
 	u64 generation; /* of the policy */
+	u64 epoch;      /* of the flows that there were */
 	struct decision decision;
 };
 

@@ -321,6 +321,11 @@ static __always_inline void count_segments(struct packet *packet)
 	packet->wire_length += (segments - 1) * packet->header_length;
 }
 
+/*
+ * Decides about a packet by all that is known of it, but for what the policy says where a rule
+ * lookup is left unfinished. A shield leaves fragments to the judge: the one that they go with
+ * may still be on its way there.
+ */
 static __always_inline void judge(const struct endpoint_config *config,
 				  const struct frame *frame, struct scratch *work, u32 path,
 				  enum judge who)
@@ -338,6 +343,10 @@ static __always_inline void judge(const struct endpoint_config *config,
 	forget_values();
 	count_segments(&work->packet);
 	forget_values();
+	if (who == SHIELD && is_fragment(&work->packet)) {
+		decide(work, VGW_VERDICT_ACCEPT, VGW_REASON_NONE);
+		return;
+	}
 	if (work->denial_known) {
 		deny_again(work, path);
 		return;
@@ -406,6 +415,8 @@ static __always_inline bool recall_packet(struct judged *judged, const struct fr
 	    is_told_of(judged->config, &work->denied, path))
 		return false;
 	work->packet.wire_length = frame->length;
+	work->packet.kind = KIND_PLAIN;
+	work->packet.fragment_header = false;
 	work->packet.first_fragment = false;
 	deny_again(work, path);
 	return true;

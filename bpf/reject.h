@@ -55,12 +55,6 @@ static __always_inline bool is_surely_for_vm(const struct endpoint_config *confi
 	return path == VGW_PATH_FROM_VM || guard_on(config, VGW_GUARD_MAC);
 }
 
-/* Part of a datagram, or what could be taken for one. */
-static __always_inline bool is_fragment(const struct packet *packet)
-{
-	return packet->fragment_header || packet->first_fragment || packet->kind == KIND_FRAGMENT;
-}
-
 static __always_inline bool is_answerable(const struct endpoint_config *config,
 					  const struct packet *packet, u32 path)
 {

@@ -169,6 +169,11 @@ class ProgramEngine:
         self._epoch += 1
         self._put_in_force()
 
+    def undo_flush(self) -> None:
+        """Go back to the epoch before, as a flush that failed half-way does."""
+        self._epoch -= 1
+        self._put_in_force()
+
     def is_live(self, flow: abi.Flow) -> bool:
         """Whether a flow of the table is of this epoch and within its timeout."""
         idle = coarse_now_ns() - _signed(flow.last_seen_ns)

@@ -39,7 +39,7 @@ class ShieldedEngine(ProgramEngine):
         checksum: tuple[int, int] | None = None,
     ) -> Outcome:
         beside = vlan_tag is not None or checksum is not None
-        if path is Path.FROM_VM and not beside and self._is_met(frame):
+        if path is Path.FROM_VM and not beside and self.is_met(frame):
             self.met += 1
             verdict, reason = self._moved_counter(path)
             assert verdict is Verdict.DROP
@@ -50,7 +50,7 @@ class ShieldedEngine(ProgramEngine):
         self._shield.close()
         super().close()
 
-    def _is_met(self, frame: bytes) -> bool:
+    def is_met(self, frame: bytes) -> bool:
         """Show a frame to the shield; return whether it dropped it."""
         before = self._state()
         run = libbpf.prog_test_run(self._shield.programs[PROGRAM], frame)

@@ -41,7 +41,7 @@ KINDS: dict[str, tuple[MapType, int, int]] = {
     "rule_counters": (MapType.ARRAY_OF_MAPS, abi.CONFIG_SLOTS, 0),
     "conntrack": (MapType.HASH, 5000, MapFlag.NO_PREALLOC),
     "conntrack_meta": (MapType.ARRAY, 1, 0),
-    "stats": (MapType.PERCPU_ARRAY, len(abi.Path) * len(abi.Verdict) * abi.REASON_SLOTS, 0),
+    "stats": (MapType.PERCPU_ARRAY, abi.FIRST_FLOOD_DROP + len(abi.FloodDrop), 0),
     "event_meter": (MapType.ARRAY, 1, 0),
 }
 

@@ -163,6 +163,14 @@ class FlowEnd(enum.IntEnum):
     DETACHED = 6
 
 
+class FloodDrop(enum.IntEnum):
+    """Where a packet of a flood is dropped: where the `stats` map counts it besides."""
+
+    AT_TC = 0
+    """Such as a shield would have dropped."""
+    AT_SHIELD = 1
+
+
 class Guard(enum.IntFlag):
     """Bits of EndpointConfig.guards."""
 
@@ -442,6 +450,7 @@ ENUMERATIONS: Final[dict[str, tuple[str, type[enum.IntEnum]]]] = {
     "vgw_action": ("VGW_ACTION_", Action),
     "vgw_event_kind": ("VGW_EVENT_", EventKind),
     "vgw_flow_end": ("VGW_END_", FlowEnd),
+    "vgw_flood_drop": ("VGW_FLOOD_DROP_", FloodDrop),
 }
 
 
@@ -505,6 +514,10 @@ def queue_batches(conntrack_max: int) -> int:
 def stats_index(path: Path, verdict: Verdict, reason: Reason) -> int:
     """Return the index of a packet counter in the `stats` map."""
     return (path * len(Verdict) + verdict) * REASON_SLOTS + reason
+
+
+#: Where the counters of FloodDrop begin in the `stats` map, behind those of verdicts.
+FIRST_FLOOD_DROP: Final = len(Path) * len(Verdict) * REASON_SLOTS
 
 
 def stats_parts() -> Iterator[tuple[int, int]]:

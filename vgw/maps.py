@@ -312,10 +312,15 @@ class EndpointMaps:
         for first, count in _STATS_PARTS:  # the kernel takes its time for each counter
             data = libbpf.array_values(self._fds["stats"], size, first, count)
             for place in _used(data, size):
-                numbers = memoryview(data)[place * size : (place + 1) * size].cast("Q").tolist()
-                counter = Counter(sum(numbers[0::2]), sum(numbers[1::2]))
-                found[abi.stats_labels(first + place)] = counter
+                found[abi.stats_labels(first + place)] = _sum_of_cpus(data, place, size)
         return found
+
+    def flood_drops(self) -> dict[abi.FloodDrop, Counter]:
+        """Return what was dropped of floods, summed over the CPUs."""
+        size = 2 * _WORD_BYTES * libbpf.possible_cpus()
+        count = len(abi.FloodDrop)
+        data = libbpf.array_values(self._fds["stats"], size, abi.FIRST_FLOOD_DROP, count)
+        return {each: _sum_of_cpus(data, each, size) for each in abi.FloodDrop}
 
     def meta(self) -> abi.ConntrackMeta:
         """Return the counters of the conntrack table."""
@@ -393,6 +398,12 @@ def _used(data: bytes, size: int) -> Iterator[int]:
             for place in range(start, start + len(part), size):
                 if data[place : place + size] != none:
                     yield place // size
+
+
+def _sum_of_cpus(data: bytes, place: int, size: int) -> Counter:
+    """Return a packet counter of several, of which each is `size` bytes with the parts of CPUs."""
+    numbers = memoryview(data)[place * size : (place + 1) * size].cast("Q").tolist()
+    return Counter(sum(numbers[0::2]), sum(numbers[1::2]))
 
 
 def _index(value: int) -> bytes:

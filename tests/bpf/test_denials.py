@@ -47,8 +47,8 @@ DENY = policy(
 )
 #: The same rules with the other answer.
 ACCEPT = replace(DENY, ingress=tuple(replace(r, action=Action.ACCEPT) for r in DENY.ingress))
-#: Where the reason of what was decided is in struct denial: behind head, number, generation.
-REASON_AT = 10 * 8 + 8 + 8 + 4
+#: Where the reason of what was decided is in struct denial: behind head, number, generation, epoch.
+REASON_AT = 10 * 8 + 8 + 8 + 8 + 4
 SIZE = REASON_AT + 3 * 4
 KNOWN = 3  # a CPU notes the second denial, so it knows it from the third on
 
@@ -303,6 +303,20 @@ def test_an_open_connection_may_be_taken_over_only_for_a_while(engine: ProgramEn
     assert engine.judge(Path.TO_VM, segment).reason is Reason.NO_STATE
 
 
+def after_an_undone_flush(engine: ProgramEngine) -> Outcome:
+    """Return what a packet gets that a flush had denied, once its flow lives again."""
+    engine.judge(Path.FROM_VM, ANSWER)
+    assert engine.judge(Path.TO_VM, DENIED).reason is Reason.CT_ESTABLISHED
+    engine.flush()
+    deny(engine, Path.TO_VM, DENIED)
+    engine.undo_flush()
+    return engine.judge(Path.TO_VM, DENIED)
+
+
+def test_a_flush_that_is_undone_ends_denials(engine: ProgramEngine) -> None:
+    assert after_an_undone_flush(engine).reason is Reason.CT_ESTABLISHED
+
+
 # --- builds that are wrong ------------------------------------------------------------------------
 
 
@@ -371,3 +385,8 @@ def test_a_head_that_leaves_out_too_much_is_noticed(
 ) -> None:
     engine = wrong("words[4] & HEAD_BUT_SEQUENCE", "0", "frame_head.h")
     assert differences(engine, Path.TO_VM, HEADS["tcp4"](IN))
+
+
+def test_a_denial_that_outlives_an_undone_flush_is_noticed(wrong: MakeWrong) -> None:
+    engine = wrong("denial->epoch != config->flow_epoch", "0")
+    assert after_an_undone_flush(engine).reason is Reason.RULE

@@ -21,9 +21,10 @@ from tests.fuzz.compare import pinned
 from tests.program_engine import ProgramEngine
 from tests.shielded_engine import ShieldedEngine
 from vgw import abi, libbpf, loader
-from vgw.abi import Action, EventKind, Mode, Path, Reason, Verdict
+from vgw.abi import Action, EventKind, FloodDrop, Mode, Path, Reason, Verdict
 from vgw.controller.clock import coarse_now_ns
 from vgw.loader.artefact import merge
+from vgw.maps import Counter
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import UDP as UDP_NUMBER
 from vgw.policy.model import Hook, Logging
@@ -74,10 +75,21 @@ def test_what_is_to_be_dropped_is_dropped_early(engine: ShieldedEngine, name: st
     assert engine.met == 5
 
 
+WHOLE = udp(4000, 53, bytes(64))
+FIRST_OF_OPEN, SECOND_OF_OPEN, OVERLAP = (
+    OUT.wrap4(part, UDP, fragment=field)
+    for whole in (udp(4000, 80, bytes(64)),)
+    for part, field in ((whole[:40], 0x2000), (whole[40:], 5), (whole[8:40], 0x2001))
+)
+#: Of a datagram that a rule denies; nothing is known of the second one.
+FIRST, LATER = (OUT.wrap4(WHOLE[:40], UDP, fragment=0x2000), OUT.wrap4(WHOLE[40:], UDP, fragment=5))
+
 HANDED_ON = {
     "passes": (SYN, (Verdict.ACCEPT, Reason.DEFAULT)),
     "gets an answer": (REJECTED, (Verdict.REJECT, Reason.RULE)),
     "has lengths that only tc can judge": (CUT, (Verdict.DROP, Reason.BAD_LENGTH)),
+    "is the first fragment": (FIRST, (Verdict.DROP, Reason.RULE)),
+    "is a later fragment": (LATER, (Verdict.DROP, Reason.FRAGMENT)),
 }
 
 
@@ -86,6 +98,13 @@ def test_what_is_for_tc_to_judge_is_handed_on(engine: ShieldedEngine, name: str)
     frame, expected = HANDED_ON[name]
     assert fate(engine, frame) == expected
     assert engine.met == 0
+
+
+def test_a_shield_ends_no_datagram(engine: ShieldedEngine) -> None:
+    """One that overlaps the first fragment ends it, but others may be on their way to tc before."""
+    assert fate(engine, FIRST_OF_OPEN)[0] is Verdict.ACCEPT
+    assert not engine.is_met(OVERLAP)
+    assert fate(engine, SECOND_OF_OPEN)[0] is Verdict.ACCEPT
 
 
 def test_open_connections_pass_untouched(engine: ShieldedEngine) -> None:
@@ -106,6 +125,42 @@ def test_quarantine_drops_early(engine: ShieldedEngine) -> None:
     engine.set_facts(endpoint_facts(GUARDED, Mode.QUARANTINE))
     assert fate(engine, SYN) == (Verdict.DROP, Reason.QUARANTINE)
     assert engine.met == 1
+
+
+# --- what is counted of floods ------------------------------------------------------------------
+
+
+def test_what_is_dropped_is_counted_by_where(engine: ShieldedEngine) -> None:
+    for frame in (DENIED, DENIED, SPOOFED, SYN, REJECTED, FIRST, LATER, CUT):
+        fate(engine, frame)
+    drops = engine.maps.flood_drops()
+    assert {where: counter.packets for where, counter in drops.items()} == {
+        FloodDrop.AT_TC: 0,
+        FloodDrop.AT_SHIELD: 3,
+    }
+
+
+def test_what_a_shield_would_drop_is_counted_at_tc(artefact: loader.Artefact) -> None:
+    engine = flooding(artefact)
+    try:
+        for frame in (DENIED, DENIED, SPOOFED, SYN, REJECTED, FIRST, LATER, CUT):
+            fate(engine, frame)
+        drops = engine.maps.flood_drops()
+        assert drops[FloodDrop.AT_TC] == Counter(3, 2 * len(DENIED) + len(SPOOFED))
+        assert drops[FloodDrop.AT_SHIELD].packets == 0
+    finally:
+        engine.close()
+
+
+def test_a_flood_of_connections_is_nothing_for_a_shield(artefact: loader.Artefact) -> None:
+    """The policy accepts them, and that there are too many turns out as they are opened."""
+    engine = flooding(artefact)
+    try:
+        frames = (OUT.wrap4(tcp(1000 + number, 80), TCP) for number in range(1500))
+        assert Verdict.DROP in {fate(engine, frame)[0] for frame in frames}
+        assert engine.maps.flood_drops()[FloodDrop.AT_TC].packets == 0
+    finally:
+        engine.close()
 
 
 # --- when a flood is told of ----------------------------------------------------------------------
@@ -156,6 +211,8 @@ def test_it_is_told_of_where_the_budget_of_events_is_used_up(artefact: loader.Ar
 
 NO_FLOODS = {
     "passes": (Hook.TC, FLOOD, SYN),
+    "is in fragments": (Hook.TC, FLOOD, FIRST),
+    "has lengths that only tc can judge": (Hook.TC, FLOOD, CUT),
     "gets answers": (Hook.TC, FLOOD, REJECTED),
     "is at XDP": (Hook.XDP, 0, DENIED),
     "is not asked for": (Hook.TC, 0, DENIED),
@@ -194,15 +251,21 @@ WRONG = {
         (REJECTED,),
     ),
     "judges lengths": (
-        "shield.h",
-        "work->decision.reason != VGW_REASON_BAD_LENGTH",
-        "1",
+        "floods.h",
+        "case VGW_REASON_BAD_LENGTH:\n\tcase VGW_REASON_CHECKSUM_REQUEST:",
+        "case VGW_REASON_CHECKSUM_REQUEST:",
         (CUT,),
+    ),
+    "judges fragments": (
+        "pipeline.h",
+        "if (who == SHIELD && is_fragment(&work->packet))",
+        "if (0)",
+        (FIRST_OF_OPEN, OVERLAP),
     ),
     "does not count": (
         "shield.h",
-        "\tfinish(ctx, judged, VGW_PATH_FROM_VM);\n\treturn XDP_DROP;",
-        "\treturn XDP_DROP;",
+        "\tfinish(ctx, judged, VGW_PATH_FROM_VM);\n\tcount",
+        "\tcount",
         (DENIED,),
     ),
 }

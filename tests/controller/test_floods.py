@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from vgw.abi import Path, Reason, Verdict
+from vgw.abi import FloodDrop, Path, Reason, Verdict
 from vgw.controller.floods import (
     CALM_DROPS,
     CALM_SECONDS,
@@ -27,26 +27,36 @@ LARGE = 64 << 10
 
 
 class Second(NamedTuple):
-    """What a VM sends in one second."""
+    """What a VM sends in one second: what a shield may drop, and other packets."""
 
-    dropped: int
-    passed: int = 0
+    met: int
+    others: int = 0
     size: int = 100
 
 
 FLOOD, CALM, QUIET = Second(2 * FLOOD_DROPS), Second(CALM_DROPS - 1), Second(0)
-#: A flood that is less than what passes costs.
+#: A flood that is less than what the other packets cost.
 BULK = Second(2 * FLOOD_DROPS, 20_000, LARGE)
+#: A flood of packets that are dropped where there is a shield or not.
+MISSED = Second(0, 2 * FLOOD_DROPS)
+NONE = Counter(0, 0)
+
+
+def plus(first: Counter, packets: int, size: int) -> Counter:
+    return Counter(first.packets + packets, first.bytes + packets * size)
 
 
 def steps(seconds: Sequence[Second]) -> list[Step]:
     """Return what is to be done after each second, up to the end of the watch."""
-    judge, found = FloodJudge(Traffic(0, 0, 0), 0.0), []
-    dropped = passed = size = 0
+    now = Traffic(NONE, NONE, NONE)
+    judge, found = FloodJudge(now, 0.0), []
     for number, each in enumerate(seconds, 1):
-        dropped, passed = dropped + each.dropped, passed + each.passed
-        size += each.passed * each.size
-        found.append(judge.look(Traffic(dropped, passed, size), float(number)))
+        sent = plus(plus(now.sent, each.met, 60), each.others, each.size)
+        if judge.up:
+            now = Traffic(sent, now.at_tc, plus(now.at_shield, each.met, 60))
+        else:
+            now = Traffic(sent, plus(now.at_tc, each.met, 60), now.at_shield)
+        found.append(judge.look(now, float(number)))
         if found[-1] is Step.RAISE:
             judge.up = True
         if found[-1] in (Step.LOWER, Step.FORGET):
@@ -65,6 +75,8 @@ PERSIST = int(CALM_SECONDS)
         ([Second(FLOOD_DROPS - 1)], [Step.FORGET]),
         ([Second(FLOOD_DROPS)], [Step.RAISE]),
         ([BULK], [Step.FORGET]),
+        ([MISSED], [Step.FORGET]),
+        ([FLOOD, *[MISSED] * 30], [Step.RAISE, *[Step.WAIT] * PERSIST, Step.LOWER]),
         ([FLOOD, FLOOD, Second(CALM_DROPS)], [Step.RAISE, Step.WAIT, Step.WAIT]),
         ([FLOOD, *[CALM] * 30], [Step.RAISE, *[Step.WAIT] * PERSIST, Step.LOWER]),
         ([FLOOD, *[BULK] * 30], [Step.RAISE, *[Step.WAIT] * PERSIST, Step.LOWER]),
@@ -79,6 +91,8 @@ PERSIST = int(CALM_SECONDS)
         "too few",
         "just enough",
         "not worth it",
+        "not for a shield",
+        "not for a shield any more",
         "still enough",
         "calm",
         "of no use any more",
@@ -90,30 +104,32 @@ def test_what_is_done(seconds: list[Second], expected: list[Step]) -> None:
 
 
 def test_a_look_too_soon_says_nothing_and_is_made_again() -> None:
-    judge = FloodJudge(Traffic(0, 0, 0), 1.0)
-    assert judge.look(Traffic(10**9, 0, 0), 1.1) is Step.WAIT
-    assert judge.look(Traffic(10**9, 0, 0), 2.0) is Step.RAISE
+    judge = FloodJudge(Traffic(NONE, NONE, NONE), 1.0)
+    many = Counter(10**9, 60 * 10**9)
+    assert judge.look(Traffic(many, many, NONE), 1.1) is Step.WAIT
+    assert judge.look(Traffic(many, many, NONE), 2.0) is Step.RAISE
 
 
 def test_a_shield_is_worth_it_by_what_it_saves_and_costs() -> None:
-    assert saves(Traffic(1000, 0, 0))
-    assert not saves(Traffic(0, 0, 0))
-    assert saves(Traffic(1000, 1000, 1000 * 100))
-    assert not saves(Traffic(1000, 2000, 2000 * 100))
-    assert not saves(Traffic(1000, 200, 200 * LARGE))
+    met = Counter(1000, 60_000)
+    assert saves(met, NONE)
+    assert not saves(NONE, NONE)
+    assert saves(met, Counter(1000, 1000 * 100))
+    assert not saves(met, Counter(2000, 2000 * 100))
+    assert not saves(met, Counter(200, 200 * LARGE))
 
 
-def test_what_a_vm_sent_is_counted_by_what_became_of_it() -> None:
+def test_what_a_vm_sent_is_counted() -> None:
     stats = {
         (Path.FROM_VM, Verdict.ACCEPT, Reason.DEFAULT): Counter(3, 300),
-        (Path.FROM_VM, Verdict.ACCEPT, Reason.CT_ESTABLISHED): Counter(4, 4000),
         (Path.FROM_VM, Verdict.DROP, Reason.RULE): Counter(50, 5000),
-        (Path.FROM_VM, Verdict.DROP, Reason.SPOOF_MAC): Counter(5, 500),
         (Path.FROM_VM, Verdict.REJECT, Reason.RULE): Counter(7, 700),
-        (Path.FROM_VM, Verdict.WOULD_DROP, Reason.RULE): Counter(7, 700),
         (Path.TO_VM, Verdict.DROP, Reason.RULE): Counter(9, 900),
     }
-    assert traffic_from_vm(stats) == Traffic(55, 7, 4300)
+    drops = {FloodDrop.AT_TC: Counter(40, 4000), FloodDrop.AT_SHIELD: Counter(5, 500)}
+    assert traffic_from_vm(stats, drops) == Traffic(
+        Counter(60, 6000), Counter(40, 4000), Counter(5, 500)
+    )
 
 
 @pytest.mark.parametrize(

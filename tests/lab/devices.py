@@ -262,13 +262,20 @@ class Devices:
         self, document: PolicyDocument, vm: str = "web01", *, hook: AtHook = Hook.AUTO
     ) -> Guarded:
         """Attach a VM with one interface."""
-        self.host.attach(document, vm, hook=Hook.TC if hook == SHIELDED else hook)
+        self.host.attach(document, vm, hook=Hook.AUTO if hook == SHIELDED else hook)
         (endpoint,) = self.host.open_endpoints(vm)
         self._stack.callback(endpoint.close)
         if hook == SHIELDED:
-            self.host.raise_shield(vm, endpoint.interface)
+            self.raise_shield(vm)
             self._stack.callback(self.host.shields.close)
         return Guarded(endpoint)
+
+    def raise_shield(self, vm: str = "web01") -> None:
+        """Raise the shield of a VM with one interface."""
+        (endpoint,) = self.host.open_endpoints(vm)
+        with contextlib.closing(endpoint):
+            identity = endpoint.maps.config().endpoint
+            self.host.raise_shield(identity, vm, endpoint.interface)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from bench.flood import Flood, Flooder, Step, tap_target
 from scripts.lab.tap_guest import open_tap
 from scripts.lab.wire import inside
 from tests.frames import OUT, UDP, udp
+from tests.fuzz.compare import pinned
 from tests.lab.devices import SHIELDED, Devices, document, run
 from tests.lab.foreign_xdp import passing_program, redirecting_program
 from tests.lab.topology import Lab, eventually
@@ -31,7 +33,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.bpf]
 
 NO_23 = "[{name: telnet, action: drop, services: [tcp/23, udp/23]}]"
 DENIED, ALLOWED = OUT.wrap4(udp(4000, 23), UDP), OUT.wrap4(udp(4000, 53), UDP)
-TOGGLES, EACH = 60, 100
+TOGGLES, EACH, DATAGRAMS = 60, 100, 2000
 #: A flood lasts so long at most, and a shield is up by then although it had to be compiled.
 LONG = 60.0
 
@@ -61,7 +63,7 @@ def test_no_packet_of_a_flood_is_judged_otherwise_while_the_shield_comes_and_goe
     arrived: list[bytes] = []
     with flooder.running(flood_of(vm.fd, LONG)) as process:
         for turn in range(TOGGLES):
-            devices.host.raise_shield("web01", "tap0")
+            devices.raise_shield()
             _send(vm.fd, range(2 * turn * EACH, (2 * turn + 1) * EACH))
             devices.host.shields.close()
             _send(vm.fd, range((2 * turn + 1) * EACH, (2 * turn + 2) * EACH))
@@ -86,6 +88,41 @@ def _send(fd: int, numbers: range) -> None:
         os.write(fd, numbered(number))
 
 
+def test_fragments_that_wait_on_their_way_to_tc_are_not_cut_off(devices: Devices) -> None:
+    """Receive Packet Steering queues frames behind XDP, so a datagram's second one comes there
+    before tc has judged the first one.
+    """
+    vm = devices.queue("tap0", blocking=True)
+    guarded = devices.protect(document(egress=NO_23), hook=SHIELDED)
+    whole = udp(4000, 53, bytes(64))
+    first, second = (
+        OUT.wrap4(whole[:40], UDP, fragment=0x2000),
+        OUT.wrap4(whole[40:], UDP, fragment=5),
+    )
+    here, *others = sorted(os.sched_getaffinity(0))
+    steer("tap0", others or [here])
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            for frame in (first, second):
+                os.write(vm.fd, frame[:18] + struct.pack("!H", number) + frame[20:])
+
+    with pinned(here):
+        for turn in range(DATAGRAMS // EACH):
+            numbers = range(turn * EACH, (turn + 1) * EACH)
+            counts = guarded.judged(partial(send, numbers), 2 * EACH)
+            assert {verdict for _, verdict, _ in counts} == {Verdict.ACCEPT}, counts
+
+
+def steer(interface: str, cpus: Sequence[int]) -> None:
+    """Have the frames of an interface queued for some CPUs."""
+    mask = f"{sum(1 << cpu for cpu in cpus):x}"
+    script = (
+        f"mount -t sysfs none /sys && echo {mask} > /sys/class/net/{interface}/queues/rx-0/rps_cpus"
+    )
+    subprocess.run(["unshare", "--mount", "sh", "-c", script], check=True)
+
+
 def test_each_packet_is_counted_once(devices: Devices, flooder: Flooder) -> None:
     vm = devices.queue("tap0", blocking=True)
     guarded = devices.protect(document(egress=NO_23))
@@ -93,7 +130,7 @@ def test_each_packet_is_counted_once(devices: Devices, flooder: Flooder) -> None
     sent = 0
     for shielded in (False, True, False, True):
         if shielded:
-            devices.host.raise_shield("web01", "tap0")
+            devices.raise_shield()
         sent += flooder.run(flood_of(vm.fd, 0.1)).sent
         devices.host.shields.close()
     assert {key: each.packets for key, each in guarded.counts().items()} == {
@@ -169,7 +206,7 @@ def test_somebody_elses_program_keeps_its_place(devices: Devices) -> None:
     guarded = devices.protect(document(egress=NO_23))
     with redirecting_program(socket.if_nametoindex("tap0")) as program:
         with pytest.raises(KernelError):
-            devices.host.raise_shield("web01", "tap0")
+            devices.raise_shield()
         assert xdp() == (program, "native")
     assert not shield_pin(devices.paths.endpoint_dir("web01", "tap0")).exists()
     assert guarded.reason(partial(vm.send, DENIED)) == (Verdict.DROP, Reason.RULE)
@@ -181,7 +218,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(devices: Devices) -> None:
     directory = devices.paths.endpoint_dir("web01", "tap0")
     libbpf.pin(libbpf.get_pinned(directory / "prog_to_vm"), shield_pin(directory))
     assert status_of(devices)["reason"] is None
-    devices.host.raise_shield("web01", "tap0")
+    devices.raise_shield()
     assert xdp() == (status_of(devices)["from_vm"]["shield"], "native")
 
 

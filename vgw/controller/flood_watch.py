@@ -7,11 +7,12 @@ are read once a second, until the flood is over.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import pathlib
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vgw import libbpf
@@ -34,20 +35,30 @@ _TURN_SECONDS: Final = 1.0
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class _Watched:
     """An endpoint whose packets are looked at, by the counters that are held open."""
 
-    vm: str
-    interface: str
-    maps: EndpointMaps
-    judge: FloodJudge
+    def __init__(self, vm: str, interface: str, directory: pathlib.Path) -> None:
+        """Begin with what the endpoint pinned in a directory has counted by now.
+
+        Raises VgwError when it is gone.
+        """
+        self.vm, self.interface = vm, interface
+        self._maps = EndpointMaps({"stats": libbpf.get_pinned(directory / "stats")})
+        try:
+            self.judge = FloodJudge(self._traffic(), time.monotonic())
+        except BaseException:
+            self._maps.close()
+            raise
 
     def look(self) -> Step:
-        return self.judge.look(self.traffic(), time.monotonic())
+        return self.judge.look(self._traffic(), time.monotonic())
 
-    def traffic(self) -> Traffic:
-        return traffic_from_vm(self.maps.stats())
+    def close(self) -> None:
+        self._maps.close()
+
+    def _traffic(self) -> Traffic:
+        return traffic_from_vm(self._maps.stats(), self._maps.flood_drops())
 
 
 class FloodWatch:
@@ -89,44 +100,47 @@ class FloodWatch:
         look_at = 0.0
         while not self._stopping:
             self._alive()
-            try:
-                self._take_reports(look_at)
-                if self._watched and time.monotonic() >= look_at:
-                    look_at = time.monotonic() + LOOK_SECONDS
-                    for identity in list(self._watched):
-                        self._look(identity)
-            except Exception:
-                # A bug that one endpoint meets must not leave the floods of all.
-                _logger.exception("meeting floods goes on after an internal error")
-                time.sleep(1)
+            for identity, (vm, interface) in self._reports(look_at).items():
+                with self._apart(identity, vm, interface):
+                    self._watch(identity, vm, interface)
+            if self._watched and time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_SECONDS
+                for identity, watched in list(self._watched.items()):
+                    self._alive()  # for each: a shield may have to be compiled
+                    with self._apart(identity, watched.vm, watched.interface):
+                        self._look(identity, watched)
         for identity in list(self._watched):
             self._forget(identity)
         self._shields.close()
 
-    def _take_reports(self, look_at: float) -> None:
-        """Wait until there are reports or it is time to look; begin to watch what is reported."""
+    def _reports(self, look_at: float) -> dict[int, tuple[str, str]]:
+        """Wait until there are reports or it is time to look; return those of new floods."""
         with self._told:
             wait = max(0.0, look_at - time.monotonic()) if self._watched else _TURN_SECONDS
             self._told.wait_for(lambda: self._reported or self._stopping, min(wait, _TURN_SECONDS))
             reported, self._reported = self._reported, {}
         now = time.monotonic()
         self._put_off = {each: until for each, until in self._put_off.items() if until > now}
-        for identity, (vm, interface) in reported.items():
-            if identity not in self._watched and identity not in self._put_off:
-                self._watch(identity, vm, interface)
+        known = self._watched.keys() | self._put_off.keys()
+        return {identity: named for identity, named in reported.items() if identity not in known}
+
+    @contextlib.contextmanager
+    def _apart(self, identity: int, vm: str, interface: str) -> Iterator[None]:
+        """Do something about one endpoint: what goes wrong must not leave the floods of others."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, VgwError | OSError):
+                _logger.warning("%s %s floods, and is met at tc alone: %s", vm, interface, error)
+            else:
+                _logger.exception("%s %s floods, and is left alone", vm, interface)
+            self._end(identity)
 
     def _watch(self, identity: int, vm: str, interface: str) -> None:
         directory = self._changes.host.paths.endpoint_dir(vm, interface)
-        try:
-            maps = EndpointMaps({"stats": libbpf.get_pinned(directory / "stats")})
-        except VgwError:
-            return  # it went at this moment
-        watched = _Watched(vm, interface, maps, FloodJudge(Traffic(0, 0, 0), 0.0))
-        watched.judge = FloodJudge(watched.traffic(), time.monotonic())
-        self._watched[identity] = watched
+        self._watched[identity] = _Watched(vm, interface, directory)
 
-    def _look(self, identity: int) -> None:
-        watched = self._watched[identity]
+    def _look(self, identity: int, watched: _Watched) -> None:
         if watched.judge.up and identity not in self._shields.up():
             self._say(watched, "shield_lowered")  # by a change, after which the VM may go on
             self._forget(identity)
@@ -135,31 +149,29 @@ class FloodWatch:
             case Step.RAISE:
                 self._raise(identity, watched)
             case Step.LOWER:
-                self._shields.lower(identity)
-                self._say(watched, "shield_lowered")
-                self._put_off_and_forget(identity)
+                self._end(identity)
             case Step.FORGET:
                 self._forget(identity)
 
     def _raise(self, identity: int, watched: _Watched) -> None:
-        try:
-            self._changes.host.artefact(with_stages((PROGRAM,)))  # which may take seconds
-            with self._changes.one():
-                self._changes.host.raise_shield(watched.vm, watched.interface)
-                watched.judge.up = True
-                self._say(watched, "shield_raised")
-        except VgwError as error:
-            _logger.warning(
-                "%s %s floods, and is met at tc alone: %s", watched.vm, watched.interface, error
-            )
-            self._put_off_and_forget(identity)
+        self._changes.host.artefact(with_stages((PROGRAM,)))  # which may take seconds
+        with self._changes.one():
+            self._changes.host.raise_shield(identity, watched.vm, watched.interface)
+            watched.judge.up = True
+            self._say(watched, "shield_raised")
+
+    def _end(self, identity: int) -> None:
+        """Lower the shield of an endpoint, if it has one, and give it none for some time."""
+        self._shields.lower(identity)
+        self._put_off[identity] = time.monotonic() + PUT_OFF_SECONDS
+        watched = self._watched.get(identity)
+        if watched is not None:
+            if watched.judge.up:
+                self._say(watched, "shield_lowered")
+            self._forget(identity)
 
     def _say(self, watched: _Watched, event: str) -> None:
         self._changes.log.add(control_record(event, vm=watched.vm, interface=watched.interface))
 
-    def _put_off_and_forget(self, identity: int) -> None:
-        self._put_off[identity] = time.monotonic() + PUT_OFF_SECONDS
-        self._forget(identity)
-
     def _forget(self, identity: int) -> None:
-        self._watched.pop(identity).maps.close()
+        self._watched.pop(identity).close()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When a VM's packets are a flood that is worth a shield, and when it is over.
 
-A shield saves most of what a dropped packet costs, and costs what passes a second look, so it
+A shield saves most of what a packet costs that it drops, and costs the others a second look, so it
 goes up where it saves more than it costs, and comes down when it has not for some time.
 """
 
@@ -12,19 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from vgw.abi import Path, Reason, Verdict
+from vgw.abi import FloodDrop, Path, Reason, Verdict
 from vgw.maps import Counter
 from vgw.policy.model import Hook
 
-#: Drops of one CPU in a window (bpf/floods.h) of which the controller is told.
+#: Drops of one CPU in a window (bpf/floods.h) of which the controller is told, and a second of all
+#: that make a flood.
 FLOOD_DROPS: Final = 20_000
-#: Drops a second of all CPUs below which a flood is over.
+#: Drops a second by the shield below which a flood is over.
 CALM_DROPS: Final = 5_000
 #: A look sooner than that after the one before says nothing of a rate.
 SHORTEST_SECONDS: Final = 0.5
 #: How long it has to be over, or a shield of no use, until that is taken off.
 CALM_SECONDS: Final = 10.0
-#: What a shield saves of each packet it drops, and costs each that passes and each of its bytes, in
+#: What a shield saves of each packet it drops, and costs each other one and each of its bytes, in
 #: ns of one machine, where only their proportion counts: a drop at XDP took 470 and one at tc 970
 #: (`python -m bench --only denied`), and a frame of 64 KiB, which is copied for XDP, 3,600 more.
 SAVED_NS: Final = 500.0
@@ -35,6 +36,9 @@ COST_BYTE_NS: Final = 0.06
 #: veth XDP takes segmentation offload away, and saves nothing.
 _EARLY_KIND: Final = "tun"
 
+#: What a counter has that has not counted.
+NOTHING: Final = Counter(0, 0)
+
 Stats = Mapping[tuple[Path, Verdict, Reason], Counter]
 
 
@@ -44,26 +48,26 @@ def flood_drops(wanted: Hook, kind: str) -> int:
 
 
 class Traffic(NamedTuple):
-    """What a VM has sent by now: packets that were dropped, those that passed, and their bytes."""
+    """What a VM has sent by now: all of it, and what a shield would have dropped and has."""
 
-    dropped: int
-    passed: int
-    passed_bytes: int
+    sent: Counter
+    at_tc: Counter = NOTHING
+    at_shield: Counter = NOTHING
 
     def since(self, before: Traffic) -> Traffic:
         """Return what came after another moment."""
-        return Traffic(*(now - then for now, then in zip(self, before, strict=True)))
+        return Traffic(*(_minus(now, then) for now, then in zip(self, before, strict=True)))
 
 
-def traffic_from_vm(stats: Stats) -> Traffic:
-    """Return what counters say of the path from the VM; rejected packets are none of either."""
-    sums = dict.fromkeys(Verdict, Counter(0, 0))
-    for (path, verdict, _), counter in stats.items():
-        if path is Path.FROM_VM:
-            before = sums[verdict]
-            sums[verdict] = Counter(before.packets + counter.packets, before.bytes + counter.bytes)
-    passed = sums[Verdict.ACCEPT]
-    return Traffic(sums[Verdict.DROP].packets, passed.packets, passed.bytes)
+def traffic_from_vm(stats: Stats, drops: Mapping[FloodDrop, Counter]) -> Traffic:
+    """Return what an endpoint's counters say of the path from the VM."""
+    sent = [counter for (path, _, _), counter in stats.items() if path is Path.FROM_VM]
+    total = Counter(sum(each.packets for each in sent), sum(each.bytes for each in sent))
+    return Traffic(total, drops[FloodDrop.AT_TC], drops[FloodDrop.AT_SHIELD])
+
+
+def _minus(first: Counter, second: Counter) -> Counter:
+    return Counter(first.packets - second.packets, first.bytes - second.bytes)
 
 
 class Step(enum.Enum):
@@ -92,10 +96,12 @@ class FloodJudge:
         if elapsed < SHORTEST_SECONDS:
             return Step.WAIT
         self.last, self.last_seconds = now, seconds
+        met = traffic.at_shield if self.up else traffic.at_tc
+        worth_it = saves(met, _minus(traffic.sent, met))
         if not self.up:
-            flood = traffic.dropped >= FLOOD_DROPS * elapsed
-            return Step.RAISE if flood and saves(traffic) else Step.FORGET
-        if traffic.dropped >= CALM_DROPS * elapsed and saves(traffic):
+            flood = met.packets >= FLOOD_DROPS * elapsed
+            return Step.RAISE if flood and worth_it else Step.FORGET
+        if met.packets >= CALM_DROPS * elapsed and worth_it:
             self.useless_since = None
             return Step.WAIT
         if self.useless_since is None:
@@ -103,7 +109,7 @@ class FloodJudge:
         return Step.LOWER if seconds - self.useless_since >= CALM_SECONDS else Step.WAIT
 
 
-def saves(traffic: Traffic) -> bool:
-    """Tell whether a shield saves more of such packets than it costs."""
-    cost = traffic.passed * COST_NS + traffic.passed_bytes * COST_BYTE_NS
-    return traffic.dropped * SAVED_NS > cost
+def saves(met: Counter, others: Counter) -> bool:
+    """Tell whether a shield saves more of what it meets than it costs of the other packets."""
+    cost = others.packets * COST_NS + others.bytes * COST_BYTE_NS
+    return met.packets * SAVED_NS > cost

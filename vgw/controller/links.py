@@ -207,12 +207,20 @@ def _xdp_ahead(
     One of others may redirect them.
     """
     there = libbpf.xdp_program(ifindex) if path is Path.FROM_VM else None
-    if there is None:
-        return (), None
+    while there is not None:
+        if pinned_shield(pin_dir) == there[0]:
+            return (), there[0]
+        before, there = there, libbpf.xdp_program(ifindex)
+        if there == before:
+            return (there[0],), None
+        # A shield came or went meanwhile: it goes before its pin does.
+    return (), None
+
+
+def pinned_shield(pin_dir: pathlib.Path) -> int | None:
+    """Return the id of the program that is pinned as the shield of an endpoint, None without."""
     shield = pinned_program(shield_pin(pin_dir))
-    if shield is not None and shield.id == there[0]:
-        return (), shield.id
-    return (there[0],), None
+    return None if shield is None else shield.id
 
 
 def pinned_program(pin: pathlib.Path) -> libbpf.ProgInfo | None:

@@ -218,10 +218,11 @@ class Host:
                 self._reconfigure(suspect.vm, lambda config: _judge_at_tc(config, moved))
         return restored
 
-    def raise_shield(self, vm: str, interface: str) -> None:
+    def raise_shield(self, identity: int, vm: str, interface: str) -> None:
         """Have what an endpoint drops dropped at XDP, for as long as this process holds it up.
 
-        Raises VgwError when it cannot be: the endpoint is not whole or not at tc, or XDP is taken.
+        Raises VgwError when it cannot be: there is another endpoint of that name, it is not whole
+        or not at tc, is to be left alone by policy or by its kind, or XDP is taken.
         """
         with self._changing() as tools:
             directory = self.paths.endpoint_dir(vm, interface)
@@ -229,6 +230,11 @@ class Host:
                 ifindex = pinned.present_ifindex(interface)
                 if ifindex is None:
                     raise VgwError(f"interface {interface} does not exist")
+                config = endpoint.maps.config()
+                if config.endpoint != identity:
+                    raise VgwError("it was attached anew")
+                if not config.flood_drops:
+                    raise VgwError("its hook or its kind of interface rules out a shield")
                 judge = endpoint.attachment(ifindex, abi.Path.FROM_VM)
                 if judge is None or judge.hook != "tc":
                     raise VgwError("its program is not attached at tc")

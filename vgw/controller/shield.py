@@ -3,7 +3,8 @@
 
 A shield lives as long as the controller holds the descriptor of its link, so a controller that
 ends takes its shields along and leaves packets to tc, where they are judged in any case. Its
-program is pinned beside the endpoint's for as long, by which everybody knows it for vgw's.
+program is pinned beside the endpoint's, by which everybody knows it for vgw's; what a killed
+controller leaves is that pin, until the endpoint gets another shield or goes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vgw.controller.stages import has_stages, load_stages, with_stages
 from vgw.controller.tools import Tools
 from vgw.errors import KernelError, VgwError
 from vgw.libbpf import AttachType
-from vgw.loader import Artefact, Instance
+from vgw.loader import Artefact, Instance, packet_build
 
 PROGRAM: Final = "xdp_shield"
 
@@ -62,8 +63,9 @@ class Shields:
     """The shields that are up on this host; may be used from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held until a shield is up, or off its interface
         self._raised: dict[int, _Raised] = {}
+        self._up: frozenset[int] = frozenset()
 
     def raise_for(self, tools: Tools, endpoint: OpenEndpoint, ifindex: int) -> None:
         """Put a shield in front of an endpoint's program at tc.
@@ -75,12 +77,12 @@ class Shields:
         with self._lock, contextlib.ExitStack() as undo:
             if identity in self._raised:
                 return
-            if build_of(endpoint.directory) != tools.build():
+            artefact = tools.artefact(with_stages((PROGRAM,)))
+            # The sources may be newer than this process, and the shield is made of them.
+            if build_of(endpoint.directory) != packet_build():
                 raise VgwError("its programs are of another build")
-            staged = has_stages(endpoint.fds)
-            names = with_stages((PROGRAM,))
             fds = {**endpoint.fds, "events": tools.events_fd()}
-            shield = load_shield(tools.artefact(names), fds, staged=staged)
+            shield = load_shield(artefact, fds, staged=has_stages(endpoint.fds))
             undo.callback(shield.close)
             pin = shield_pin(endpoint.directory)
             files.unlink(pin)  # of a controller that was killed; its link went with it
@@ -90,14 +92,16 @@ class Shields:
                 shield.programs[PROGRAM], ifindex, AttachType.XDP, libbpf.XDP_NATIVE
             )
             self._raised[identity] = _Raised(endpoint.vm, endpoint.directory.parent, shield, link)
+            self._up = frozenset(self._raised)
             undo.pop_all()
 
     def lower(self, identity: int) -> None:
         """Take the shield off an endpoint; one that has none is no error."""
         with self._lock:
             raised = self._raised.pop(identity, None)
-        if raised is not None:
-            _take_off(raised)
+            self._up = frozenset(self._raised)
+            if raised is not None:
+                _take_off(raised)
 
     def lower_all_of(self, vm: str) -> None:
         """Take the shields off a VM, before something changes that they stand on."""
@@ -113,10 +117,9 @@ class Shields:
         for identity in identities:
             self.lower(identity)
 
-    def up(self) -> set[int]:
-        """Return the identities of the endpoints that have one."""
-        with self._lock:
-            return set(self._raised)
+    def up(self) -> frozenset[int]:
+        """Return the identities of the endpoints that have one, at once."""
+        return self._up
 
 
 def _take_off(raised: _Raised) -> None:

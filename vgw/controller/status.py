@@ -132,7 +132,11 @@ def _interface_status(
             row["reason"] = _read_attachments(row, endpoint, ifindex)
             row["attached"] = row["from_vm"] is not None and row["to_vm"] is not None
             if ifindex is not None:
-                row["beside"] = programs_beside(ifindex, _known_programs(row))
+                beside = programs_beside(ifindex, _known_programs(row))
+                shield = links.pinned_shield(endpoint.directory)  # which may have just come
+                row["beside"] = [
+                    each for each in beside if (each["kind"], each["id"]) != ("xdp", shield)
+                ]
             if entry is not None and row["from_vm"] is not None:
                 now = name if renamed is None else renamed.name
                 row["guards_off"] |= _not_seen(now, row["from_vm"]["hook"])
