@@ -16,7 +16,7 @@ from tests.crash.objects import Made, in_use
 from tests.crash.probe import Prober
 from tests.lab.taps import Queue
 from tests.lab.topology import eventually
-from vgw import abi, libbpf
+from vgw import abi, libbpf, loader
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
@@ -126,6 +126,7 @@ class World:
 @contextmanager
 def world(directory: Path, cache: Path, *, prefer_link: bool = True) -> Iterator[World]:
     """Give such a host in a network namespace of its own, for a `with` block."""
+    loader.socket_buffer_options()  # asked of the kernel once: no change is to differ from the next
     with ExitStack() as stack:
         stack.enter_context(own_network())
         run("ip", "link", "set", "lo", "up")
