@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from bench.lab import BenchError
@@ -45,38 +46,29 @@ class Case:
 
 #: Of a case that opens: as many as are over long before one comes again.
 NEW_VALUES: Final = 1 << 20
-_UDP: Final = Table(4, "udp")
-#: Half of the flows, because as many dead ones are among them.
-_BUSY: Final = Table(4, "udp", 0.5, brief=True)
-_EMPTY: Final = Table(4, "udp", 0.0, brief=True)
+_VERSIONS: Final = (4, 6)
 _FLAGS: Final = {"tcp": "A", "udp": ""}
+#: Half of the flows, because as many dead ones are among them.
+_SHARES: Final = (0.0, 0.5)
 
 
 def cases() -> Iterator[Case]:
     """Yield all cases."""
     for protocol in _FLAGS:
-        for version in (4, 6):
+        for version in _VERSIONS:
             for varies in (False, True):
                 yield _established(Table(version, protocol), varies=varies)
-    for table in (_EMPTY, _BUSY):
-        yield Case("new connection", table, _syn, _always(BY_RULE), varies=True, opens=True)
-    denied = Judgement(Verdict.DROP, Reason.RULE)
-    fragment = "fragment, first"
-    for varies in (False, True):
-        yield Case("denied by rule", _UDP, packets.denied, _always(denied), varies)
-    for varies in (False, True):
-        yield Case("denied by guard", _UDP, packets.forged, _refused, varies)
-    for varies in (False, True):
-        yield Case(fragment, _UDP, _first_fragment, _always(ESTABLISHED), varies)
-    yield Case(
-        "fragment, later",
-        _UDP,
-        lambda path: packets.later_fragment(path, Path.FROM_VM),
-        _always(ESTABLISHED),
-        first=_first_fragment,
-    )
+    for version in _VERSIONS:
+        for share in _SHARES:
+            table = Table(version, "udp", share, brief=True)
+            syn = partial(_syn, version)
+            yield Case("new connection", table, syn, _always(BY_RULE), varies=True, opens=True)
+    for version in _VERSIONS:
+        yield from _without_connection(Table(version, "udp"))
+    for version in _VERSIONS:
+        yield from _fragments(Table(version, "udp"))
     housekeeping = Judgement(Verdict.ACCEPT, Reason.ARP)
-    yield Case("ARP request", _UDP, packets.arp, _always(housekeeping))
+    yield Case("ARP request", Table(4, "udp"), packets.arp, _always(housekeeping))
 
 
 def _established(table: Table, *, varies: bool) -> Case:
@@ -88,12 +80,25 @@ def _established(table: Table, *, varies: bool) -> Case:
     return Case(what, table, frame, _always(ESTABLISHED), varies)
 
 
-def _syn(path: Path) -> Frame:
-    return packets.packet(path, 4, "tcp", path, "S")
+def _without_connection(table: Table) -> Iterator[Case]:
+    by_rule = _always(Judgement(Verdict.DROP, Reason.RULE))
+    for varies in (False, True):
+        yield Case("denied by rule", table, partial(packets.denied, table.version), by_rule, varies)
+    for varies in (False, True):
+        frame = partial(packets.forged, table.version)
+        yield Case("denied by guard", table, frame, _refused, varies)
 
 
-def _first_fragment(path: Path) -> Frame:
-    return packets.first_fragment(path, Path.FROM_VM)
+def _fragments(table: Table) -> Iterator[Case]:
+    first = partial(packets.first_fragment, table.version, Path.FROM_VM)
+    later = partial(packets.later_fragment, table.version, Path.FROM_VM)
+    for varies in (False, True):
+        yield Case("fragment, first", table, first, _always(ESTABLISHED), varies)
+    yield Case("fragment, later", table, later, _always(ESTABLISHED), first=first)
+
+
+def _syn(version: int, path: Path) -> Frame:
+    return packets.packet(path, version, "tcp", path, "S")
 
 
 def _refused(path: Path) -> Judgement:

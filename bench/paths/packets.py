@@ -33,7 +33,7 @@ _PEER_MAC: Final = bytes.fromhex("525400000002")
 _FOREIGN_MAC: Final = bytes.fromhex("525400000099")
 _MAC: Final = bytes.fromhex(MAC.replace(":", ""))
 #: Of whoever claims to be another: no VM's.
-_FORGED: Final = "203.0.0.1"
+_FORGED: Final[Mapping[int, str]] = {4: "203.0.0.1", 6: "2001:db8:ffff::1"}
 #: Of the side that opens: as many numbers as a half has bits follow it.
 _OPENER_PORT: Final = 0x8000
 _SERVICE_PORT: Final = 443
@@ -43,10 +43,15 @@ _HEADER: Final = {4: 20, 6: 40}
 #: Behind the Ethernet header: the last four bytes of both addresses.
 _SOURCE: Final = {4: 12, 6: 20}
 _DESTINATION: Final = {4: 16, 6: 36}
-_IPV4_NUMBER: Final = _LINK + 4
-_IPV4_FRAGMENT: Final = _LINK + 6
-_IPV4_LENGTH: Final = _LINK + 2
-_MORE_FRAGMENTS: Final = 0x2000
+_SOURCE_BEGIN: Final = {4: 12, 6: 8}
+_LENGTH: Final = {4: _LINK + 2, 6: _LINK + 4}
+#: Where the word of offset and flags is, and the last two bytes of the identification: of IPv6 in
+#: a header of its own (RFC 8200, 4.5).
+_FRAGMENT: Final = {4: _LINK + 6, 6: _LINK + 40 + 2}
+_IDENTIFICATION: Final = {4: _LINK + 4, 6: _LINK + 40 + 6}
+_MORE_FRAGMENTS: Final = {4: 0x2000, 6: 1}
+_IPV6_NEXT_HEADER: Final = _LINK + 6
+_FRAGMENT_HEADER: Final = 44
 #: Payload of a datagram in its first fragment, a multiple of eight with the UDP header.
 _FIRST_BYTES: Final = 24
 
@@ -84,40 +89,49 @@ def packet(  # noqa: PLR0913, PLR0917 - what a packet is
     )
 
 
-def denied(path: Path) -> Frame:
+def denied(version: int, path: Path) -> Frame:
     """Return a datagram that a rule denies; its sender's port and the peer's address differ."""
-    return packet(path, 4, "udp", path, port=DENIED_PORT)
+    return packet(path, version, "udp", path, port=DENIED_PORT)
 
 
-def forged(path: Path) -> Frame:
+def forged(version: int, path: Path) -> Frame:
     """Return a packet that a guard refuses.
 
     From the VM it has another's source address, toward the VM another's MAC.
     """
-    frame = packet(path, 4, "udp", path)
+    frame = packet(path, version, "udp", path)
     if path is Path.TO_VM:
         return replace(frame, data=_FOREIGN_MAC + frame.data[6:])
-    source = _LINK + _SOURCE[4]
-    data = frame.data[:source] + ip_address(_FORGED).packed + frame.data[source + 4 :]
-    return replace(frame, data=data, word=source)
+    address = ip_address(_FORGED[version]).packed
+    begin = _LINK + _SOURCE_BEGIN[version]
+    data = frame.data[:begin] + address + frame.data[begin + len(address) :]
+    return replace(frame, data=data, word=_LINK + _SOURCE[version])
 
 
-def first_fragment(path: Path, opener: Path) -> Frame:
+def first_fragment(version: int, opener: Path, path: Path) -> Frame:
     """Return the first fragment of a datagram of an open connection; the identification differs."""
-    frame = packet(path, 4, "udp", opener)
-    head = bytearray(frame.data[: _LINK + _HEADER[4] + _FIRST_BYTES])
-    struct.pack_into("!H", head, _IPV4_LENGTH, len(head) - _LINK)
-    struct.pack_into("!H", head, _IPV4_FRAGMENT, _MORE_FRAGMENTS)
-    udp_length = _LINK + _HEADER[4] + 4
-    struct.pack_into("!H", head, udp_length, 2 * _FIRST_BYTES)
-    return replace(frame, data=bytes(head), number=_IPV4_NUMBER)
+    frame = packet(path, version, "udp", opener)
+    end = _LINK + _HEADER[version]
+    network, upper = bytearray(frame.data[:end]), bytearray(frame.data[end : end + _FIRST_BYTES])
+    struct.pack_into("!H", upper, 4, 2 * _FIRST_BYTES)  # the length that UDP says
+    half = frame.half
+    if version == 6:
+        network += bytes([network[_IPV6_NEXT_HEADER], *bytes(7)])
+        network[_IPV6_NEXT_HEADER] = _FRAGMENT_HEADER
+        half = None if half is None else half + 8
+    counted = len(network) - end + len(upper) + (_HEADER[4] if version == 4 else 0)
+    struct.pack_into("!H", network, _LENGTH[version], counted)
+    struct.pack_into("!H", network, _FRAGMENT[version], _MORE_FRAGMENTS[version])
+    data = bytes(network + upper)
+    return replace(frame, data=data, half=half, number=_IDENTIFICATION[version])
 
 
-def later_fragment(path: Path, opener: Path) -> Frame:
+def later_fragment(version: int, opener: Path, path: Path) -> Frame:
     """Return the rest of the datagram of value 0."""
-    first = first_fragment(path, opener)
+    first = first_fragment(version, opener, path)
     rest = bytearray(first.data)
-    struct.pack_into("!H", rest, _IPV4_FRAGMENT, _FIRST_BYTES // 8)
+    offset = _FIRST_BYTES // 8 if version == 4 else _FIRST_BYTES
+    struct.pack_into("!H", rest, _FRAGMENT[version], offset)
     return replace(first, data=bytes(rest), half=None)
 
 

@@ -80,7 +80,7 @@ def _of_packets(
             NEW_VALUES,
             BY_RULE,
         ),
-        "denied by rule": (packets.denied, _FLOWS, _DENIED),
+        "denied by rule": (partial(packets.denied, 4), _FLOWS, _DENIED),
     }
     rows: list[Row] = []
     with ExitStack() as stack:

@@ -76,7 +76,7 @@ def test_packets_that_are_judged_else_are_no_sample(
 ) -> None:
     """Negative control: the name of a row is what the endpoint's counters say, or it fails."""
     path = PROGRAMS[program]
-    frame = packets.denied(path)
+    frame = packets.denied(4, path)
     denied = Judgement(Verdict.DROP, Reason.RULE)
     checked.sample(endpoint, program, frame, FLOWS, RUNS, denied)
     with pytest.raises(BenchError, match=r"DROP.*RULE"):
@@ -88,7 +88,7 @@ def test_packets_that_are_judged_else_are_no_sample(
 
 def test_a_place_outside_of_the_frame_is_no_sample(checked: Checked, endpoint: Endpoint) -> None:
     """Negative control: a frame that never comes to the program would cost next to nothing."""
-    frame = replace(packets.denied(abi.Path.TO_VM), number=200)
+    frame = replace(packets.denied(4, abi.Path.TO_VM), number=200)
     denied = Judgement(Verdict.DROP, Reason.RULE)
     with pytest.raises(BenchError, match=r"but were \{\}"):
         checked.run(endpoint, "tc_to_vm", frame, FLOWS, denied)
