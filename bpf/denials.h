@@ -4,9 +4,10 @@
  *
  * A denial is what the policy says of a packet without a flow. It holds for the next frame with
  * the same head as long as configuration and policy are the same and no flow was made meanwhile,
- * nor lives again because a flush was undone: so there is still none. Only a CPU that denies a lot looks here, before it reads the frame;
- * else packets pay nothing for it. Each CPU has its own few denials, each in a place that its
- * head says, so a sender who fills them gains the lookup that there would be without them.
+ * nor lives again because a flush was undone: so there is still none. Only a CPU that denies a
+ * lot looks here, before it reads the frame; else packets pay nothing for it. Each CPU has its own
+ * few denials, each in a place that its head says, so a sender who fills them gains the lookup
+ * that there would be without them.
  */
 #ifndef VGW_DENIALS_H
 #define VGW_DENIALS_H

@@ -18,12 +18,16 @@
 /*
  * Whether a shield may drop a packet that was decided. The lengths in headers of a frame that the
  * kernel vouches for may differ, and only tc is told that it does, as of a checksum that is asked
- * for; that there is no room for a flow turns out when it is opened, behind the shield; and of a
- * datagram in fragments the first one may be on its way to tc.
+ * for; that there is no room for a flow turns out when it is opened, behind the shield. What names
+ * the flow may be on its way to tc: of a fragment the first one, and of a reset the segment by
+ * which its connection is taken over, for some time after an attach.
  */
-static __always_inline bool may_be_met_early(const struct scratch *work)
+static __always_inline bool may_be_met_early(const struct endpoint_config *config,
+					     const struct scratch *work)
 {
 	switch (work->decision.reason) {
+	case VGW_REASON_NO_STATE:
+		return work->now >= config->grace_until_ns;
 	case VGW_REASON_BAD_LENGTH:
 	case VGW_REASON_CHECKSUM_REQUEST:
 	case VGW_REASON_CT_FULL:
@@ -52,8 +56,8 @@ static __always_inline bool flood_noticed(const struct endpoint_config *config,
 
 /*
  * Takes a packet that tc has dropped, or rejected, into account. Tells user space of a flood, and
- * why its last packet was dropped. It is nothing for the log, so it is not in the account of events, and their budget is not asked: a flood that is
- * logged has used it up.
+ * why its last packet was dropped. It is nothing for the log, so it is not in the account of
+ * events, and their budget is not asked: a flood that is logged has used it up.
  */
 static __always_inline void report_flood(void *ctx, const struct endpoint_config *config,
 					 struct scratch *work)
@@ -61,7 +65,7 @@ static __always_inline void report_flood(void *ctx, const struct endpoint_config
 	int unread;
 
 	if (!config->flood_drops || work->decision.verdict != VGW_VERDICT_DROP ||
-	    !may_be_met_early(work))
+	    !may_be_met_early(config, work))
 		return;
 	count_flood_drop(VGW_FLOOD_DROP_AT_TC, work->packet.wire_length);
 	if (!flood_noticed(config, work))

@@ -8,9 +8,9 @@
  * and what XDP does not see enough of. So no packet passes on its word, and none is counted twice.
  *
  * Packets may wait between the two (Receive Packet Steering), so what they do at tc may be missing
- * here. A flow that one opens matters to what the VM sends next only after an answer: what the
- * policy accepts it accepts again, and no TCP sends more before it (RFC 9293, 3.5). The rest of a
- * datagram in fragments waits for no answer, so fragments are left to tc.
+ * here. A new flow that one opens matters to what the VM sends next only after an answer: what the
+ * policy accepts it accepts again, and no TCP sends more before it (RFC 9293, 3.5). What waits for
+ * no answer is left to tc, see may_be_met_early.
  */
 #ifndef VGW_SHIELD_H
 #define VGW_SHIELD_H
@@ -26,7 +26,7 @@ static __always_inline bool is_surely_dropped(const struct judged *judged)
 	const struct scratch *work = judged->work;
 
 	return config && work && config->mode != VGW_MODE_MONITOR && !work->lookup.unfinished &&
-	       work->decision.verdict == VGW_VERDICT_DROP && may_be_met_early(work);
+	       work->decision.verdict == VGW_VERDICT_DROP && may_be_met_early(config, work);
 }
 
 /* The code for a packet that was judged, of which nothing is settled yet. */

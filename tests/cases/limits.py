@@ -119,6 +119,10 @@ def _taken_over() -> Iterator[Case]:
     for flags in ("SA", "R", "RA"):
         frame = OUT.wrap4(tcp(40000, 443, flags, seq=1001, ack=5001), TCP)
         yield Case(f"G15 {flags} takes nothing over", TYPICAL, (out(frame, NO_STATE),), grace=60)
+    reset = out(OUT.wrap4(tcp(40000, 443, "RA", seq=1001, ack=5001), TCP), ESTABLISHED)
+    yield Case(
+        "G15 the VM resets what it took over", TYPICAL, (out(sent, DEFAULT), reset), grace=60
+    )
     forged = into(IN.wrap4(tcp(443, 40000, "R", seq=5002, ack=0), TCP), ESTABLISHED)
     exact = into(IN.wrap4(tcp(443, 40000, "R", seq=5001, ack=0), TCP), ESTABLISHED)
     taken = (out(sent, DEFAULT), forged, Wait(3600), both[1])

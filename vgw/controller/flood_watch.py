@@ -97,6 +97,14 @@ class FloodWatch:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._go_round()
+        finally:
+            self._shields.close()
+            for watched in self._watched.values():
+                watched.close()
+
+    def _go_round(self) -> None:
         look_at = 0.0
         while not self._stopping:
             self._alive()
@@ -109,9 +117,6 @@ class FloodWatch:
                     self._alive()  # for each: a shield may have to be compiled
                     with self._apart(identity, watched.vm, watched.interface):
                         self._look(identity, watched)
-        for identity in list(self._watched):
-            self._forget(identity)
-        self._shields.close()
 
     def _reports(self, look_at: float) -> dict[int, tuple[str, str]]:
         """Wait until there are reports or it is time to look; return those of new floods."""
@@ -134,7 +139,8 @@ class FloodWatch:
                 _logger.warning("%s %s floods, and is met at tc alone: %s", vm, interface, error)
             else:
                 _logger.exception("%s %s floods, and is left alone", vm, interface)
-            self._end(identity)
+            with contextlib.suppress(Exception):  # once more what went wrong
+                self._end(identity)
 
     def _watch(self, identity: int, vm: str, interface: str) -> None:
         directory = self._changes.host.paths.endpoint_dir(vm, interface)
@@ -162,13 +168,15 @@ class FloodWatch:
 
     def _end(self, identity: int) -> None:
         """Lower the shield of an endpoint, if it has one, and give it none for some time."""
-        self._shields.lower(identity)
         self._put_off[identity] = time.monotonic() + PUT_OFF_SECONDS
-        watched = self._watched.get(identity)
-        if watched is not None:
-            if watched.judge.up:
-                self._say(watched, "shield_lowered")
-            self._forget(identity)
+        watched = self._watched.pop(identity, None)
+        try:
+            self._shields.lower(identity)
+        finally:
+            if watched is not None:
+                watched.close()
+        if watched is not None and watched.judge.up:
+            self._say(watched, "shield_lowered")
 
     def _say(self, watched: _Watched, event: str) -> None:
         self._changes.log.add(control_record(event, vm=watched.vm, interface=watched.interface))

@@ -13,8 +13,7 @@ import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from vgw import files, libbpf, loader
@@ -46,17 +45,34 @@ def load_shield(artefact: Artefact, fds: Mapping[str, int], *, staged: bool = Tr
     return shield
 
 
-@dataclass(frozen=True, slots=True)
 class _Raised:
-    """A shield on an interface; `link` is the descriptor that keeps it there.
+    """A shield of a VM that is up, or on its way there or off."""
 
-    `vm_dir` is where the endpoints of its VM are pinned; interfaces may get other names.
-    """
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+        #: What takes it off, from its link to its maps.
+        self.undo = contextlib.ExitStack()
+        self._link = -1
 
-    vm: str
-    vm_dir: pathlib.Path
-    shield: Instance
-    link: int
+    def put_up(self, shield: Instance, directory: pathlib.Path, ifindex: int) -> None:
+        """Pin and attach a shield that was loaded, in front of the endpoint in a directory.
+
+        Whatever fails, `undo` has what was done. Raises KernelError.
+        """
+        program = shield.programs[PROGRAM]
+        number = libbpf.prog_info(program).id
+        files.unlink(shield_pin(directory))  # of a killed controller; its link went with it
+        self.undo.callback(_unpin, directory.parent, number)
+        libbpf.pin(program, shield_pin(directory))
+        self.undo.callback(self._let_go)
+        self._link = libbpf.link_create(program, ifindex, AttachType.XDP, libbpf.XDP_NATIVE)
+
+    def _let_go(self) -> None:
+        """Take it off its interface, which ends with the descriptor of its link."""
+        if self._link >= 0:
+            with contextlib.suppress(KernelError):  # of an interface that is gone
+                libbpf.link_detach(self._link)
+            os.close(self._link)
 
 
 class Shields:
@@ -74,61 +90,65 @@ class Shields:
         it cannot have one: its programs are of another build, XDP is taken or refused.
         """
         identity = endpoint.maps.config().endpoint
-        with self._lock, contextlib.ExitStack() as undo:
+        with self._lock:
             if identity in self._raised:
                 return
-            artefact = tools.artefact(with_stages((PROGRAM,)))
-            # The sources may be newer than this process, and the shield is made of them.
-            if build_of(endpoint.directory) != packet_build():
-                raise VgwError("its programs are of another build")
-            fds = {**endpoint.fds, "events": tools.events_fd()}
-            shield = load_shield(artefact, fds, staged=has_stages(endpoint.fds))
-            undo.callback(shield.close)
-            pin = shield_pin(endpoint.directory)
-            files.unlink(pin)  # of a controller that was killed; its link went with it
-            libbpf.pin(shield.programs[PROGRAM], pin)
-            undo.callback(files.unlink, pin)
-            link = libbpf.link_create(
-                shield.programs[PROGRAM], ifindex, AttachType.XDP, libbpf.XDP_NATIVE
-            )
-            self._raised[identity] = _Raised(endpoint.vm, endpoint.directory.parent, shield, link)
-            self._up = frozenset(self._raised)
-            undo.pop_all()
+            raised = self._raised[identity] = _Raised(endpoint.vm)
+            try:
+                shield = _loaded(tools, endpoint)
+                raised.undo.callback(shield.close)
+                raised.put_up(shield, endpoint.directory, ifindex)
+                self._up |= {identity}
+            except BaseException:
+                self._take_off(identity)
+                raise
 
     def lower(self, identity: int) -> None:
         """Take the shield off an endpoint; one that has none is no error."""
         with self._lock:
-            raised = self._raised.pop(identity, None)
-            self._up = frozenset(self._raised)
-            if raised is not None:
-                _take_off(raised)
+            self._take_off(identity)
 
     def lower_all_of(self, vm: str) -> None:
         """Take the shields off a VM, before something changes that they stand on."""
         with self._lock:
-            identities = [each for each, raised in self._raised.items() if raised.vm == vm]
-        for identity in identities:
-            self.lower(identity)
+            self._take_off_all([each for each, raised in self._raised.items() if raised.vm == vm])
 
     def close(self) -> None:
         """Take all shields off."""
         with self._lock:
-            identities = list(self._raised)
-        for identity in identities:
-            self.lower(identity)
+            self._take_off_all(list(self._raised))
 
     def up(self) -> frozenset[int]:
         """Return the identities of the endpoints that have one, at once."""
         return self._up
 
+    def _take_off_all(self, identities: Sequence[int]) -> None:
+        with contextlib.ExitStack() as stack:  # what fails for one must not leave the others
+            for identity in identities:
+                stack.callback(self._take_off, identity)
 
-def _take_off(raised: _Raised) -> None:
-    with contextlib.suppress(KernelError):  # of an interface that is gone
-        libbpf.link_detach(raised.link)
-    os.close(raised.link)
-    program = libbpf.prog_info(raised.shield.programs[PROGRAM]).id
-    raised.shield.close()
-    for directory in endpoint_dirs(raised.vm_dir):
+    def _take_off(self, identity: int) -> None:
+        raised = self._raised.pop(identity, None)
+        if raised is not None:
+            try:
+                raised.undo.close()
+            finally:
+                self._up = frozenset(self._raised)
+
+
+def _loaded(tools: Tools, endpoint: OpenEndpoint) -> Instance:
+    """Load a shield for an endpoint. Raises VgwError, also where it would be of another build."""
+    artefact = tools.artefact(with_stages((PROGRAM,)))
+    # The sources may be newer than this process, and the shield is made of them.
+    if build_of(endpoint.directory) != packet_build():
+        raise VgwError("its programs are of another build")
+    fds = {**endpoint.fds, "events": tools.events_fd()}
+    return load_shield(artefact, fds, staged=has_stages(endpoint.fds))
+
+
+def _unpin(vm_dir: pathlib.Path, program: int) -> None:
+    """Remove the pin of a shield; its interface may have got another name meanwhile."""
+    for directory in endpoint_dirs(vm_dir):
         pinned = pinned_program(shield_pin(directory))
         if pinned is not None and pinned.id == program:
             quietly(files.unlink, shield_pin(directory))
