@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vgw.controller import pin_tree
 from vgw.controller.pin_tree import PinTree
+from vgw.controller.stamps import stamp
 
 LONG_AGO_NS = 1_000_000_000_000_000_000
 
@@ -98,4 +98,4 @@ def test_without_pins_there_are_none_until_there_are(tmp_path: Path) -> None:
     assert places(tree) == [("web01", "tap0")]
     (tmp_path / "v1").rename(tmp_path / "v2")
     assert places(tree) == []
-    assert pin_tree.stamp(str(tmp_path / "v1")) is None
+    assert stamp(str(tmp_path / "v1")) is None

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which endpoints are pinned, for those who look again and again: only what changed is listed."""
+"""Which endpoints are pinned, for those who look again and again: only what changed is read."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from vgw.controller.paths import unpin_name
 from vgw.controller.pins import directories
+from vgw.controller.stamps import Stamp, Stamps
 
 #: A directory changed this recently may change again without its time of change showing it.
 _SETTLED_NS: Final = 50_000_000
@@ -27,22 +28,37 @@ class PinTree:
     def __init__(self, pins: Path) -> None:
         """Look into the directory of all pins."""
         self._pins = os.fspath(pins)
+        self._stamps = Stamps(self._pins)
         #: Directory -> when it had changed last as it was listed, and the directories in it.
         self._listed: dict[str, tuple[int, list[str]]] = {}
         self._found: dict[Place, str] = {}
+
+    def close(self) -> None:
+        """Give back what it takes to notice changes; a later look is made as the first one."""
+        self._stamps.close()
 
     def endpoints(self) -> Mapping[Place, str]:
         """Return the directory of each endpoint that there is now, in order of their places.
 
         It is the same object for as long as none came or went.
         """
+        changed = self._stamps.refresh()
         if self._pins not in self._listed or any(
-            stamp(directory) != then for directory, (then, _) in self._listed.items()
+            then == _UNSETTLED or (changed and self._changed(directory) != then)
+            for directory, (then, _) in self._listed.items()
         ):
             found = self._look()
             if found != self._found:
                 self._found = found
         return self._found
+
+    def stamps(self, directories: Iterable[str]) -> list[Stamp | None]:
+        """Return the stamps of endpoints' directories as of the last endpoints(), or later."""
+        return list(map(self._stamps.of, directories))
+
+    def _changed(self, directory: str) -> int | None:
+        stamp = self._stamps.of(directory)
+        return None if stamp is None else stamp.changed_ns
 
     def _look(self) -> dict[Place, str]:
         found: dict[Place, str] = {}
@@ -59,7 +75,7 @@ class PinTree:
 
     def _names(self, directory: str, before: Mapping[str, tuple[int, list[str]]]) -> list[str]:
         """Return the directories in a directory, listed again only when it changed."""
-        changed = stamp(directory)
+        changed = self._changed(directory)
         if changed is None:
             return []
         known = before.get(directory)
@@ -68,11 +84,3 @@ class PinTree:
             known = (changed if settled else _UNSETTLED, directories(directory))
         self._listed[directory] = known
         return known[1]
-
-
-def stamp(directory: str) -> int | None:
-    """Return when something was last made in or removed from a directory; None without one."""
-    try:
-        return os.stat(directory).st_mtime_ns  # noqa: PTH116 - a Path takes twice as long
-    except OSError:
-        return None

@@ -23,10 +23,11 @@ from vgw import abi, libbpf
 from vgw.controller import links, pinned
 from vgw.controller.change_feed import ChangeFeed, Presence
 from vgw.controller.paths import Paths
-from vgw.controller.pin_tree import PinTree, Place, stamp
+from vgw.controller.pin_tree import PinTree, Place
 from vgw.controller.restore import Suspect
+from vgw.controller.stamps import Stamp, stamp
 from vgw.errors import KernelError, VgwError
-from vgw.libbpf import AttachType, LinkType
+from vgw.libbpf import LinkType
 
 #: How often is looked at what the kernel does not tell of.
 WATCH_SECONDS: Final = 2.5
@@ -40,10 +41,6 @@ _PAUSE_SECONDS: Final = 0.2
 _STOP_SECONDS: Final = 0.25
 #: Endpoints that are looked at for the first time between two pauses.
 _AT_ONCE: Final = 25
-
-#: As plain numbers, for the many calls.
-_INGRESS: Final = int(AttachType.TCX_INGRESS)
-_EGRESS: Final = int(AttachType.TCX_EGRESS)
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class _Watched:
         self.ifindex = 0
         self.presence: Presence | None = None
         self.links: dict[abi.Path, int] = {}
-        self.links_of = 0
+        self.links_of: Stamp | None = None
         self.xdp_links: tuple[int, ...] = ()
         self.seen: object = None
 
@@ -82,21 +79,19 @@ class _Watched:
         """Hold nothing any more."""
         for fd in self.links.values():
             os.close(fd)
-        self.links, self.links_of, self.xdp_links = {}, 0, ()
+        self.links, self.links_of, self.xdp_links = {}, None, ()
 
-    def look(self, lists: libbpf.TcxLists) -> object:
-        """Return what tells of every change that the kernel does not."""
-        attached: list[object] = [stamp(self.directory)]
-        if self.ifindex:
-            attached.append(lists.read(self.ifindex, _INGRESS))
-            attached.append(lists.read(self.ifindex, _EGRESS))
-            if not self.xdp_links:
-                return attached
+    def shape(self, changed: Stamp | None, programs: tuple[bytes, bytes]) -> object:
+        """Return what tells of every change that the kernel does not.
+
+        `changed` is the stamp of its directory, `programs` what is at the tc hooks.
+        """
+        if self.ifindex and not self.xdp_links:
+            return changed, programs
         # Of an interface that is elsewhere nothing else says whether it is still there.
         links_to_read = self.xdp_links if self.ifindex else self.links.values()
-        for info in map(libbpf.link_info, links_to_read):
-            attached.append((info.ifindex, info.prog_id))
-        return attached
+        infos = [(info.ifindex, info.prog_id) for info in map(libbpf.link_info, links_to_read)]
+        return changed, programs, infos
 
 
 class AttachmentWatch:
@@ -115,7 +110,7 @@ class AttachmentWatch:
         self._wrong: set[Place] = set()
         self._xdp: dict[int, int] = {}
         self._xdp_at = 0.0
-        self._lists = libbpf.TcxLists()
+        self._lists, self._one_list = libbpf.TcxLists(), libbpf.TcxLists()
         self._feed: ChangeFeed
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -129,6 +124,7 @@ class AttachmentWatch:
         self._stop.set()
         self._thread.join()
         self._feed.close()
+        self._tree.close()
         for watched in self._watched.values():
             watched.release()
 
@@ -174,9 +170,13 @@ class AttachmentWatch:
     def _scan(self) -> set[Place]:
         """Return the endpoints that are not as they were, and those that were wrong."""
         gone = self._list()
-        lists = self._lists
+        every = self._watched.values()
+        stamps = self._tree.stamps([watched.directory for watched in every])
+        programs = self._lists.read([watched.ifindex for watched in every])
         found = {
-            key for key, watched in self._watched.items() if watched.look(lists) != watched.seen
+            watched.key
+            for watched, changed, listed in zip(every, stamps, programs, strict=True)
+            if watched.shape(changed, listed) != watched.seen
         }
         found -= self._first.keys()
         if time.monotonic() >= self._xdp_at:
@@ -236,7 +236,12 @@ class AttachmentWatch:
         """Return how an endpoint is before it is inspected."""
         if watched.seen is None:
             watched.ifindex = pinned.present_ifindex(watched.key[1]) or 0
-        return watched.look(self._lists)
+        return self._look(watched)
+
+    def _look(self, watched: _Watched) -> object:
+        """Return how an endpoint is now."""
+        (programs,) = self._one_list.read([watched.ifindex])
+        return watched.shape(stamp(watched.directory), programs)
 
     def _suspect(self, watched: _Watched) -> Suspect:
         def same(ifindex: int) -> bool:
@@ -252,7 +257,7 @@ class AttachmentWatch:
         with contextlib.suppress(VgwError):
             watched.hold_links()
         watched.ifindex = ifindex
-        watched.seen = watched.look(self._lists)
+        watched.seen = self._look(watched)
         if ifindex and _is_on(watched, ifindex):
             watched.presence = presence
 

@@ -5,6 +5,7 @@ Every function raises KernelError when the kernel refuses; fds are closed with o
 values are bytes in the host's byte order unless vgw/abi.py says otherwise.
 """
 
+from vgw.libbpf.entry_reads import EntryReads, PartReads
 from vgw.libbpf.kernel_types import Member, TypeKind, struct_members, type_numbers
 from vgw.libbpf.library import library
 from vgw.libbpf.links import (
@@ -67,6 +68,7 @@ __all__ = [
     "XDP_NATIVE",
     "AttachType",
     "Call",
+    "EntryReads",
     "Helpers",
     "LinkInfo",
     "LinkType",
@@ -74,6 +76,7 @@ __all__ = [
     "MapInfo",
     "MapType",
     "Member",
+    "PartReads",
     "PerfReader",
     "ProgInfo",
     "ProgType",

@@ -7,11 +7,13 @@ import ctypes
 import enum
 import errno
 import os
-from ctypes import c_size_t, c_uint8, c_uint32
+from collections.abc import Iterator, Sequence
+from ctypes import c_int, c_size_t, c_uint8, c_uint32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vgw.libbpf.entry_reads import addresses
 from vgw.libbpf.library import change, check, failure, library
 
 XDP_GENERIC: Final = 1 << 1
@@ -143,20 +145,54 @@ def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
 
 
 class TcxLists:
-    """Reads lists of programs over and over: what the question needs is made once."""
+    """Reads the lists of programs of many interfaces, over and over.
+
+    What the questions need is made once, and the loop over them stays in the interpreter's C.
+    """
 
     def __init__(self) -> None:
-        self._query = library().bpf_prog_query
-        self._ids = _ProgramIds()
-        self._count = c_uint32()
-        self._references = ctypes.byref(c_uint32()), self._ids, ctypes.byref(self._count)
+        self._ifindexes: list[int] = []
+        self._query = ctypes.CFUNCTYPE(c_int, c_int, c_int, c_uint32, c_void_p, c_void_p, c_void_p)(
+            ("bpf_prog_query", library())
+        )
+        self._flags = c_uint32()
 
-    def read(self, ifindex: int, attach_type: int) -> list[int]:
-        """Return what tcx_programs returns; an empty list where that raises an error."""
-        self._count.value = _MAX_PROGRAMS
-        if self._query(ifindex, attach_type, 0, *self._references) < 0:
+    def read(self, ifindexes: Sequence[int]) -> list[tuple[bytes, bytes]]:
+        """Return what is at the ingress and at the egress hook of each interface, in their order.
+
+        These are the ids that tcx_programs returns, as numbers of 32 bits one behind the other;
+        none where that raises an error.
+        """
+        if not ifindexes:
             return []
-        return self._ids[: self._count.value]
+        if list(ifindexes) != self._ifindexes:
+            self._prepare(ifindexes)
+        ctypes.memmove(self._counts, self._room, ctypes.sizeof(self._room))
+        results = list(map(self._query, *self._arguments))
+        lists = self._ids_of(results)
+        return list(zip(lists, lists, strict=True))
+
+    def _ids_of(self, results: Sequence[int]) -> Iterator[bytes]:
+        """Yield what the kernel wrote, by the results of the questions."""
+        ids, size, place = memoryview(self._ids).cast("B"), ctypes.sizeof(_ProgramIds), 0
+        for result, count in zip(results, self._counts, strict=True):
+            yield b"" if result < 0 else bytes(ids[place : place + 4 * count])
+            place += size
+
+    def _prepare(self, ifindexes: Sequence[int]) -> None:
+        self._ifindexes = list(ifindexes)
+        questions = len(_TCX) * len(ifindexes)
+        self._ids = (_ProgramIds * questions)()
+        self._counts = (c_uint32 * questions)()
+        self._room = (c_uint32 * questions)(*[_MAX_PROGRAMS] * questions)
+        self._arguments = (
+            [index for index in ifindexes for _ in _TCX],
+            [int(each) for each in _TCX] * len(ifindexes),
+            [0] * questions,
+            [ctypes.addressof(self._flags)] * questions,
+            addresses(self._ids),
+            addresses(self._counts),
+        )
 
 
 def pin(fd: int, path: str | os.PathLike[str]) -> None:
