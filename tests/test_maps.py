@@ -28,7 +28,7 @@ from vgw.maps import (
     put_fds,
     read_chunks,
 )
-from vgw.maps_counters import PinnedCounters
+from vgw.maps_counters import HeldCounters, PinnedCounters
 
 KINDS: dict[str, tuple[MapType, int, int]] = {
     "active": (MapType.ARRAY, 1, 0),
@@ -199,13 +199,14 @@ def test_a_large_policy_is_staged_and_released_whole(
 
 @pytest.mark.bpf
 def test_maps_that_are_taken_stay_open_by_themselves(fds: dict[str, int]) -> None:
-    with EndpointMaps(fds) as maps, maps.taken(["conntrack_meta", "active"]) as part:
+    names = ["conntrack_meta", "active"]
+    with EndpointMaps(fds) as maps, maps.taken(names, HeldCounters()) as part:
         maps.close()
         assert (part.meta().entries, part.active_slot()) == (0, 0)
         with pytest.raises(KeyError):
             part.config()
         for name, fd in fds.items():
-            if name not in {"conntrack_meta", "active"}:
+            if name not in names:
                 with pytest.raises(OSError, match="Bad file descriptor"):
                     os.fstat(fd)
 

@@ -22,23 +22,28 @@ from vgw import abi, libbpf
 from vgw.abi_maps import size_mismatch
 from vgw.errors import VgwError
 from vgw.maps_counters import CounterMaps, HeldCounters
+from vgw.maps_stats import Counter, Stats, StatsReads, flood_drops
+
+__all__ = [
+    "ChunkIds",
+    "Counter",
+    "EndpointMaps",
+    "Image",
+    "RuleCount",
+    "counted",
+    "image_chunks",
+    "meta_of_emptied",
+    "place_counters",
+    "put_fds",
+    "read_chunks",
+    "write_chunk",
+]
 
 _CHUNK_BYTES: Final = ctypes.sizeof(abi.ImageChunk)
 _COUNTER_BYTES: Final = ctypes.sizeof(abi.RuleCounter)
 _FIRST: Final = bytes(4)
 _ID_BYTES: Final = 4
-_WORD_BYTES: Final = 8
-#: Counters that are compared with zero at once.
-_BLOCK: Final = 32
-_STATS_PARTS: Final = tuple(abi.stats_parts())
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
-
-
-class Counter(NamedTuple):
-    """Packets and wire bytes."""
-
-    packets: int
-    bytes: int
 
 
 class RuleCount(NamedTuple):
@@ -157,9 +162,14 @@ class EndpointMaps:
         while self._fds:
             os.close(self._fds.popitem()[1])
 
-    def taken(self, names: Iterable[str]) -> EndpointMaps:
+    def taken(self, names: Iterable[str], counters: CounterMaps) -> EndpointMaps:
         """Return some of the maps by themselves; they stay open when this is closed."""
-        return EndpointMaps({name: self._fds.pop(name) for name in names}, known=self._infos)
+        fds = {name: self._fds.pop(name) for name in names}
+        return EndpointMaps(fds, counters, known=self._infos)
+
+    def fd(self, name: str) -> int:
+        """Return the fd of a map, which stays open as long as this does."""
+        return self._fds[name]
 
     def active_slot(self) -> int:
         """Return the slot of configs and policies that packets are judged by."""
@@ -305,22 +315,13 @@ class EndpointMaps:
             if slot == self.active_slot() and map_id == self.counters_id(slot):
                 return map_id is not None
 
-    def stats(self) -> dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]:
+    def stats(self) -> Stats:
         """Return the packet counters that are not zero, summed over the CPUs."""
-        size = 2 * _WORD_BYTES * libbpf.possible_cpus()
-        found: dict[tuple[abi.Path, abi.Verdict, abi.Reason], Counter] = {}
-        for first, count in _STATS_PARTS:  # the kernel takes its time for each counter
-            data = libbpf.array_values(self._fds["stats"], size, first, count)
-            for place in _used(data, size):
-                found[abi.stats_labels(first + place)] = _sum_of_cpus(data, place, size)
-        return found
+        return StatsReads().all(self._fds["stats"])
 
     def flood_drops(self) -> dict[abi.FloodDrop, Counter]:
         """Return what was dropped of floods, summed over the CPUs."""
-        size = 2 * _WORD_BYTES * libbpf.possible_cpus()
-        count = len(abi.FloodDrop)
-        data = libbpf.array_values(self._fds["stats"], size, abi.FIRST_FLOOD_DROP, count)
-        return {each: _sum_of_cpus(data, each, size) for each in abi.FloodDrop}
+        return flood_drops(self._fds["stats"])
 
     def meta(self) -> abi.ConntrackMeta:
         """Return the counters of the conntrack table."""
@@ -386,24 +387,6 @@ class EndpointMaps:
         finally:
             if fd is not None:
                 os.close(fd)
-
-
-def _used(data: bytes, size: int) -> Iterator[int]:
-    """Yield the index of each value that is not zero, of values of `size` bytes; most are."""
-    block = _BLOCK * size
-    nothing, none = bytes(block), bytes(size)
-    for start in range(0, len(data), block):
-        part = data[start : start + block]
-        if part != nothing[: len(part)]:
-            for place in range(start, start + len(part), size):
-                if data[place : place + size] != none:
-                    yield place // size
-
-
-def _sum_of_cpus(data: bytes, place: int, size: int) -> Counter:
-    """Return a packet counter of several, of which each is `size` bytes with the parts of CPUs."""
-    numbers = memoryview(data)[place * size : (place + 1) * size].cast("Q").tolist()
-    return Counter(sum(numbers[0::2]), sum(numbers[1::2]))
 
 
 def _index(value: int) -> bytes:

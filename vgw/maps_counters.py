@@ -74,6 +74,39 @@ class PinnedCounters:
         return counters_pin(self._directory, slot)
 
 
+class OpenCounters(PinnedCounters):
+    """Maps that are pinned in the directory of an endpoint, and stay open once they were asked for.
+
+    For readers that come again and again.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        #: Slot -> id and fd of its map.
+        self._open: dict[int, tuple[int, int]] = {}
+
+    def open(self, slot: int, map_id: int) -> int | None:
+        """Open another fd of a map that is open, or the pin of a slot if that has another one."""
+        known = self._open.get(slot)
+        if known is None or known[0] != map_id:
+            self._close(slot)
+            fd = super().open(slot, map_id)
+            if fd is None:
+                return None
+            known = self._open[slot] = map_id, fd
+        return os.dup(known[1])
+
+    def close(self) -> None:
+        """Close what is open here."""
+        for slot in list(self._open):
+            self._close(slot)
+
+    def _close(self, slot: int) -> None:
+        known = self._open.pop(slot, None)
+        if known is not None:
+            os.close(known[1])
+
+
 class HeldCounters:
     """Maps of an endpoint that is not pinned: they are open as long as this is."""
 

@@ -31,9 +31,7 @@ from vgw.policy.model import Direction, EffectiveRule, Interface, Tier
 
 
 def meter(endpoint: int, suppressed: int = 0, lost: int = 0) -> Meter:
-    return Meter(
-        f"vm{endpoint}", "tap0", endpoint, abi.EventMeter(suppressed=suppressed, lost=lost)
-    )
+    return Meter(f"vm{endpoint}", "tap0", endpoint, suppressed, lost)
 
 
 def reported(losses: EventLosses) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from vgw.controller.metrics import ApplyTimes, HostCollector
 from vgw.controller.paths import Paths
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
+from vgw.controller.rule_readings import RuleReadings
 from vgw.errors import PartlyAppliedError
 from vgw.libbpf.library import failure
 from vgw.loader import clone
@@ -124,7 +125,7 @@ def test_catalogue_L13_what_is_left_is_noticed(host: Host, monkeypatch: pytest.M
 def metrics(host: Host) -> dict[str, float]:
     """Return what a scrape shows, by name and verdict or direction."""
     collector = HostCollector(
-        lambda: read_endpoints(host, rules=True), dict, ApplyTimes(), rules=True
+        lambda: read_endpoints(host, RuleReadings(host.paths)), dict, ApplyTimes(), rules=True
     )
     return {
         f"{sample.name} {' '.join(sorted(sample.labels.values()))}": sample.value

@@ -13,9 +13,13 @@ import pytest
 
 from tests.controller.conftest import run
 from tests.controller.policies import document, interface, to_vm
-from vgw import libbpf
+from vgw import abi, libbpf
+from vgw.abi import Mode, Reason, Verdict
 from vgw.abi import Path as PacketPath
-from vgw.abi import Reason, Verdict
+from vgw.abi import stats_labels as labels
+from vgw.controller import kept_maps
+from vgw.controller.endpoint import restage
+from vgw.controller.images import Images
 from vgw.controller.kept_maps import MAPS
 from vgw.controller.links import link_pin
 from vgw.controller.readings import read_endpoints, read_meters
@@ -110,7 +114,85 @@ def test_without_room_endpoints_are_opened_for_each_look(
     before = open_files()
     for _ in range(2):
         assert [reading.vm for reading in read_endpoints(protected)] == sorted(NAMES)
-        assert open_files() == before + len(MAPS)
+        assert open_files() == before + len(MAPS) + 1, "those of one, and what tells of changes"
+
+
+WOULD_DROP = PacketPath.TO_VM, Verdict.WOULD_DROP, Reason.DEFAULT
+
+
+def denied(host: Host) -> None:
+    """Have web01's program judge a packet that policy denies."""
+    (endpoint,) = host.open_endpoints("web01")
+    with endpoint:
+        program = libbpf.get_pinned(endpoint.directory / "prog_to_vm")
+        libbpf.prog_test_run(program, to_vm(dport=81))
+        os.close(program)
+
+
+def would_drop(host: Host) -> int:
+    (web01,) = (reading for reading in read_endpoints(host) if reading.vm == "web01")
+    counter = web01.stats.get(WOULD_DROP)
+    return 0 if counter is None else counter.packets
+
+
+@pytest.fixture
+def parts_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first counter of each part that is read, as it is; what changed has settled at once."""
+    found: list[int] = []
+    real = libbpf.PartReads.read
+
+    def read(reads: libbpf.PartReads, fd: int) -> Iterator[tuple[int, bytes]]:
+        for first, data in real(reads, fd):
+            found.append(first)
+            yield first, data
+
+    monkeypatch.setattr(libbpf.PartReads, "read", read)
+    monkeypatch.setattr(kept_maps, "SECOND_NS", 0)
+    return found
+
+
+def test_counters_of_monitor_mode_are_read_while_they_may_change(
+    protected: Host, parts_read: list[int]
+) -> None:
+    parts = {first: labels(first)[1] is Verdict.WOULD_DROP for first, _ in abi.stats_parts()}
+    protected.detach("db01")
+
+    def reads_them() -> bool:
+        parts_read.clear()
+        read_endpoints(protected)
+        assert {each for each in parts_read if not parts[each]} == {
+            each for each in parts if not parts[each]
+        }, "all others are read each time"
+        return any(parts[each] for each in parts_read)
+
+    assert [reads_them() for _ in range(3)] == [True, False, False]
+    protected.set_mode("web01", Mode.MONITOR)
+    assert [reads_them() for _ in range(3)] == [True] * 3
+    denied(protected)
+    assert would_drop(protected) == 1
+    protected.set_mode("web01", Mode.ENFORCE)
+    assert [reads_them() for _ in range(3)] == [True, False, False]
+    assert would_drop(protected) == 1, "it is shown as it was"
+
+
+def test_what_a_change_that_was_undone_let_pass_is_shown(
+    protected: Host, parts_read: list[int]
+) -> None:
+    for _ in range(3):
+        assert would_drop(protected) == 0
+    assert parts_read
+    (endpoint,) = protected.open_endpoints("web01")
+    with endpoint:
+        maps = endpoint.maps
+        config, slot = maps.config(), maps.active_slot()
+        config.mode = Mode.MONITOR
+        images = Images(protected.paths.images)
+        assert restage(endpoint, config, images.in_force(maps)) == 1 - slot
+        maps.switch(1 - slot)
+        denied(protected)
+        maps.switch(slot)
+        maps.release(1 - slot)
+    assert would_drop(protected) == 1
 
 
 def test_an_endpoint_that_is_not_whole_is_left_out(protected: Host) -> None:

@@ -17,6 +17,7 @@ from vgw.controller import metrics
 from vgw.controller.metrics import ApplyTimes, HostCollector, RuleReading
 from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
+from vgw.controller.rule_readings import RuleReadings
 
 LABELS = {
     "vm", "interface", "direction", "verdict", "reason", "hook", "mode", "result", "cause", "le",
@@ -40,7 +41,10 @@ Series = set[tuple[str, tuple[tuple[str, str], ...]]]
 def series(host: Host, *, rules: bool = False) -> Series:
     """Return name and labels of every sample of a scrape."""
     collector = HostCollector(
-        lambda: read_endpoints(host, rules=rules), dict, ApplyTimes(), rules=rules
+        lambda: read_endpoints(host, RuleReadings(host.paths) if rules else None),
+        dict,
+        ApplyTimes(),
+        rules=rules,
     )
     return {
         (sample.name, tuple(sorted(sample.labels.items())))

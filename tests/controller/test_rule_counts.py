@@ -21,6 +21,7 @@ from vgw.controller.readings import read_endpoints
 from vgw.controller.reconcile import Host
 from vgw.controller.replacement import Placing
 from vgw.controller.rule_counts import RuleCounts, load_counts
+from vgw.controller.rule_readings import RuleReadings
 from vgw.maps import EndpointMaps
 from vgw.policy.model import PolicyDocument
 
@@ -45,7 +46,7 @@ def send(count: int, name: str = "tap0") -> None:
 def packets(host: Host, rule: str = "http", vm: str = "web01") -> int:
     """Return what a rule has counted, after a check that the metrics say the same."""
     (found,) = [row for row in host.rules(vm)["rules"] if row["rule"] == rule]
-    readings = [each for each in read_endpoints(host, rules=True) if each.vm == vm]
+    readings = [each for each in read_endpoints(host, RuleReadings(host.paths)) if each.vm == vm]
     assert found["packets"] == sum(
         each.packets for reading in readings for each in reading.rules if each.rule == rule
     )
@@ -135,7 +136,7 @@ def test_counts_are_right_while_a_policy_is_replaced(
         changes = [1]
         assert [each["packets"] for each in host.rules("web01")["rules"]] == [0, 5]
         changes = [1]
-        (reading,) = read_endpoints(host, rules=True)
+        (reading,) = read_endpoints(host, RuleReadings(host.paths))
         assert [each.packets for each in reading.rules] == [0, 5]
 
 

@@ -38,6 +38,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.policy_watch import policy_watch
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
+from vgw.controller.rule_readings import RuleReadings
 from vgw.controller.shield import Shields
 from vgw.controller.verbs import Verbs
 from vgw.controller.watch import AttachmentWatch
@@ -108,10 +109,11 @@ def run(  # noqa: PLR0913 (what the verb has options for)
         # Whatever can fail comes before the reader, which takes the events from any other.
         server = api.Server(paths.socket, Verbs(changes).by_name(), health.part("socket"))
         stack.callback(server.close)
+        rules = RuleReadings(paths) if rule_metrics else None
         metrics = MetricsServer(
             listen,
             HostCollector(
-                lambda: read_endpoints(host, rules=rule_metrics),
+                lambda: read_endpoints(host, rules),
                 losses.totals,
                 applies,
                 alarms=alarms.current,

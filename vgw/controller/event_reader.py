@@ -44,12 +44,13 @@ FloodHandler = Callable[[int, str, str], None]
 
 
 class Meter(NamedTuple):
-    """The event_meter of one endpoint as it is now; `made` differs when it was made anew."""
+    """What the event_meter of one endpoint lost by now; `made` differs when it was made anew."""
 
     vm: str
     interface: str
     made: int
-    meter: abi.EventMeter
+    suppressed: int
+    lost: int
 
 
 class EventLosses:
@@ -65,7 +66,7 @@ class EventLosses:
         self._lock = threading.Lock()
         self._totals: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
         self._unreported: Counter[tuple[str, str | None, str | None]] = Counter()
-        self._seen: dict[tuple[str, str, int, str], int] | None = None
+        self._seen: dict[tuple[str, str, int], tuple[int, int]] | None = None
 
     def add(self, cause: str, count: int) -> None:
         """Count losses that no endpoint's meter knows of."""
@@ -95,15 +96,19 @@ class EventLosses:
 
     def _observe(self) -> None:
         """Count what the meters show since they were last observed."""
-        before, seen = self._seen, {}
-        for vm, interface, made, meter in self._meters():
-            for cause, now in (("suppressed", meter.suppressed), ("buffer", meter.lost)):
-                key = (vm, interface, made, cause)
-                seen[key] = now
+        before = self._seen
+        seen: dict[tuple[str, str, int], tuple[int, int]] = {}
+        for vm, interface, made, suppressed, lost in self._meters():
+            key, now = (vm, interface, made), (suppressed, lost)
+            seen[key] = now
+            then = (0, 0) if before is None else before.get(key, (0, 0))
+            if now == then:
+                continue
+            for cause, count, old in zip(("suppressed", "buffer"), now, then, strict=True):
                 if before is None:
-                    self._totals[cause] += now
+                    self._totals[cause] += count
                 else:
-                    self._count(cause, vm, interface, max(0, now - before.get(key, 0)))
+                    self._count(cause, vm, interface, max(0, count - old))
         self._seen = seen
 
     def _count(self, cause: str, vm: str | None, interface: str | None, count: int) -> None:

@@ -23,7 +23,6 @@ from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.kept_maps import KeptMaps
 from vgw.errors import KernelError
 from vgw.loader import Artefact
-from vgw.maps import EndpointMaps
 
 _REAP: Final = "conntrack_reap"
 _REPORT: Final = "flow_report"
@@ -139,12 +138,10 @@ def is_live(flow: abi.Flow, config: abi.EndpointConfig, now_ns: int) -> bool:
 
 def vms_to_look_at(kept: KeptMaps) -> list[str]:
     """Return the VMs of which an endpoint has work for Expiry.run(), in order of their names."""
-    with kept.endpoints() as endpoints:
-        return list(dict.fromkeys(each.vm for each in endpoints if _has_work(each.maps)))
-
-
-def _has_work(maps: EndpointMaps) -> bool:
-    return _due(maps.meta()) > 0 or bool(maps.config().log_flows)
+    with kept.look() as look:
+        rows = zip(look.endpoints, look.metas(), look.configs(), strict=True)
+        working = (each.vm for each, meta, config in rows if config.log_flows or _due(meta) > 0)
+        return list(dict.fromkeys(working))
 
 
 def _due(meta: abi.ConntrackMeta) -> int:

@@ -189,14 +189,14 @@ def read_attachment(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachme
     return None
 
 
-def is_still(attachment: Attachment, ifindex: int, path: Path) -> bool:
-    """Tell by one question whether an attachment is as it was read before.
+def is_still(attachment: Attachment, programs: bytes) -> bool:
+    """Tell whether an attachment is as it was read before, by what is at its tcx hook now.
 
-    False also where one question does not tell: read_attachment() does then.
+    `programs` is of libbpf.TcxLists. False also where that does not tell: read_attachment() does
+    then.
     """
-    return attachment.mode == "tcx" and attachment.prog_id in libbpf.tcx_programs(
-        ifindex, TCX_TYPE[path]
-    )
+    ids = memoryview(programs).cast("I")
+    return attachment.mode == "tcx" and attachment.prog_id in ids
 
 
 def _xdp_ahead(

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from vgw import __version__, abi
 from vgw.controller.alarms import Alarm
 from vgw.controller.metrics_text import CounterFamily, GaugeFamily, keep
-from vgw.maps import Counter
+from vgw.maps_stats import Counter, Stats
 from vgw.policy.model import DIRECTION_OF_PATH, Direction
 
 DEFAULT_LISTEN: Final = ("127.0.0.1", 9477)
@@ -34,8 +34,6 @@ _ALWAYS_SHOWN: Final = (abi.Verdict.ACCEPT, abi.Verdict.DROP)
 _NOTHING_YET: Final = {
     (path, verdict): Counter(0, 0) for path in abi.Path for verdict in _ALWAYS_SHOWN
 }
-
-Stats = Mapping[tuple[abi.Path, abi.Verdict, abi.Reason], Counter]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
 from pathlib import Path
@@ -146,6 +146,13 @@ class RuleNames:
             if digest not in self._labels:
                 self._labels[digest] = self._store.labels(digest)
             return self._labels[digest]
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Forget the images that are not among these."""
+        with self._lock:
+            for digest in self._labels.keys() - digests:
+                del self._labels[digest]
+                self._keys.pop(digest, None)
 
     def keys(self, digest: str) -> frozenset[str]:
         """Return the keys of the rules of an image."""

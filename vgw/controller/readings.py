@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What metrics and loss reports need from the maps of every endpoint, read when asked for.
 
-The maps stay open between looks (kept_maps.py), but for those of rules, which few ask for. What is
-detached meanwhile is left out.
+The maps stay open between looks (kept_maps.py). What is detached meanwhile is left out.
 """
 
 from __future__ import annotations
@@ -10,166 +9,137 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from vgw import libbpf
 from vgw.abi import Mode, Path
 from vgw.controller import links
-from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.event_reader import Meter
 from vgw.controller.interfaces import InterfaceNames
-from vgw.controller.kept_maps import KeptEndpoint
+from vgw.controller.kept_maps import KeptEndpoint, KeptLook
 from vgw.controller.links import Attachment
-from vgw.controller.manifest import Manifest, load_manifest
-from vgw.controller.metrics import EndpointReading, RuleReading
-from vgw.controller.policy_store import RuleNames
+from vgw.controller.metrics import EndpointReading
 from vgw.controller.reconcile import Host
-from vgw.controller.rule_counts import NO_COUNT, RuleCounts, add, counted_now, read_steadily
-from vgw.controller.status import reject_answers
+from vgw.controller.rule_readings import RuleReadings, RulesOf
+from vgw.controller.status import answers_of
 from vgw.errors import VgwError
-from vgw.policy.model import PATH_OF_DIRECTION
+from vgw.maps_stats import Stats, StatsReads
+from vgw.policy.model import PATH_OF_DIRECTION, Direction
 
-#: Endpoints from which on threads are worth their while, and how many there are at most.
-_FEW: Final = 64
+#: Endpoints whose packet counters a thread reads at a time, and how many threads there are at most.
+_AT_ONCE: Final = 32
 _THREADS: Final = 4
+_MODES: Final = {int(mode): mode.name.lower() for mode in Mode}
+_PLACES: Final = [(direction, int(path)) for direction, path in PATH_OF_DIRECTION.items()]
 
-_Rules = Mapping[tuple[str, str], tuple[RuleReading, ...]]
+_Attached = tuple[Attachment | None, Attachment | None]
 
 
-def read_endpoints(host: Host, *, rules: bool = False) -> list[EndpointReading]:
+def read_endpoints(host: Host, rules: RuleReadings | None = None) -> list[EndpointReading]:
     """Return what a scrape shows of each endpoint; with `rules` that of each rule too.
 
     Much of the time passes in the kernel, so threads share the endpoints between them.
     """
-    counted = _rules_of_all(host) if rules else {}
     shielded = host.shields.up()
-    with host.kept.endpoints() as endpoints, InterfaceNames() as names:
-        threads = min(_THREADS, len(os.sched_getaffinity(0))) if len(endpoints) >= _FEW else 1
-        read: dict[int, EndpointReading] = {}
-
-        def read_part(first: int) -> None:
-            for place in range(first, len(endpoints), threads):
-                read[place] = _reading(endpoints[place], names, counted, shielded)
-
-        libbpf.side_by_side(*(partial(read_part, first) for first in range(threads)))
-    return [read[place] for place in sorted(read)]
+    threads = min(_THREADS, len(os.sched_getaffinity(0)))
+    with host.kept.look() as look:
+        endpoints = look.endpoints
+        configs = look.configs()
+        modes = [config.mode for config in configs]
+        with libbpf.Helpers(threads - 1) as helpers:
+            slices = (slice(at, at + _AT_ONCE) for at in range(0, len(endpoints), _AT_ONCE))
+            parts = [
+                helpers.begin(partial(_stats_of, endpoints[each], modes[each])) for each in slices
+            ]
+            attached = _attachments_of(look)
+            metas, events, answers = look.metas(), look.event_meters(), look.reject_meters()
+            counted: RulesOf = rules.of(look) if rules is not None else {}
+        stats = chain.from_iterable(part.result() for part in parts)
+        return [
+            EndpointReading(
+                vm=endpoint.vm,
+                interface=endpoint.interface,
+                generation=config.generation,
+                attached=from_vm is not None and to_vm is not None,
+                hook=from_vm.hook if from_vm is not None else "",
+                mode=from_vm.mode if from_vm is not None else "",
+                vm_mode=_MODES[mode],
+                stats=counters,
+                conntrack_entries=meta.entries,
+                conntrack_max=endpoint.conntrack_max,
+                half_open=_by_direction(meta.half_open),
+                half_open_max=config.half_open_max,
+                new_connections=_by_direction(meta.created),
+                events=sent.sent,
+                reject_answers=answers_of(answered),
+                rules=counted.get((endpoint.vm, endpoint.interface), ()),
+                shield=config.endpoint in shielded if config.flood_drops else None,
+            )
+            for endpoint, (from_vm, to_vm), config, mode, meta, sent, answered, counters in zip(
+                endpoints, attached, configs, modes, metas, events, answers, stats, strict=True
+            )
+        ]
 
 
 def read_meters(host: Host) -> list[Meter]:
     """Return the event meter of each endpoint."""
-    with host.kept.endpoints() as endpoints:
+    with host.kept.look() as look:
         return [
-            Meter(each.vm, each.interface, each.made, each.maps.event_meter()) for each in endpoints
+            Meter(each.vm, each.interface, each.made, meter.suppressed, meter.lost)
+            for each, meter in zip(look.endpoints, look.event_meters(), strict=True)
         ]
 
 
-def _reading(
-    endpoint: KeptEndpoint,
-    names: InterfaceNames,
-    counted: _Rules,
-    shielded: Collection[int],
-) -> EndpointReading:
-    maps = endpoint.maps
-    meta, config = maps.meta(), maps.config()
-    from_vm, to_vm = _attachments(endpoint, names)
-    return EndpointReading(
-        vm=endpoint.vm,
-        interface=endpoint.interface,
-        generation=config.generation,
-        attached=from_vm is not None and to_vm is not None,
-        hook=from_vm.hook if from_vm is not None else "",
-        mode=from_vm.mode if from_vm is not None else "",
-        vm_mode=Mode(config.mode).name.lower(),
-        stats=maps.stats(),
-        conntrack_entries=meta.entries,
-        conntrack_max=endpoint.conntrack_max,
-        half_open={
-            direction: meta.half_open[path] for direction, path in PATH_OF_DIRECTION.items()
-        },
-        half_open_max=config.half_open_max,
-        new_connections={
-            direction: meta.created[path] for direction, path in PATH_OF_DIRECTION.items()
-        },
-        events=maps.event_meter().sent,
-        reject_answers=reject_answers(maps),
-        rules=counted.get((endpoint.vm, endpoint.interface), ()),
-        shield=config.endpoint in shielded if config.flood_drops else None,
-    )
+def _by_direction(numbers: Sequence[int]) -> dict[Direction, int]:
+    return {direction: numbers[path] for direction, path in _PLACES}
 
 
-def _attachments(
-    endpoint: KeptEndpoint, names: InterfaceNames
-) -> tuple[Attachment | None, Attachment | None]:
-    """Return how an endpoint is attached from the VM and to it; None where it is not."""
-    known = endpoint.attachments
-    # The interface may be gone, or go at this moment: it is not attached then.
-    with contextlib.suppress(OSError, VgwError):
-        if known is not None and names.of(known[0]) == endpoint.interface:
-            ifindex, from_vm, to_vm = known
-            if links.is_still(from_vm, ifindex, Path.FROM_VM) and links.is_still(
-                to_vm, ifindex, Path.TO_VM
-            ):
-                return from_vm, to_vm
-        ifindex = socket.if_nametoindex(endpoint.interface)
-        found_from_vm = links.read_attachment(ifindex, Path.FROM_VM, endpoint.directory)
-        found_to_vm = links.read_attachment(ifindex, Path.TO_VM, endpoint.directory)
-        if found_from_vm is not None and found_to_vm is not None:
-            endpoint.attachments = (ifindex, found_from_vm, found_to_vm)
-        return found_from_vm, found_to_vm
-    return None, None
+def _stats_of(endpoints: Sequence[KeptEndpoint], modes: Sequence[int]) -> list[Stats]:
+    """Return the packet counters of endpoints that are in these modes."""
+    reads = StatsReads()
+    return [_stats(reads, *row) for row in zip(endpoints, modes, strict=True)]
 
 
-def _rules_of_all(host: Host) -> _Rules:
-    """Return the counts of the rules in force of all endpoints."""
-    names = RuleNames(host.store)
-    found: dict[tuple[str, str], tuple[RuleReading, ...]] = {}
-    for vm in host.attached():
-        with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(endpoint) for endpoint in host.open_endpoints(vm)]
-            counts = _rules(host, vm, opened, names)
-            found |= {(vm, each.interface): one for each, one in zip(opened, counts, strict=True)}
+def _stats(reads: StatsReads, endpoint: KeptEndpoint, mode: int) -> Stats:
+    """Return an endpoint's packet counters; the kernel takes its time for each that is read."""
+    fd = endpoint.maps.fd("stats")
+    if mode == Mode.MONITOR:
+        endpoint.would_drop = None
+    would_drop = endpoint.would_drop
+    if would_drop is None:
+        would_drop = reads.monitored(fd)
+        if mode != Mode.MONITOR and endpoint.is_settled:
+            endpoint.would_drop = would_drop
+    return {**reads.judged(fd), **would_drop}
+
+
+def _attachments_of(look: KeptLook) -> list[_Attached]:
+    """Return how each endpoint is attached from the VM and to it; None where it is not."""
+    found: list[_Attached] = []
+    indexes = [0 if each.attachments is None else each.attachments[0] for each in look.endpoints]
+    with InterfaceNames() as names:
+        for endpoint, programs in zip(look.endpoints, look.lists.read(indexes), strict=True):
+            known = endpoint.attachments
+            if known is not None and names.of(known[0]) == endpoint.interface:
+                _, *attachments = known
+                if all(map(links.is_still, attachments, programs)):
+                    found.append((known[1], known[2]))
+                    continue
+            found.append(_attachments(endpoint))
     return found
 
 
-def _rules(
-    host: Host, vm: str, opened: Sequence[OpenEndpoint], names: RuleNames
-) -> list[tuple[RuleReading, ...]]:
-    """Return the counts of the rules in force, of each of a VM's endpoints."""
-
-    def read(counts: RuleCounts) -> list[tuple[RuleReading, ...]]:
-        manifest = load_manifest(host.paths.manifest(vm))
-        if manifest is None:
-            return [()] * len(opened)
-        return [
-            _rules_of(endpoint, manifest, names, counts, first=number == 0)
-            for number, endpoint in enumerate(opened)
-        ]
-
-    return read_steadily(host.paths.counts(vm), [endpoint.maps for endpoint in opened], read)
-
-
-def _rules_of(
-    endpoint: OpenEndpoint,
-    manifest: Manifest,
-    names: RuleNames,
-    counts: RuleCounts,
-    *,
-    first: bool,
-) -> tuple[RuleReading, ...]:
-    """Return the counts of the rules in force.
-
-    What counters that are gone had counted is remembered for the whole VM; it is shown with the
-    VM's first interface, so that sums over interfaces are right.
-    """
-    labels_of = manifest.in_generation(names.labels)
-    totals = dict(counts.carried) if first else {}
-    add(totals, counted_now(endpoint.maps, counts, labels_of))
-    return tuple(
-        RuleReading(
-            label.direction, label.policy, label.name, totals.get(label.key, NO_COUNT).packets
-        )
-        for path in PATH_OF_DIRECTION.values()
-        for label in labels_of(manifest.generation, path) or ()
-    )
+def _attachments(endpoint: KeptEndpoint) -> _Attached:
+    """Find out how an endpoint is attached, and remember what it takes to see that it still is."""
+    # The interface may be gone, or go at this moment: it is not attached then.
+    with contextlib.suppress(OSError, VgwError):
+        ifindex = socket.if_nametoindex(endpoint.interface)
+        from_vm = links.read_attachment(ifindex, Path.FROM_VM, endpoint.directory)
+        to_vm = links.read_attachment(ifindex, Path.TO_VM, endpoint.directory)
+        if from_vm is not None and to_vm is not None:
+            endpoint.attachments = (ifindex, from_vm, to_vm)
+        return from_vm, to_vm
+    return None, None

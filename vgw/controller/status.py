@@ -245,7 +245,11 @@ def _guards_off(interface: Interface) -> dict[str, str]:
 
 def reject_answers(maps: EndpointMaps) -> dict[str, int]:
     """Return what became of the answers to rejected packets, by the names that users see."""
-    meter = maps.reject_meter()
+    return answers_of(maps.reject_meter())
+
+
+def answers_of(meter: abi.RejectMeter) -> dict[str, int]:
+    """Return what a meter of answers to rejected packets counted, by the names that users see."""
     return {"sent": meter.sent, "suppressed": meter.suppressed, "failed": meter.failed}
 
 
