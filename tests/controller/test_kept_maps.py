@@ -24,6 +24,7 @@ from vgw.controller.kept_maps import MAPS
 from vgw.controller.links import link_pin
 from vgw.controller.readings import read_endpoints, read_meters
 from vgw.controller.reconcile import Host
+from vgw.controller.rule_readings import RuleReadings
 
 pytestmark = pytest.mark.bpf
 
@@ -117,6 +118,42 @@ def test_without_room_endpoints_are_opened_for_each_look(
         assert open_files() == before + len(MAPS) + 1, "those of one, and what tells of changes"
 
 
+def test_nothing_is_opened_again_for_the_counts_of_rules(
+    protected: Host, parts_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    real = libbpf.get_pinned
+
+    def get_pinned(pin: str | os.PathLike[str]) -> int:
+        opened.append(pin)
+        return real(pin)
+
+    monkeypatch.setattr(libbpf, "get_pinned", get_pinned)
+    rules = RuleReadings(protected.paths)
+
+    def counts(vm: str = "web01") -> list[int]:
+        opened.clear()
+        (found,) = (each for each in read_endpoints(protected, rules) if each.vm == vm)
+        return [rule.packets for rule in found.rules]
+
+    before = counts()
+    assert opened
+    assert counts() == before == counts()
+    assert not opened
+    rules_now = (
+        "[{name: http, action: accept, services: [tcp/80]}, "
+        "{name: late, action: accept, services: [tcp/81]}]"
+    )
+    protected.apply(document(rules_now, vms=VMS))
+    assert parts_read
+    assert len(counts()) == len(before) + 1
+    assert opened, "the policy has counters of its own"
+    assert counts()[-1] == 0
+    denied(protected)
+    assert sum(counts()) == sum(before) + 1
+    assert not opened
+
+
 WOULD_DROP = PacketPath.TO_VM, Verdict.WOULD_DROP, Reason.DEFAULT
 
 
@@ -175,9 +212,10 @@ def test_counters_of_monitor_mode_are_read_while_they_may_change(
     assert would_drop(protected) == 1, "it is shown as it was"
 
 
-def test_what_a_change_that_was_undone_let_pass_is_shown(
+def test_what_a_change_lets_pass_is_shown_however_it_goes_on(
     protected: Host, parts_read: list[int]
 ) -> None:
+    """It may take its time between steps, and be undone."""
     for _ in range(3):
         assert would_drop(protected) == 0
     assert parts_read
@@ -188,11 +226,14 @@ def test_what_a_change_that_was_undone_let_pass_is_shown(
         config.mode = Mode.MONITOR
         images = Images(protected.paths.images)
         assert restage(endpoint, config, images.in_force(maps)) == 1 - slot
+        assert would_drop(protected) == 0
         maps.switch(1 - slot)
+        denied(protected)
+        assert would_drop(protected) == 1
         denied(protected)
         maps.switch(slot)
         maps.release(1 - slot)
-    assert would_drop(protected) == 1
+    assert would_drop(protected) == 2
 
 
 def test_an_endpoint_that_is_not_whole_is_left_out(protected: Host) -> None:

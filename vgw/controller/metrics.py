@@ -31,6 +31,16 @@ _ENDPOINT: Final = ("vm", "interface")
 _REFUSED: Final = (abi.Verdict.DROP, abi.Verdict.REJECT)
 _ALWAYS_SHOWN: Final = (abi.Verdict.ACCEPT, abi.Verdict.DROP)
 
+#: The values of labels, which an enumeration takes long to say.
+_DIRECTION: Final = {path: direction.value for path, direction in DIRECTION_OF_PATH.items()}
+_VERDICT_LABELS: Final = {
+    (path, verdict): (_DIRECTION[path], verdict.name.lower())
+    for path in abi.Path
+    for verdict in abi.Verdict
+}
+_REASON_LABELS: Final = {
+    (path, reason): (_DIRECTION[path], reason.name) for path in abi.Path for reason in abi.Reason
+}
 _NOTHING_YET: Final = {
     (path, verdict): Counter(0, 0) for path in abi.Path for verdict in _ALWAYS_SHOWN
 }
@@ -193,11 +203,11 @@ def _packet_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]:
     for reading in readings:
         where = (reading.vm, reading.interface)
         for (path, verdict), counter in _by_verdict(reading.stats).items():
-            series = (*where, DIRECTION_OF_PATH[path].value, verdict.name.lower())
+            series = where + _VERDICT_LABELS[path, verdict]
             packets.add_metric(series, counter.packets)
             octets.add_metric(series, counter.bytes)
         for (path, reason), count in _by_reason(reading.stats).items():
-            dropped.add_metric((*where, DIRECTION_OF_PATH[path].value, reason.name), count)
+            dropped.add_metric(where + _REASON_LABELS[path, reason], count)
     yield packets
     yield octets
     yield dropped
@@ -251,9 +261,9 @@ def _conntrack_families(readings: Sequence[EndpointReading]) -> Iterator[Metric]
         limit.add_metric(where, reading.conntrack_max)
         half_open_limit.add_metric(where, reading.half_open_max)
         for direction, count in reading.half_open.items():
-            half_open.add_metric((*where, direction.value), count)
+            half_open.add_metric((*where, direction), count)
         for direction, count in reading.new_connections.items():
-            created.add_metric((*where, direction.value), count)
+            created.add_metric((*where, direction), count)
     yield from (entries, limit, half_open, half_open_limit, created)
 
 

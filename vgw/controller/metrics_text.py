@@ -15,8 +15,28 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
-#: By the format of a metric's series: those of its last text, written, by the values of labels.
-_written: dict[str, dict[tuple[str, ...], str]] = {}
+
+class _Written(dict[tuple[str, ...], str]):
+    """The series of a metric, written, by the values of their labels."""
+
+    def __init__(self, series: str, order: Sequence[int]) -> None:
+        """Write by a format, which has the labels in this order."""
+        super().__init__()
+        self._series = series
+        self._order = order
+
+    def __missing__(self, values: tuple[str, ...]) -> str:
+        text = self[values] = self._series % tuple(_escaped(values[at]) for at in self._order)
+        return text
+
+    def keep_only(self, those: Iterable[tuple[str, ...]]) -> None:
+        """Forget all others."""
+        for values in self.keys() - set(those):
+            del self[values]
+
+
+#: By the format of a metric's series: those of its last text.
+_written: dict[str, _Written] = {}
 
 #: What `render` makes: the text format that every Prometheus reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,19 +65,12 @@ class _Family(Metric):
         order = sorted(range(len(self._labels)), key=self._labels.__getitem__)
         labels = ",".join(f'{self._labels[place]}="%s"' for place in order)
         series = f"{name}{{{labels}}} " if labels else f"{name} "
-        before, now = _written.get(series, {}), {}
-        lines = [
-            f"# HELP {name} {_one_line(self.documentation)}",
-            f"# TYPE {name} {self.kind}",
-        ]
-        for values, value in self._rows:
-            written = before.get(values)
-            if written is None:
-                written = series % tuple(_escaped(values[place]) for place in order)
-            now[values] = written
-            lines.append(written + repr(float(value)))
-        _written[series] = now
-        return "\n".join(lines)
+        written = _written.setdefault(series, _Written(series, order))
+        head = f"# HELP {name} {_one_line(self.documentation)}\n# TYPE {name} {self.kind}"
+        lines = [f"{written[values]}{float(value)!r}" for values, value in self._rows]
+        if len(written) > len(lines):  # some of the last text are not in this one
+            written.keep_only(values for values, _ in self._rows)
+        return "\n".join((head, *lines))
 
     @property
     def samples(self) -> list[Sample]:

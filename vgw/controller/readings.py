@@ -106,14 +106,12 @@ def _stats_of(endpoints: Sequence[KeptEndpoint], modes: Sequence[int]) -> list[S
 def _stats(reads: StatsReads, endpoint: KeptEndpoint, mode: int) -> Stats:
     """Return an endpoint's packet counters; the kernel takes its time for each that is read."""
     fd = endpoint.maps.fd("stats")
-    if mode == Mode.MONITOR:
+    if mode == Mode.MONITOR or not endpoint.is_settled:
         endpoint.would_drop = None
-    would_drop = endpoint.would_drop
-    if would_drop is None:
-        would_drop = reads.monitored(fd)
-        if mode != Mode.MONITOR and endpoint.is_settled:
-            endpoint.would_drop = would_drop
-    return {**reads.judged(fd), **would_drop}
+        return reads.all(fd)
+    if endpoint.would_drop is None:
+        endpoint.would_drop = reads.monitored(fd)
+    return {**reads.judged(fd), **endpoint.would_drop}
 
 
 def _attachments_of(look: KeptLook) -> list[_Attached]:
