@@ -16,9 +16,10 @@ from tests.cli_fakes import FLOWS, POLICY, RULES, STATUS, TEN_MISTAKES, VMS, Fak
 from vgw import abi, cli_options
 from vgw.cli import cli
 from vgw.cli_target import AttachOrder
+from vgw.controller import interfaces, inventory
 from vgw.errors import PartlyAppliedError
 from vgw.policy.compile import PolicyImage
-from vgw.policy.model import EffectivePolicy
+from vgw.policy.model import EffectivePolicy, PolicyDocument
 from vgw.policy.quotas import PolicyTooLargeError
 
 
@@ -79,6 +80,31 @@ def test_attach_all_is_every_vm_of_the_policy(target: FakeTarget, policy: Path) 
     assert [row["vm"] for row in document(vgw("attach --all -o json"))["vms"]] == ["web01", "db01"]
     assert order_of(target).vms == ["web01", "db01"]
     assert order_of(target).sources == [(str(policy), POLICY)]
+
+
+def test_attach_parses_the_policy_once_however_much_it_asks_of_it(
+    target: FakeTarget, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the work, which is done by whoever does it."""
+    parsed: list[None] = []
+    waited: list[Sequence[str]] = []
+    real = inventory.read_document
+
+    def read_document(*arguments: Any) -> PolicyDocument:
+        parsed.append(None)
+        return real(*arguments)
+
+    monkeypatch.setattr(inventory, "read_document", read_document)
+
+    def wait_for(names: Sequence[str], _: float) -> list[str]:
+        waited.append(names)
+        return []
+
+    monkeypatch.setattr(interfaces, "wait_for", wait_for)
+    assert vgw("attach --all --wait 5").exit_code == 0
+    assert waited == [["tap-web01", "tap-db01"]]
+    assert order_of(target).sources == [(str(policy), POLICY)]
+    assert len(parsed) == 1
 
 
 def test_attach_takes_a_vm_once(target: FakeTarget, policy: Path) -> None:

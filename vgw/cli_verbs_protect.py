@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from vgw.cli_output import Output, Progress, Table, print_rows, warn
 from vgw.cli_target import ApplyOptions, AttachOrder, Sources
 from vgw.cli_text import counted
 from vgw.errors import PartlyAppliedError, VgwError
+
+if TYPE_CHECKING:
+    from vgw.policy.model import PolicyDocument
 
 Row = Mapping[str, Any]
 
@@ -107,8 +110,10 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         raise click.UsageError("--interface goes with a single --vm")
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
-        names = _all_vms(session, sources) if every else list(vms)
-        awaited = [*_listed(session, sources, names), *interfaces] if wait else []
+        # Parsed once for both questions, for that takes long with a large policy.
+        document = _document(session, sources if every or wait else None)
+        names = _all_vms(session, document) if every else list(vms)
+        awaited = [*_listed(document, names), *interfaces] if wait else []
         missing = _awaited(awaited, wait, progress) if wait else []
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
@@ -123,11 +128,17 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         )
 
 
-def _listed(session: Session, sources: Sources | None, vms: list[str]) -> list[str]:
-    """Return the interfaces that files list of VMs."""
+def _document(session: Session, sources: Sources | None) -> PolicyDocument:
+    """Return what this host is to enforce by its files, nothing without a policy."""
     from vgw.controller.inventory import read_document
+    from vgw.policy.model import PolicyDocument
 
-    known = read_document(session.paths(), sources).vms if sources is not None else {}
+    return PolicyDocument() if sources is None else read_document(session.paths(), sources)
+
+
+def _listed(document: PolicyDocument, vms: list[str]) -> list[str]:
+    """Return the interfaces that files list of VMs."""
+    known = document.vms
     written = [each for vm in vms if vm in known for each in known[vm].interfaces]
     return [each.name for each in written if each.name]
 
@@ -155,12 +166,11 @@ def _read_sources(session: Session, policy: Path | None, *, needed: bool) -> Sou
     return read_steadily(path)
 
 
-def _all_vms(session: Session, sources: Sources | None) -> list[str]:
-    from vgw.controller.inventory import read_document
+def _all_vms(session: Session, document: PolicyDocument) -> list[str]:
     from vgw.controller.looking import looking_host
 
     host, _ = looking_host(session.paths())
-    return list(host.overlay.laid(read_document(host.paths, sources)).vms)
+    return list(host.overlay.laid(document).vms)
 
 
 def attempt(change: Callable[[], Row]) -> tuple[Row, PartlyAppliedError | None]:
