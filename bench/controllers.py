@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ _ROOT: Final = Path(__file__).parents[1]
 _START: Final = "from vgw.cli import main; main()"
 #: Where builds differ: what a program begins with.
 _ENTRIES: Final = ("tc_from_vm", "tc_to_vm", "xdp_from_vm")
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_SCHEDULER_CLOCK: Final = 2
 
 
 @dataclass(slots=True)
@@ -51,8 +50,8 @@ class Controller:
 
     def cpu_seconds(self) -> float:
         """Return how long it had a processor by now."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        # The clock that clock_getcpuclockid(3) gives; /proc counts in hundredths of a second.
+        return time.clock_gettime((~self.process.pid << 3) | _SCHEDULER_CLOCK)
 
     def memory_mib(self) -> float:
         """Return its resident memory."""
@@ -66,7 +65,9 @@ class Controller:
         self.process.wait(_PATIENCE)
 
 
-def start(lab: Lab, build: Path | None = None) -> subprocess.Popen[bytes]:
+def start(
+    lab: Lab, build: Path | None = None, options: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """Start a controller on the lab's host, of another build if given; it is not ready yet."""
     vgw = [lab.vgw_command] if build is None else [sys.executable, "-P", "-c", _START]
     environment = dict(lab.environment)
@@ -75,14 +76,16 @@ def start(lab: Lab, build: Path | None = None) -> subprocess.Popen[bytes]:
     environment["NOTIFY_SOCKET"] = str(lab.directory / "notify")
     with (lab.directory / "controller.err").open("ab") as errors:
         return subprocess.Popen(
-            lab.command("host", *vgw, "controller", "--listen", f"127.0.0.1:{_PORT}"),
+            lab.command("host", *vgw, "controller", "--listen", f"127.0.0.1:{_PORT}", *options),
             env=environment,
             stderr=errors,
         )
 
 
 @contextmanager
-def controller(lab: Lab, build: Path | None = None) -> Iterator[Controller]:
+def controller(
+    lab: Lab, build: Path | None = None, options: Sequence[str] = ()
+) -> Iterator[Controller]:
     """Run a controller that is ready during the block; it is ended if it still runs."""
     address = lab.directory / "notify"
     address.unlink(missing_ok=True)
@@ -90,7 +93,7 @@ def controller(lab: Lab, build: Path | None = None) -> Iterator[Controller]:
         ready.bind(str(address))
         ready.settimeout(_PATIENCE)
         started = time.monotonic()
-        process = start(lab, build)
+        process = start(lab, build, options)
         try:
             while ready.recv(256) != b"READY=1":
                 pass

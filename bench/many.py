@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,9 @@ from bench.lab import lab as build_lab
 from bench.options import Progress
 from bench.report import Row
 from scripts.lab.wire import inside
+from vgw.cli_target_controller import ControllerTarget
+from vgw.cli_top_looks import Looker
+from vgw.cli_top_view import State, picture
 from vgw.controller.fitness import allow_many_files
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
@@ -24,6 +27,8 @@ PART: Final = "scale"
 #: VMs of a role have rules of their own.
 _ROLES: Final = 10
 _CONNTRACK_MAX: Final = 4096
+#: Columns and lines of the terminal that `vgw top` draws on.
+_SCREEN: Final = (120, 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ def _measure(lab: Lab, extent: Extent, progress: Progress) -> list[_Figure]:
             _require_adopted(running, extent.endpoints)
             if number == extent.samples - 1:
                 figures = _of_one(running, lab, extent, progress)
+    with controller(lab, options=("--rule-metrics",)) as running:
+        figures += _with_rules(running, extent)
     return [("start with adoption", "s", tuple(starts)), *figures]
 
 
@@ -92,18 +99,52 @@ def _of_one(running: Controller, lab: Lab, extent: Extent, progress: Progress) -
     before = running.cpu_seconds()
     time.sleep(extent.idle_seconds)
     idle = (running.cpu_seconds() - before) / extent.idle_seconds * 100
-    before = running.cpu_seconds()
-    for _ in scrapes:
-        running.scrape()
-    cost = (running.cpu_seconds() - before) / len(scrapes) * 1000
+    cost = _processor_ms(running, running.scrape, len(scrapes))
     return [
         ("scrape", "ms", tuple(seconds * 1000 for seconds, _ in scrapes)),
         ("scrape", "KiB", tuple(length / 1024 for _, length in scrapes[:1])),
         ("scrape, processor", "ms", (cost,)),
+        ("look of vgw top, processor", "ms", (_look_ms(running, lab, len(scrapes)),)),
         ("apply of the same policy, per VM", "ms", tuple(applies)),
         ("idle, of a processor", "%", (idle,)),
         ("controller's memory", "MiB", (running.memory_mib(),)),
     ]
+
+
+def _with_rules(running: Controller, extent: Extent) -> list[_Figure]:
+    """Return what scrapes with a series for each rule take, after the first one."""
+    running.scrape()
+    scrapes = [running.scrape() for _ in range(3 * extent.samples)]
+    cost = _processor_ms(running, running.scrape, len(scrapes))
+    return [
+        ("scrape with rules", "ms", tuple(seconds * 1000 for seconds, _ in scrapes)),
+        ("scrape with rules, processor", "ms", (cost,)),
+    ]
+
+
+def _look_ms(running: Controller, lab: Lab, looks: int) -> float:
+    """Return what a look of `vgw top` takes of processors, the controller's part and its own."""
+    looker = Looker(
+        lambda: ControllerTarget(running.client, Paths.from_environment(lab.environment))
+    )
+    looker.refresh(None)  # which has nothing to compare with
+    state, own = State(), time.process_time()
+
+    def look() -> None:
+        picture(looker.refresh(state.focus(looker.look)), state, *_SCREEN)
+
+    cost = _processor_ms(running, look, looks)
+    if looker.look.error is not None:
+        raise BenchError(looker.look.error)
+    return cost + (time.process_time() - own) / looks * 1000
+
+
+def _processor_ms(running: Controller, work: Callable[[], object], times: int) -> float:
+    """Return what a controller takes of processors for each time that work is done."""
+    before = running.cpu_seconds()
+    for _ in range(times):
+        work()
+    return (running.cpu_seconds() - before) / times * 1000
 
 
 def _require_adopted(running: Controller, endpoints: int) -> None:
