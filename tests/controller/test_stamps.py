@@ -60,9 +60,9 @@ class Asked(Stamps):
         self.asked = 0
         self.directories = [str(root), f"{root}/web01", f"{root}/web01/tap0"]
 
-        def count(directory: str) -> object:
+        def count(directory: str, **options: bool) -> object:
             self.asked += directory != str(root)
-            return real(directory)
+            return real(directory, **options)
 
         real = os.stat
         patch.setattr("vgw.controller.stamps.os.stat", count)

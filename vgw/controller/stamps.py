@@ -55,14 +55,12 @@ class Stamps:
         """
         was_blind, self._is_blind, self._is_full = self._is_blind, False, False
         # What is mounted over the root, or over what that is in, is noted by nobody.
-        root = _identity(self._root)
-        if root != self._root_is or self._notes is None:
+        root, notes = _identity(self._root), None
+        if self._notes is not None and root == self._root_is:
+            notes = self._notes.take()
+        if notes is None:
             self.close()
             self._root_is, self._notes = root, DirectoryNotes()
-            return True
-        notes = self._notes.take()
-        if notes is None:
-            self._known.clear()
             return True
         if notes:
             self._forget(notes)
@@ -71,7 +69,7 @@ class Stamps:
     def of(self, directory: str) -> Stamp | None:
         """Return the stamp of a directory as of the beginning of the look, or later; None: gone.
 
-        Those that it is in have to be asked for at each look too, for only they tell that it moved.
+        Those that it is in have to be asked for too, for only they tell when it is moved with them.
         """
         if directory in self._known:
             return self._known[directory]
