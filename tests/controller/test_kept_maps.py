@@ -8,11 +8,13 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.controller.conftest import run
 from tests.controller.policies import document, interface, to_vm
+from tests.controller.process import eventually
 from vgw import abi, libbpf
 from vgw.abi import Mode, Reason, Verdict
 from vgw.abi import Path as PacketPath
@@ -116,6 +118,31 @@ def test_without_room_endpoints_are_opened_for_each_look(
     for _ in range(2):
         assert [reading.vm for reading in read_endpoints(protected)] == sorted(NAMES)
         assert open_files() == before + len(MAPS) + 1, "those of one, and what tells of changes"
+
+
+def test_directories_that_did_not_change_are_not_looked_at(
+    protected: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's notes work in a bpffs too."""
+    looked_at: list[object] = []
+    real = os.stat
+
+    def stat(place: Any, **options: Any) -> os.stat_result:
+        looked_at.append(place)
+        return real(place, **options)
+
+    def looks() -> int:
+        looked_at.clear()
+        assert len(read_meters(protected)) == len(NAMES)
+        pins = str(protected.paths.pins)
+        return sum(str(place).startswith(f"{pins}/") for place in looked_at)
+
+    monkeypatch.setattr(kept_maps, "SECOND_NS", 0)
+    monkeypatch.setattr(os, "stat", stat)
+    looks()
+    eventually("what was just made has settled", lambda: looks() == 0)
+    (protected.paths.endpoint_dir("web01", "tap-web01") / "more").mkdir()
+    assert looks() == 1
 
 
 def test_nothing_is_opened_again_for_the_counts_of_rules(
