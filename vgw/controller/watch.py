@@ -2,9 +2,10 @@
 """The watch over attachments: notices what somebody takes off, replaces, adds or unpins.
 
 The kernel tells of XDP by netlink, qdiscs, filters, names and departures (change_feed.py). Of links
-and pins it does not tell: every WATCH_SECONDS the lists of programs at the tc hooks, the links of
-XDP programs and the times of the pins' directories are compared with those of the last look. What
-changed is looked at closely, under the lock of changes, by inspection.py.
+it does not tell: every WATCH_SECONDS the lists of programs at the tc hooks, the links of XDP
+programs and the times of the pins' directories are compared with those of the last look; of these
+it tells which have to be read again (stamps.py). What changed is looked at closely, under the lock
+of changes, by inspection.py.
 """
 
 from __future__ import annotations
