@@ -43,7 +43,7 @@ class Scenario:
 
         `undone`: it was made, undone and made again.
         """
-        order = self.order * (2 if undone else 1)
+        order = (*self.order, *reversed(self.order), *self.order) if undone else self.order
         if self.both_ways:
             return explained(seen, *order)
         return all(explained(of_path(seen, inbound=way), *order) for way in (True, False))

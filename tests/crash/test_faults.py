@@ -14,7 +14,7 @@ import pytest
 
 from tests.crash.faults import ERRNOS, fail_at_steps
 from tests.crash.killing import Step
-from tests.crash.probe import OPEN, A, B
+from tests.crash.probe import OPEN, A, B, Seen
 from tests.crash.run import every
 from tests.crash.scenarios import SCENARIOS, Scenario, attach
 from tests.crash.world import TAP, VM, World
@@ -79,6 +79,17 @@ def test_catalogue_M19_one_program_is_attached_and_the_other_is_refused(
 def test_every_kind_of_step_can_fail() -> None:
     """Were there a new kind, its errnos would have to be said."""
     assert all(ERRNOS.values())
+
+
+def test_an_interface_may_stop_each_time_it_gets_or_loses_a_qdisc() -> None:
+    """It gets one, loses it when that is undone, and gets it again: three times, and no more."""
+    unprotected, stopped = Seen(True, "w", True), Seen(True, "z", False)
+    by_b = [Seen(True, "y", True), Seen(True, "x", False)]
+    gap = [stopped, unprotected]
+    scenario = SCENARIOS["attach-clsact"]
+    assert scenario.allows([unprotected, *gap * 3, *by_b], undone=True)
+    assert not scenario.allows([unprotected, *gap * 4, *by_b], undone=True)
+    assert not scenario.allows([unprotected, *gap * 2, *by_b])
 
 
 # --- negative controls -------------------------------------------------------------------------
