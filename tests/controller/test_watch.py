@@ -25,6 +25,7 @@ from vgw.controller import links, links_netlink, watch
 from vgw.controller.alarms import Alarms
 from vgw.controller.changes import Changes
 from vgw.controller.events import LogWriter, read_log
+from vgw.controller.inspection import Outcome
 from vgw.controller.metrics import ApplyTimes
 from vgw.controller.operations import Operations
 from vgw.controller.paths import Paths
@@ -412,6 +413,30 @@ def test_catalogue_M17_an_interface_that_ends_elsewhere_is_swept(
     run("ip", "link", "del", "tap0-p")
     eventually("swept", lambda: not with_links.host.attached())
     eventually("its end", lambda: not with_links.texts("moved"))
+
+
+def test_catalogue_M17_an_interface_that_ends_just_when_it_is_looked_at_leaves_no_alarm(
+    with_links: Watched, veth: Veth, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is elsewhere when the alarm is raised, and gone when what is gone is swept."""
+    veth("tap0")
+    with_links.start()
+    inspector = with_links.operations._inspector
+    inspect = inspector.inspect
+    raised: list[str] = []
+
+    def inspect_and_end(suspect: Suspect) -> Outcome:
+        outcome = inspect(suspect)
+        if with_links.texts("moved") and not raised:
+            raised.extend(with_links.texts("moved"))
+            run("ip", "link", "del", "tap0-p")
+        return outcome
+
+    monkeypatch.setattr(inspector, "inspect", inspect_and_end)
+    run("ip", "link", "set", "tap0", "netns", elsewhere)
+    eventually("swept", lambda: raised and not with_links.host.attached())
+    eventually("its end", lambda: not with_links.texts("moved"))
+    eventually("let go", lambda: not with_links.watch._watched)
 
 
 def test_catalogue_M16_a_renamed_interface_is_an_alarm_until_the_names_agree(

@@ -212,6 +212,8 @@ class AttachmentWatch:
 
     def _look_closely(self, keys: Collection[Place]) -> None:
         before = {key: self._glance(self._watched[key]) for key in keys}
+        # One that goes while it is inspected is inspected again: its alarms have to end.
+        gone = {key for key in keys if stamp(self._watched[key].directory) is None}
         suspects = {key: self._suspect(self._watched[key]) for key in sorted(keys)}
         try:
             still_wrong = self._inspect(list(suspects.values()))
@@ -220,7 +222,7 @@ class AttachmentWatch:
         wrong = {(suspect.vm, suspect.interface) for suspect in still_wrong}
         for key in suspects:
             watched = self._watched[key]
-            if stamp(watched.directory) is None and key not in wrong:
+            if key in gone and key not in wrong and stamp(watched.directory) is None:
                 watched.release()
                 del self._watched[key]
                 self._wrong.discard(key)
