@@ -18,7 +18,8 @@ from typing import Any
 
 import pyte
 
-PATIENCE = 30.0
+from tests.patience import PATIENCE
+
 COLUMNS, LINES = 80, 24
 
 

@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.patience import PATIENCE
 from vgw import __version__, cli_options
 from vgw.cli import EXIT_INTERRUPTED, cli
 from vgw.cli_output import Progress, Table
@@ -238,7 +239,7 @@ def test_a_reader_that_goes_away_is_no_failure_to_report(tmp_path: Path) -> None
         vgw.stdout.readline()
         vgw.stdout.close()
         assert vgw.stderr.read() == b""
-        assert vgw.wait(timeout=30) == 1
+        assert vgw.wait(timeout=PATIENCE) == 1
 
 
 def test_errors_can_be_caught_by_a_program_that_embeds_the_command(

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.controller.process import await_ready
+from tests.patience import PATIENCE
 from vgw.policy.compile import MAX_RULES
 
 pytestmark = pytest.mark.bpf
@@ -42,7 +43,6 @@ CHANGED_POLICY = POLICY.replace("tcp/80", "tcp/443") + "      - {name: more, act
 PACKET = "--proto tcp --src 192.0.2.7 --dst 10.20.0.11 --dport 80"
 #: Runs a command as root without any capability, as a service without rights would be.
 NO_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
-READY_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Vgw:
 
     def start(self, arguments: str, ready: socket.socket) -> subprocess.Popen[bytes]:
         """Start a command line and wait until it says on a socket that it is ready."""
-        ready.settimeout(READY_SECONDS)
+        ready.settimeout(PATIENCE)
         ready.bind(str(self.root / "notify"))
         environment = {**self.environment, "NOTIFY_SOCKET": ready.getsockname()}
         process = subprocess.Popen(self.command(arguments), env=environment, cwd=self.root)
@@ -317,7 +317,7 @@ def test_a_running_controller_does_the_work(vgw: Vgw) -> None:
             vgw.ok("detach --all")
         finally:
             controller.terminate()
-        assert controller.wait(timeout=30) == 0
+        assert controller.wait(timeout=PATIENCE) == 0
     events = [json.loads(line)["event"] for line in vgw.ok("logs -o jsonl").splitlines()]
     assert events[0] == "start"
     assert {"mode", "detach"} <= set(events)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw import libbpf
 from vgw.errors import KernelError, VerifierError, VgwError
 from vgw.libbpf import AttachType, MapFlag, MapType, PerfReader, ProgType, programs
@@ -486,7 +487,9 @@ def test_attach_types_are_the_kernels() -> None:
 
 def test_calls_are_made_at_the_same_time() -> None:
     meeting = threading.Barrier(3)
-    libbpf.side_by_side(*[lambda: meeting.wait(20)] * 3)  # it breaks unless all three come to it
+    libbpf.side_by_side(
+        *[lambda: meeting.wait(PATIENCE)] * 3
+    )  # it breaks unless all three come to it
     alone: list[int] = []
     libbpf.side_by_side(lambda: alone.append(threading.get_ident()))
     assert alone == [threading.get_ident()]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.controller import conftest as own_host
 from tests.controller.policies import document
+from tests.patience import PATIENCE
 from vgw.controller.reconcile import Host
 from vgw.libbpf import outcomes, side_by_side
 
@@ -71,7 +72,7 @@ def test_catalogue_M30_threads_that_end_as_they_start_are_not_waited_for(
 
 
 def test_they_are_made_at_the_same_time() -> None:
-    meeting = threading.Barrier(4, timeout=20)
+    meeting = threading.Barrier(4, timeout=PATIENCE)
     side_by_side(*[meeting.wait] * 4)
 
 

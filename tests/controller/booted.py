@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
 #: Where the unit expects the checkout.
 PREFIX = Path("/opt/vgw")
 _BOOT = """

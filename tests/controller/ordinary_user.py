@@ -16,13 +16,13 @@ from pathlib import Path
 
 from tests.controller.conftest import run
 from tests.controller.process import environment_of
+from tests.patience import PATIENCE
 from vgw.controller.fitness import NEEDED_CAPABILITIES
 from vgw.controller.paths import Paths
 
 ROOT = Path(__file__).parents[2]
 #: No account has this number.
 UID = 64917
-PATIENCE = 60.0
 CAPABILITIES = tuple(NEEDED_CAPABILITIES)
 _PREFIX = "vgw-user-"
 _MAIN = "from vgw.cli import main; main()"

@@ -19,12 +19,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw.controller.api_client import Client
 from vgw.controller.events import read_log
 from vgw.controller.paths import _PLACES, Paths
 
-#: Seconds that anything may take on a busy machine.
-PATIENCE = 20.0
 RUN = """
 import json, sys
 from pathlib import Path

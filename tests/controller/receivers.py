@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tests.controller.process import PATIENCE, eventually
+from tests.controller.process import eventually
+from tests.patience import PATIENCE
 
 JOURNALD = "/lib/systemd/systemd-journald"
 BUSYBOX = shutil.which("busybox")

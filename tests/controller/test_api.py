@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw.controller import api
 from vgw.controller.api_client import Client
 from vgw.controller.parameters import Parameters
@@ -82,7 +83,7 @@ def socket_path(tmp_path: Path, host: FakeHost) -> Iterator[Path]:
 
 def raw_request(path: Path, request: bytes) -> tuple[int, dict[str, Any]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE)
         sock.connect(str(path))
         sock.sendall(request)
         sock.shutdown(socket.SHUT_WR)
@@ -215,7 +216,7 @@ def test_catalogue_N10_request_that_does_not_come_is_given_up(
 ) -> None:
     monkeypatch.setattr(api._RequestHandler, "timeout", 0.05)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE)
         sock.connect(str(socket_path))
         sock.sendall(b"POST /v1/ping HTTP/1.0\r\nContent-Length: 10\r\n\r\n{")
         answer = sock.recv(4096)
@@ -246,7 +247,7 @@ def test_catalogue_N10_other_user_is_refused_even_with_the_socket_open_to_all(
         check=True,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     ).stdout
 
     assert answer.startswith("HTTP/1.0 403")
@@ -301,6 +302,6 @@ def test_many_requests_at_once(socket_path: Path, host: FakeHost) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
 
     assert len(host.asked) == 50

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw.controller import api, api_limits, fitness
 from vgw.controller.api_client import Client
 from vgw.controller.parameters import Parameters
@@ -24,7 +25,6 @@ from vgw.errors import ControllerUnreachableError, VgwError
 IDLE_CLIENTS = 1000
 #: Threads that may begin beside those that clients wait in: the server's, and of requests.
 OTHERS = 20
-PATIENCE = 20.0
 
 Serve = Callable[..., Path]
 

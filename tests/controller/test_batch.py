@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.controller.process import PATIENCE
+from tests.patience import PATIENCE
 from vgw.controller.batch import each_of, in_two_steps
 from vgw.errors import VgwError
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.controller.observe import send_to_vm
 from tests.controller.policies import document, from_vm, to_vm
+from tests.patience import PATIENCE
 from vgw import abi, libbpf
 from vgw.abi import Action
 from vgw.controller import event_reader
@@ -138,7 +139,7 @@ def test_slots_that_another_reader_took_are_taken_back(
     libbpf.PerfReader(fd, lambda *_: None, lambda *_: None).close()
     os.close(fd)
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not drops(paths) and time.monotonic() < deadline:
         os.write(vm, from_vm(proto="udp", dport=53))
         time.sleep(0.02)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw.controller.finding import libvirt_domains
 from vgw.controller.finding.domain_xml import MAX_CHARACTERS, read_domain
 from vgw.controller.finding.found import FoundInterface, FoundVm, SourceError
@@ -27,7 +28,6 @@ from vgw.controller.finding.qemu_processes import (
 from vgw.errors import VgwError
 
 MAC, OTHER_MAC = "52:54:00:00:00:11", "52:54:00:00:00:12"
-PATIENCE = 20.0
 
 INTERFACE = """
     <interface type='{kind}'>

@@ -14,6 +14,7 @@ import pytest
 from tests.controller.conftest import run
 from tests.controller.observe import send_to_vm
 from tests.controller.policies import document, from_vm, interface, to_vm
+from tests.patience import PATIENCE
 from vgw import abi, libbpf
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
@@ -85,7 +86,7 @@ def ended(records: list[dict[str, Any]]) -> Counter[str]:
 
 def expire_all(host: Host) -> None:
     """Have dead flows freed or reported until none is left, for they die as time passes."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         host.expire()
         (endpoint,) = host.open_endpoints("web01")

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.controller.process import PATIENCE, Controller, eventually
+from tests.controller.process import Controller, eventually
 from tests.controller.test_finding_sources import MAC, OTHER_MAC, holder
+from tests.patience import PATIENCE
 from vgw.controller.alarms import Alarms
 from vgw.controller.changes import Changes
 from vgw.controller.events import LogWriter, read_log

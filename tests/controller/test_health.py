@@ -15,8 +15,9 @@ import pytest
 
 from tests.controller.conftest import run
 from tests.controller.observe import program_ids
-from tests.controller.process import PATIENCE, Controller, eventually
+from tests.controller.process import Controller, eventually
 from tests.controller.test_daemon import policy
+from vgw.controller import health as health_module
 from vgw.controller.alarms import Alarms
 from vgw.controller.doctor import examine
 from vgw.controller.events import LogWriter
@@ -29,40 +30,58 @@ from vgw.controller.reconcile import Host
 HANGING = """
 import signal, threading
 from vgw.controller import change, daemon, health
-health.STUCK_SECONDS, health.CHANGE_SECONDS, daemon.IDLE_SECONDS = 2.0, 2.0, 0.5
+health.STUCK_SECONDS, health.CHANGE_SECONDS, daemon.IDLE_SECONDS = 4.0, 4.0, 0.5
 hang = lambda *_: threading.Event().wait()
 signal.signal(signal.SIGUSR1, hang)
 signal.signal(signal.SIGUSR2, lambda *_: setattr(change.Change, "prepare", hang))
 """
 
 
-def test_a_part_without_progress_is_stuck_until_it_goes_on() -> None:
-    health = Health(stuck_seconds=0.05)
+class Clock:
+    """Stands for the clock of health.py; the test lets its time pass."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(health_module, "time", made)
+    return made
+
+
+def test_a_part_without_progress_is_stuck_until_it_goes_on(clock: Clock) -> None:
+    health = Health(stuck_seconds=5.0)
     alive = health.part("links")
     other = health.part("events")
     assert health.report() == {"ok": True, "stuck": {}}
 
-    def stuck() -> bool:
-        other()
-        return not health.report()["ok"]
-
-    eventually("stuck", stuck)
-    assert list(health.report()["stuck"]) == ["links"]
+    clock.now += 4.0
+    other()
+    assert health.report()["ok"]
+    clock.now += 2.0
+    assert health.report() == {"ok": False, "stuck": {"links": 6.0}}
     alive()
     assert health.report()["ok"]
 
 
-def test_who_waits_for_a_change_is_not_stuck_but_the_change_may_be() -> None:
-    health = Health(stuck_seconds=0.05, change_seconds=0.3)
+def test_who_waits_for_a_change_is_not_stuck_but_the_change_may_be(clock: Clock) -> None:
+    health = Health(stuck_seconds=5.0, change_seconds=30.0)
     health.part(MAIN)
     with health.changing():
         health.change_goes_on()
-        eventually("stuck", health.stuck)
+        clock.now += 29.0
+        assert health.stuck() == {}
+        clock.now += 2.0
         assert list(health.stuck()) == ["change"]
         health.change_goes_on()
         assert health.stuck() == {}
     assert health.stuck() == {}
-    eventually("stuck", health.stuck)
+    clock.now += 6.0
     assert list(health.stuck()) == [MAIN]
 
 
@@ -102,17 +121,21 @@ def test_catalogue_M39_the_watchdog_is_fed_only_while_all_is_well(tmp_path: Path
     watchdog = Watchdog(health, alarms, lambda _: fed.release(), {"WATCHDOG_USEC": "150000"})
     watchdog.start()
     try:
-        for _ in range(5):
+
+        def is_fed() -> bool:
             alive()
-            assert fed.acquire(timeout=PATIENCE)
+            return fed.acquire(timeout=0.05)
+
+        for _ in range(5):
+            eventually("fed", is_fed)
+        eventually("stuck", health.stuck)
         (alarm,) = eventually("an alarm", alarms.current)
         assert "make no progress: links" in alarm.text
         while fed.acquire(blocking=False):
             pass
         assert not fed.acquire(timeout=0.3), "fed although a part is stuck"
-        alive()
-        assert fed.acquire(timeout=PATIENCE)
-        eventually("the alarm ends", lambda: not alarms.current())
+        eventually("fed", is_fed)
+        eventually("the alarm ends", lambda: is_fed() and not alarms.current())
     finally:
         watchdog.stop()
         log.close()

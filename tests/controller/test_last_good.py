@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.controller.test_operations import PRESENT, Bench, FakeHost, policy
+from tests.patience import PATIENCE
 from vgw.controller import host_policy, policy_keeper
 from vgw.controller.actor import this_process
 from vgw.controller.batch import ApplyResult, AttachResult
@@ -62,7 +63,8 @@ class Restarting(Bench):
             self.host.protected.clear()
         self.changes = Changes(self.host, self.log, ApplyTimes())
         self.operations = Operations(self.changes)
-        self.changes.keeper.source = SourceReader(self.paths.policy, seconds=0.3, quiet=0)
+        seconds = 0.3 if self.paths.policy.is_fifo() else PATIENCE
+        self.changes.keeper.source = SourceReader(self.paths.policy, seconds=seconds, quiet=0)
 
     def start(self, text: str | None = None) -> None:
         if text is not None:
@@ -173,6 +175,7 @@ def test_catalogue_M8_a_file_with_a_mistake_is_not_taken_before_a_reload(bench: 
 def test_catalogue_M9_a_file_that_hangs_keeps_nobody_waiting(bench: Restarting) -> None:
     bench.start(WEB)
     spoil("fifo", bench.paths.policy)
+    bench.restart()
     bench.operations.reload()
     assert "gave no answer within 0.3 s" in bench.standing()["policy_unreadable"]
 
@@ -185,7 +188,7 @@ def test_catalogue_M9_a_file_that_hangs_keeps_nobody_waiting(bench: Restarting) 
         regular.rename(bench.paths.policy)
     reading = bench.changes.keeper.source._reading
     assert reading is not None
-    assert reading.ended.wait(10)
+    assert reading.ended.wait(PATIENCE)
     bench.operations.look_after_policy()
 
     assert bench.standing() == {}

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.controller.conftest import run
+from tests.patience import PATIENCE
 from vgw import libbpf
 from vgw.abi import Path as PacketPath
 from vgw.controller import interfaces, links
@@ -142,16 +143,16 @@ def test_interfaces_are_reported_as_they_come_change_and_go(veth: Callable[[str]
     )
     watcher.start()
     try:
-        before = {seen.get(timeout=5) for _ in range(3)}
+        before = {seen.get(timeout=PATIENCE) for _ in range(3)}
         run("ip", "link", "add", "br0", "type", "bridge")
-        added = seen.get(timeout=5)
+        added = seen.get(timeout=PATIENCE)
         # Joining and leaving a bridge makes messages that are no new or gone interfaces.
         run("ip", "link", "set", "first", "master", "br0")
         run("ip", "link", "set", "first", "nomaster")
         run("ip", "link", "set", "first", "name", "second")
-        renamed = [seen.get(timeout=5) for _ in range(2)]
+        renamed = [seen.get(timeout=PATIENCE) for _ in range(2)]
         run("ip", "link", "del", "br0")
-        removed = seen.get(timeout=5)
+        removed = seen.get(timeout=PATIENCE)
     finally:
         stop.set()
         watcher.join()
@@ -224,7 +225,7 @@ def test_catalogue_M34_a_list_that_the_kernel_never_sends_is_asked_for_again(
     )
     watcher.start()
     try:
-        assert seen.get(timeout=5) == "lo"
+        assert seen.get(timeout=PATIENCE) == "lo"
     finally:
         stop.set()
         watcher.join()
@@ -266,7 +267,7 @@ def test_catalogue_M34_a_burst_that_overflows_the_buffer_loses_nothing_that_stay
             burst.write_text("".join((*made, *gone)))
             run("ip", "-batch", str(burst))
             expected = dict(socket.if_nameindex())
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE
             while known != expected and time.monotonic() < deadline:
                 time.sleep(0.02)
         finally:

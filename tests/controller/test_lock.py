@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw.controller.lock import DirectoryLock, WriterLock, controller_lock, remove_stale
 from vgw.controller.paths import Paths
 from vgw.errors import VgwError
@@ -74,7 +75,7 @@ def test_writers_take_turns_while_the_lock_comes_and_goes(paths: Paths) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
 
     assert most == 1
     assert not paths.bpffs.exists()

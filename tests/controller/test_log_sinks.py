@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.controller import receivers
-from tests.controller.process import PATIENCE, eventually
+from tests.controller.process import eventually
 from tests.controller.receivers import (
     BusyboxSyslogd,
     Journald,
@@ -25,6 +25,7 @@ from tests.controller.receivers import (
     parse_syslog,
     running,
 )
+from tests.patience import PATIENCE
 from vgw.controller import log_sink
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.log_choice import LogOptions, open_sinks

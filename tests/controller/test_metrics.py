@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw import __version__
 from vgw.abi import ABI_VERSION, Path, Reason, Verdict
 from vgw.controller.alarms import Alarm
@@ -87,7 +88,9 @@ def server(controller: FakeController) -> Iterator[MetricsServer]:
 
 
 def scrape(server: MetricsServer) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{server.port}/metrics", timeout=PATIENCE
+    ) as answer:
         text: str = answer.read().decode()
     return text
 

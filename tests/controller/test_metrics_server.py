@@ -20,13 +20,13 @@ import pytest
 
 from tests.controller.process import eventually
 from tests.controller.test_metrics import READING, FakeController
+from tests.patience import PATIENCE
 from vgw.cli import cli
 from vgw.controller import metrics_server
 from vgw.controller.fitness import allow_many_files
 from vgw.controller.metrics_server import MAX_REQUEST_BYTES, MetricsServer, Tls
 from vgw.errors import VgwError
 
-PATIENCE = 10.0
 HEAD = b"GET /metrics HTTP/1.1\r\nHost: here\r\n"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from vgw.controller import policy_source
 from vgw.controller.policy_files import read_sources
 from vgw.controller.policy_source import SourceHangsError, SourceReader, read_steadily
@@ -84,22 +85,23 @@ def test_catalogue_M10_one_that_never_comes_to_rest_is_refused(
         read_steadily(directory)
 
 
-def test_catalogue_M10_a_file_that_was_just_written_is_looked_at_again(directory: Path) -> None:
+def test_catalogue_M10_a_file_that_was_just_written_is_looked_at_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half of a file that is being written may be a policy, too."""
     file, whole = directory / "a.yaml", TEXT + "vms: {}\n"
     file.write_text(TEXT)
-    half = threading.Event()
+    waits: list[float] = []
 
-    def write_the_rest() -> None:
-        half.wait()
+    def write_the_rest(seconds: float) -> None:
+        waits.append(seconds)
         file.write_text(whole)
+        for each in directory.iterdir():
+            os.utime(each, (0, 0))  # as if it were written long ago
 
-    writer = threading.Thread(target=write_the_rest)
-    writer.start()
-    os.utime(file)
-    half.set()
-    assert read_steadily(directory, quiet=0.3)[0][1] == whole
-    writer.join()
+    monkeypatch.setattr(policy_source.time, "sleep", write_the_rest)
+    assert read_steadily(directory, quiet=3600.0)[0][1] == whole
+    assert waits == [3600.0]
 
 
 def test_a_mistake_that_stays_is_said_once(tmp_path: Path) -> None:
@@ -134,5 +136,5 @@ def test_catalogue_M9_a_source_that_hangs_is_given_up_without_spinning(tmp_path:
     fifo.write_text(TEXT)
     reading = reader._reading
     assert reading is not None
-    assert reading.ended.wait(10)
+    assert reading.ended.wait(PATIENCE)
     assert reader.read() == [(str(fifo), TEXT)]

@@ -19,12 +19,12 @@ import pytest
 from tests.controller.conftest import run
 from tests.controller.observe import program_ids, row
 from tests.controller.policies import from_vm, to_vm
-from tests.controller.process import PATIENCE, Controller, eventually
+from tests.controller.process import Controller, eventually
+from tests.patience import PATIENCE
 from vgw import abi, libbpf, loader
 from vgw.controller import links
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
-from vgw.controller.watch import RESTORE_SECONDS
 from vgw.errors import VgwError
 
 pytestmark = [pytest.mark.bpf, pytest.mark.usefixtures("artefact")]
@@ -225,7 +225,7 @@ def test_catalogue_M33_a_clock_that_jumps_ends_no_flow_and_no_watch(
     directory = paths.endpoint_dir("web01", "tap0")
     with links.opened(links.link_pin(directory, abi.Path.TO_VM)) as fd:
         libbpf.link_detach(fd)
-    eventually("put back", lambda: row(host)["attached"], RESTORE_SECONDS)
+    eventually("put back", lambda: row(host)["attached"])
     (restored,) = eventually("recorded", lambda: controller.records("restored"))
     assert restored["ts"][:10] != started[:10], "the clock did not jump"
     (now,) = controller.client.conntrack("web01")["flows"]

@@ -28,10 +28,10 @@ from tests.controller.policies import (
     interface,
     to_vm,
 )
+from tests.patience import PATIENCE
 from vgw.policy.model import PolicyDocument
 
 ROOT = Path(__file__).parents[2]
-PATIENCE: Final = 30.0
 PACE: Final = 0.0005  # seconds between rounds: what makes changes needs CPUs as well
 _ETH_P_IP: Final = 0x0800
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from tests.controller.conftest import own_network
 from tests.controller.observe import traces
@@ -16,6 +16,7 @@ from tests.crash.objects import Made, in_use
 from tests.crash.probe import Prober
 from tests.lab.taps import Queue
 from tests.lab.topology import eventually
+from tests.patience import PATIENCE
 from vgw import abi, libbpf, loader
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
@@ -23,7 +24,6 @@ from vgw.controller.reconcile import Host
 from vgw.maps_counters import counters_pin
 
 VM, TAP = "web01", "tap0"
-PATIENCE: Final = 10.0
 
 
 class Left(NamedTuple):

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lab import wire
-from scripts.lab.wire import PATIENCE, Node, Tap
+from scripts.lab.wire import Node, Tap
+from tests.patience import PATIENCE
 from vgw import libbpf
 from vgw.policy.frame import internet_checksum
 
@@ -60,7 +61,7 @@ def remove_leftovers(prefix: str) -> None:
             run_script(name, "down")
 
 
-def eventually(what: str, condition: Callable[[], bool], timeout: float = 2 * PATIENCE) -> None:
+def eventually(what: str, condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
     """Return as soon as `condition` holds; AssertionError when it does not in time."""
     deadline = time.monotonic() + timeout
     while not condition():
