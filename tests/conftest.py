@@ -6,7 +6,8 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,7 @@ import pytest
 
 from bench.flood import Flooder
 from bench.native import build
+from tests.patience import PATIENCE
 from vgw import loader
 
 # An example that takes long on a busy host is no mistake.
@@ -24,6 +26,25 @@ hypothesis.settings.load_profile("vgw")
 GUARDED_MARKERS = ("bpf", "lab")
 LAB_COMMANDS = ("ip", "nsenter", "ping", "busybox", "prometheus", "promtool")
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF = 12, 21, 39
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Fail a test that leaves a thread: it would hold files, time and locks of those to come.
+
+    Libvirt's loop of events is one for the process and cannot be ended; threads that `threading`
+    has not started end with their work.
+    """
+    before = set(threading.enumerate())
+    yield
+    began = [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if thread.name != "libvirt" and not isinstance(thread, threading._DummyThread)
+    ]
+    for thread in began:
+        thread.join(PATIENCE)
+    assert [thread.name for thread in began if thread.is_alive()] == []
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+from vgw.controller import events
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 
@@ -46,6 +48,12 @@ def own_network() -> Iterator[None]:
             yield
         finally:
             _check(_libc.setns(home.fileno(), _CLONE_NEWNET), "return to the network namespace")
+
+
+@pytest.fixture(autouse=True)
+def patient_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have records in the log after each flush, also where its thread waits for a processor."""
+    monkeypatch.setattr(events, "DRAIN_SECONDS", PATIENCE)
 
 
 @pytest.fixture

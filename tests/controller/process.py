@@ -27,9 +27,11 @@ from vgw.controller.paths import _PLACES, Paths
 RUN = """
 import json, sys
 from pathlib import Path
+from vgw.controller import events
 from vgw.controller.daemon import run
 from vgw.controller.log_choice import LogOptions
 from vgw.controller.paths import _PLACES, Paths
+events.DRAIN_SECONDS = 60.0
 run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
     ("127.0.0.1", int(sys.argv[2])), log_options=LogOptions(sys.argv[3:]), rule_metrics=True)
 """

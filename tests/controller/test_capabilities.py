@@ -18,9 +18,10 @@ import pytest
 
 from tests.controller import observe
 from tests.controller.conftest import run
-from tests.controller.ordinary_user import CAPABILITIES, PATIENCE, UID, OrdinaryUser, ordinary_user
+from tests.controller.ordinary_user import CAPABILITIES, UID, OrdinaryUser, ordinary_user
 from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, VM_MAC, from_vm, to_vm
 from tests.controller.process import await_ready
+from tests.patience import PATIENCE
 from vgw import libbpf
 from vgw.abi import Mode
 from vgw.controller import links_netlink as netlink

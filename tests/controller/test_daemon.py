@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -179,19 +180,20 @@ def test_catalogue_M13_M14_interface_that_comes_goes_and_comes_again(
     paths.policy.write_text(policy(("web01", "veth0"), ("db01", "veth1")))
     controller = start(NEVER_IDLE)
 
-    def recorded(event: str) -> list[str]:
-        return [each["interface"] for each in controller.records(event)]
+    def recorded(event: str, times: int) -> bool:
+        found = [each["interface"] for each in controller.records(event)]
+        return found == ["veth0"] * times
 
     for times in (1, 2):
         veth("veth0")
         # Programs are there before the change is done, and it fails if the interface goes first.
-        eventually("recorded", lambda times=times: recorded("attach") == ["veth0"] * times)
+        eventually("recorded", partial(recorded, "attach", times))
         assert controller.attached() == {"web01": 1}
         subprocess.run(["ip", "link", "delete", "veth0"], check=True)
         eventually("forgotten", lambda: not paths.vm_dir("web01").exists())
         eventually("forgotten", lambda: not paths.manifest("web01").exists())
         assert controller.metric("vgw_attached{") == 0
-        eventually("recorded", lambda times=times: recorded("detach") == ["veth0"] * times)
+        eventually("recorded", partial(recorded, "detach", times))
 
 
 def test_interface_that_was_ordered_comes_goes_and_comes_again(

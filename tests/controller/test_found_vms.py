@@ -211,6 +211,7 @@ def start(paths: Paths) -> Iterator[Callable[..., Node]]:
             paths.policy.write_text(policy)
             paths.inventory.write_text(inventory)
             node = Node(paths, make_source)
+            stack.callback(node.log.close)
             stack.enter_context(node.facts.followed(lambda: node.found.put("changed")))
             stack.callback(node.host.detach_all)
             node.operations.reload()

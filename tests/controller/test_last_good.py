@@ -94,6 +94,8 @@ def bench(tmp_path: Path) -> Iterator[Restarting]:
     )
     bench = Restarting(paths)
     yield bench
+    if paths.policy.is_fifo():
+        paths.policy.write_text("")  # readings that hang end
     bench.log.close()
 
 

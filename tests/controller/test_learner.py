@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,10 @@ class Judge:
 
 
 @pytest.fixture
-def judge(tmp_path: Path) -> Judge:
-    return Judge(tmp_path)
+def judge(tmp_path: Path) -> Iterator[Judge]:
+    made = Judge(tmp_path)
+    yield made
+    made.log.close()
 
 
 def test_a_lease_is_laid_over_the_document(judge: Judge) -> None:

@@ -26,7 +26,7 @@ from tests.controller.receivers import (
     running,
 )
 from tests.patience import PATIENCE
-from vgw.controller import log_sink
+from vgw.controller import events, log_sink
 from vgw.controller.events import LogWriter, read_log
 from vgw.controller.log_choice import LogOptions, open_sinks
 from vgw.controller.log_file import FileSink
@@ -469,6 +469,7 @@ def test_a_stuck_sink_holds_up_nobody_and_loses_what_does_not_fit(
 def test_a_stuck_sink_is_waited_for_once(
     writers: MakeWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(events, "DRAIN_SECONDS", 0.1)
     stuck = Stuck()
     log = writers(stuck)
     waits: list[float] = []

@@ -99,7 +99,7 @@ def test_catalogue_M10_a_file_that_was_just_written_is_looked_at_again(
         for each in directory.iterdir():
             os.utime(each, (0, 0))  # as if it were written long ago
 
-    monkeypatch.setattr(policy_source.time, "sleep", write_the_rest)
+    monkeypatch.setattr("vgw.controller.policy_source.time.sleep", write_the_rest)
     assert read_steadily(directory, quiet=3600.0)[0][1] == whole
     assert waits == [3600.0]
 

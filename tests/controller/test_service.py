@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.controller import observe, process
-from tests.controller.booted import PATIENCE, ROOT, Booted, booted
+from tests.controller.booted import ROOT, Booted, booted
 from tests.controller.conftest import run
 from tests.controller.policies import to_vm
+from tests.patience import PATIENCE
 from vgw.controller.fitness import NEEDED_CAPABILITIES
 
 pytestmark = pytest.mark.bpf
