@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import resource
@@ -13,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,11 @@ def files() -> None:
         pytest.skip("too few files allowed")
 
 
+def count_threads() -> int:
+    """Return how many threads this process has."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def idle_clients(path: Path, stack: contextlib.ExitStack) -> None:
     for _ in range(IDLE_CLIENTS):
         stack.enter_context(connected(path))
@@ -65,12 +72,12 @@ def idle_clients(path: Path, stack: contextlib.ExitStack) -> None:
 
 @pytest.mark.usefixtures("files")
 def test_catalogue_N10_a_client_is_heard_beside_a_thousand_idle_ones(serve: Serve) -> None:
-    before = threading.active_count()
+    before = count_threads()
     path = serve()
     with contextlib.ExitStack() as stack:
         idle_clients(path, stack)
         assert Client(path, timeout=PATIENCE).ping() == {"pid": 1}
-        assert threading.active_count() - before <= api_limits.MAX_WAITING + OTHERS
+        assert count_threads() - before <= api_limits.MAX_WAITING + OTHERS
 
 
 def test_catalogue_N10_a_full_queue_is_no_absent_controller(tmp_path: Path) -> None:
@@ -96,7 +103,32 @@ def test_without_a_limit_a_thousand_idle_clients_hold_a_thousand_threads(
     with contextlib.ExitStack() as stack:
         idle_clients(path, stack)
         assert Client(path, timeout=PATIENCE).ping() == {"pid": 1}
-        assert threading.active_count() > IDLE_CLIENTS // 2
+        assert count_threads() > IDLE_CLIENTS // 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # left unclosed
+def test_catalogue_N10_a_thread_that_dies_as_it_starts_costs_one_client(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does one that finds no memory, and threading.Thread waits for it for ever."""
+    path = serve()
+    start = _thread.start_new_thread
+    died = threading.Event()
+
+    def start_or_die(function: Callable[..., object], *more: Any) -> int:
+        if died.is_set():
+            return start(function, *more)
+        died.set()
+        return start(lambda: None, ())
+
+    monkeypatch.setattr(api_limits, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(_thread, "start_new_thread", start_or_die)
+    monkeypatch.setattr(threading, "_start_new_thread", start_or_die)
+    with connected(path) as first:
+        assert died.wait(PATIENCE)
+        monkeypatch.setattr(api_limits, "REQUEST_SECONDS", PATIENCE)
+        assert Client(path, timeout=PATIENCE).ping() == {"pid": 1}
+        assert first.recv(1) == b"", "it is not left waiting"
 
 
 def test_catalogue_N10_the_idle_client_that_waits_longest_gives_way(

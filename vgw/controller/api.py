@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import socketserver
@@ -102,8 +103,9 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         """Begin to serve a client in a thread."""
         self.waiting.add(request)
         try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # this host gives no more threads
+            # threading.Thread would wait for it to start, and for ever if it finds no memory then.
+            _thread.start_new_thread(self.process_request_thread, (request, client_address))
+        except (RuntimeError, MemoryError):  # this host gives no more threads
             self.shutdown_request(request)
 
     def service_actions(self) -> None:

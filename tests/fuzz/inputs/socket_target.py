@@ -181,7 +181,7 @@ class SocketTarget:
 @contextmanager
 def _exceptions_kept(escaped: list[str]) -> Iterator[None]:
     """Have what the server would write to stderr about an exception put into a list."""
-    before, hook = traceback.print_exc, threading.excepthook
+    before, hook, unraisable = traceback.print_exc, threading.excepthook, sys.unraisablehook
 
     def keep() -> None:
         escaped.append(f"escaped: {sys.exception()!r}")
@@ -189,14 +189,21 @@ def _exceptions_kept(escaped: list[str]) -> Iterator[None]:
     def keep_of_thread(arguments: Any) -> None:
         escaped.append(f"escaped from a thread: {arguments.exc_value!r}")
 
+    def keep_of_request(arguments: Any) -> None:
+        if "thread started by" not in (arguments.err_msg or ""):
+            unraisable(arguments)
+            return
+        escaped.append(f"escaped from a thread: {arguments.exc_value!r}")
+
     escaped.clear()
     logging.disable()
     traceback.print_exc = keep  # type: ignore[assignment]
     threading.excepthook = keep_of_thread
+    sys.unraisablehook = keep_of_request
     try:
         yield
     finally:
-        traceback.print_exc, threading.excepthook = before, hook
+        traceback.print_exc, threading.excepthook, sys.unraisablehook = before, hook, unraisable
         logging.disable(logging.NOTSET)
 
 
