@@ -24,14 +24,14 @@ from vgw.controller.api_client import Client
 from vgw.controller.events import read_log
 from vgw.controller.paths import _PLACES, Paths
 
+#: Python by which a controller waits for its log as tests do: see conftest.py.
+PATIENT_LOG = f"from vgw.controller import events; events.DRAIN_SECONDS = {PATIENCE}"
 RUN = """
 import json, sys
 from pathlib import Path
-from vgw.controller import events
 from vgw.controller.daemon import run
 from vgw.controller.log_choice import LogOptions
 from vgw.controller.paths import _PLACES, Paths
-events.DRAIN_SECONDS = 60.0
 run(Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()}),
     ("127.0.0.1", int(sys.argv[2])), log_options=LogOptions(sys.argv[3:]), rule_metrics=True)
 """
@@ -87,7 +87,14 @@ class Controller:
             ready.bind(address)
             ready.settimeout(PATIENCE)
             self.process = subprocess.Popen(
-                [sys.executable, "-c", before + RUN, places, str(port), *log_to],
+                [
+                    sys.executable,
+                    "-c",
+                    f"{PATIENT_LOG}\n{before}\n{RUN}",
+                    places,
+                    str(port),
+                    *log_to,
+                ],
                 env={**os.environ, "NOTIFY_SOCKET": address, **(environ or {})},
                 stderr=output,
             )

