@@ -27,11 +27,15 @@ _PATIENCE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to do. A run ends with the first budget that is used up; None is no such budget."""
+    """What to do. A run ends with the first budget that is used up; None is no such budget.
+
+    `least` is how many packets are tried however long that takes on a busy machine.
+    """
 
     seed: int
     seconds: float | None = None
     packets: int | None = None
+    least: int = 0
     jobs: int = 1
     hooks: tuple[Hook, ...] = (Hook.XDP, Hook.TC)
     findings: int = 1
@@ -176,6 +180,7 @@ class _Budget:
         self._settings, self._counts, self._stop = settings, counts, stop
         share = settings.packets
         self._packets = None if share is None else -(-share // settings.jobs)
+        self._least = -(-settings.least // settings.jobs)
         self._start = self._next = self._cpu_start = 0.0
         self._report: Callable[[], None] = lambda: None
 
@@ -202,5 +207,8 @@ class _Budget:
             self._report()
         if self._packets is not None and self._counts.packets >= self._packets:
             return True
+        if self._stop.is_set():
+            return True
         limit = self._settings.seconds
-        return (limit is not None and now - self._start >= limit) or bool(self._stop.is_set())
+        is_late = limit is not None and now - self._start >= limit
+        return is_late and self._counts.packets >= self._least

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.bpf
 SECONDS = 60
 #: Reasons that a run may miss: what needs settings that no scene has.
 MOST_MISSING = 3
-#: The least packets of a run, even on a busy machine.
+#: The least packets of a run: a busy machine takes longer for them.
 FEWEST_PACKETS = 20_000
 #: Sequences within which a mistake must be found, and the longest row that may be left of it.
 SOON, SHORT = 4000, 6
@@ -65,11 +65,11 @@ def test_engines_agree_for_a_minute(artefact: loader.Artefact) -> None:
     """Each run looks elsewhere; the seed in the message makes it again."""
     seed = random.SystemRandom().getrandbits(31)
     jobs = len(os.sched_getaffinity(0))
-    result = run(Settings(seed, seconds=SECONDS, jobs=jobs), artefact)
+    result = run(Settings(seed, seconds=SECONDS, least=FEWEST_PACKETS, jobs=jobs), artefact)
     assert not problems(result), text(result)
     assert len(reasons_missing(result)) <= MOST_MISSING, text(result)
     assert 0.15 < accepted_share(result) < 0.7, text(result)
-    assert result.counts.packets > FEWEST_PACKETS, text(result)
+    assert result.counts.packets >= FEWEST_PACKETS, text(result)
 
 
 def test_command_writes_what_it_prints(
