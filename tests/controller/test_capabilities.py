@@ -37,6 +37,7 @@ POLICY = f"""
 schema: vgw/v1
 vms:
   {VM}:
+    conntrack: {{timeouts: {{tcp_syn: 1h}}}}  # they live on while many commands start
     interfaces: [{{name: tap0, mac: "{VM_MAC}", addresses: [{VM_ADDRESS}]}}]
 policies:
   - name: base

@@ -170,8 +170,9 @@ def test_not_confirmed_it_is_gone_back(bench: Bench, with_controller: bool) -> N
 
     assert done.returncode == 0, done.stderr
     assert "`vgw confirm` within 1.5 s" in done.stderr
-    assert not bench.lets_in(22)
-    bench.await_rollback()
+    bench.await_rollback()  # which may be over before the command is, on a busy machine
+    events = [found["event"] for found in read_log(bench.paths.log_file)]
+    assert [each for each in events if each in ("armed", "confirmed")] == ["armed"]
     assert "policy 3: rollback" in bench.ok("status")
     eventually("the guardians have ended", lambda: not bench.guardians())
 
