@@ -203,8 +203,12 @@ struct image_line {
 	__u64 words[VGW_IMAGE_LINE_WORDS];
 };
 
+/*
+ * What a map holds of it: lines, but declared as bytes. BCC makes code that reads and writes each
+ * number of a map's type as text, which takes time to compile, the more the longer the map's values.
+ */
 struct image_chunk {
-	struct image_line lines[VGW_CHUNK_LINES];
+	__u8 lines[VGW_CHUNK_LINES * VGW_IMAGE_LINE_WORDS * 8];
 };
 
 /* A question to the policy, from the side of the packet that opens a flow. */

@@ -172,10 +172,12 @@ static __always_inline const struct image_chunk *chunk_of_line(const struct imag
 static __always_inline const void *image_line(const struct image *image, u64 index)
 {
 	const struct image_chunk *chunk = chunk_of_line(image, index);
+	const struct image_line *lines;
 
 	if (!chunk)
 		return NULL;
-	return &chunk->lines[index % VGW_CHUNK_LINES];
+	lines = (const void *)chunk->lines;
+	return &lines[index % VGW_CHUNK_LINES];
 }
 
 /* Reads number `index` of the u32s that begin at `line`. Returns false where there is none. */
