@@ -33,7 +33,7 @@ from vgw.policy.model import (
 #: Rules that fill a block in each tier.
 FEWEST: Final = 6 * BLOCK_RULES
 #: Rules in the last block of a tier: enough for two groups of places.
-_SHORT_BLOCK: Final = 32
+_SHORT_BLOCK: Final = 64
 _FIELDS: Final = 4
 #: Before all other addresses: one for each block.
 _MARKERS: Final = {4: 1 << 24, 6: 0x2000 << 112}

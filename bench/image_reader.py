@@ -14,10 +14,15 @@ from typing import Final
 
 from vgw.abi import Action
 
-NARROW: Final = 0x76670201
-WIDE: Final = 0x76670202
+NARROW: Final = 0x76670301
+WIDE: Final = 0x76670302
+LARGE: Final = 0x76670303
 LINE: Final = 64
-BLOCK: Final = 512
+BLOCK: Final = 1024
+GROUP: Final = 32
+#: Bytes of a map of a large image, in one of which each record and each vector is.
+PART: Final = 1 << 19
+SMALL: Final = 1 << 16
 
 
 class MalformedImageError(Exception):
@@ -65,16 +70,15 @@ class ImageReader:
     def __init__(self, data: bytes) -> None:
         _require(len(data) % LINE == 0)
         self.data = data
-        fields = struct.unpack_from("=5I12x3Q", data)
-        self.format, self.rules, self.firsts, self.records, self.vectors = fields[:5]
-        self.used: int = fields[5] | fields[6] << 64
-        self.by_default = fields[7]
-        self.searches = [struct.unpack_from("=4I", data, LINE + 16 * n) for n in range(6)]
-        _require(self.format in (NARROW, WIDE))
+        fields: tuple[int, ...] = struct.unpack_from("=3I20x2Q", data)
+        self.format, self.rules, self.firsts, self.used, self.by_default = fields
+        self.searches = [struct.unpack_from("=4I", data, LINE + 16 * n) for n in range(10)]
+        _require(self.format in (NARROW, WIDE, LARGE))
+        _require((len(data) > SMALL) == (self.format == LARGE))
 
-    def u32(self, line: int, number: int) -> int:
-        """Return one of the u32s that begin at a line."""
-        return int(struct.unpack_from("=I", self.data, line * LINE + 4 * number)[0])
+    def u32(self, number: int) -> int:
+        """Return one of the u32s of the image."""
+        return int(struct.unpack_from("=I", self.data, 4 * number)[0])
 
     def word(self, number: int) -> int:
         """Return a word of the image."""
@@ -90,16 +94,17 @@ class ImageReader:
     def classes(
         self, version: int, remote: int, local: int, service: int, source: int
     ) -> tuple[list[int], list[int]]:
-        """Return the classes that restrict a query, and the lines read to find each field's."""
+        """Return the classes of a query, and the lines read to find each field's."""
         family = 0 if version == 4 else 2
         bits = 32 if version == 4 else 128
+        kind = {6: 0, 17: 1}.get(service >> 16, 2)
         found = [
             self.search(self.searches[family], words(remote, bits)),
             self.search(self.searches[family + 1], words(local, bits)),
-            self.search(self.searches[4], [service]),
-            self.search(self.searches[5], [source]),
+            self.search(self.searches[4 + kind], [service]),
+            self.search(self.searches[7 + kind], [source]),
         ]
-        return [each for each, _ in found if each], [steps for _, steps in found]
+        return [each for each, _ in found], [steps for _, steps in found]
 
     def search(self, table: tuple[int, ...], value: list[int]) -> tuple[int, int]:
         """Return the class of a value and how many lines behind the first table lead to it."""
@@ -110,11 +115,11 @@ class ImageReader:
                 word += 1
             line, steps = ref & 0x1FFFFFFF, steps + 1
             if ref >> 31:
-                ref = self.entry(tuple(self.u32(line, n) for n in range(4)), value[word])
+                ref = self.entry(tuple(self.u32(16 * line + n) for n in range(4)), value[word])
             else:
-                keys = [self.u32(line, n) for n in range(7)]
+                keys = [self.u32(16 * line + n) for n in range(7)]
                 _require(keys == sorted(keys))
-                ref = self.u32(line, 8 + sum(key <= value[word] for key in keys))
+                ref = self.u32(16 * line + 8 + sum(key <= value[word] for key in keys))
         return ref & 0x1FFFFFFF, steps
 
     def entry(self, table: tuple[int, ...], value: int) -> int:
@@ -122,7 +127,7 @@ class ImageReader:
         low, shift, last, entries = table
         if last == 0:
             return entries
-        return self.u32(entries, 0 if value < low else min(last, 1 + ((value - low) >> shift)))
+        return self.u32(entries + (0 if value < low else min(last, 1 + ((value - low) >> shift))))
 
     def match(self, classes: list[int]) -> Answer:
         """Return the first match of all classes that is not PASS."""
@@ -138,13 +143,13 @@ class ImageReader:
 
     def effort(self, version: int, remote: int, local: int, service: int, source: int) -> Effort:
         """Return what a lookup in a wide image costs, which ends where no block can be better."""
-        _require(self.format == WIDE)
+        _require(self.format != NARROW)
         classes, lines = self.classes(version, remote, local, service, source)
         left = set_bits(self.candidates(classes))
         best: int | None = None
         looked = dense = matches = 0
         while left:
-            if best is not None and self.u32(self.firsts, left[0]) >= best >> 32:
+            if best is not None and self.u32(self.firsts + left[0]) >= best >> 32:
                 if best & 0xFF != Action.PASS:
                     break
                 left = [block for block in left if block >= best >> 16 & 0xFFFF]
@@ -164,7 +169,7 @@ class ImageReader:
         if self.format == NARROW:
             bits = self.used
             for each in classes:
-                bits &= self.word(self.records + each)
+                bits &= self.word(each)
             return set_bits(bits), 1
         blocks = self.candidates(classes)
         found = []
@@ -182,9 +187,7 @@ class ImageReader:
 
     def common(self, classes: list[int], block: int) -> tuple[int, int]:
         """Return, as bits, the rules of a block that all classes have, and the groups."""
-        if not classes:
-            return 1, 1  # without classes the first rule decides
-        rules, groups = (1 << BLOCK) - 1, (1 << 32) - 1
+        rules, groups = (1 << BLOCK) - 1, (1 << BLOCK // GROUP) - 1
         for each in classes:
             vector = self.vector(each, block)
             rules &= vector
@@ -193,18 +196,18 @@ class ImageReader:
 
     def blocks_of(self, each: int) -> int:
         """Return, as bits, the blocks in which a class has rules."""
-        _require(each % 2 == 0)
-        return self.word(self.records + each) | self.word(self.records + each + 1) << 64
+        return self.word(each)
 
     def vector(self, each: int, block: int) -> int:
         """Return the rules of a block that admit a class."""
-        rank = (self.blocks_of(each) & (1 << block) - 1).bit_count()
-        word = self.word(self.records + each + 2 + rank)
+        number = each + 1 + (self.blocks_of(each) & (1 << block) - 1).bit_count()
+        _require(8 * each // PART == 8 * number // PART)
+        word = self.word(number)
         summary, line = word >> 32, word & 0xFFFFFFFF
         if summary & (summary - 1) == 0:
-            return line << 16 * (summary.bit_length() - 1)
-        line += self.vectors
-        bits = int.from_bytes(self.data[line * LINE : (line + 1) * LINE], "little")
+            return line << GROUP * (summary.bit_length() - 1)
+        _require(line % 2 == 0)
+        bits = int.from_bytes(self.data[line * LINE : (line + 2) * LINE], "little")
         _require(groups_of(bits) == summary)
         return bits
 
@@ -220,8 +223,8 @@ def set_bits(bits: int) -> list[int]:
 
 
 def groups_of(vector: int) -> int:
-    """Return, as bits, the groups of 16 places in which a vector has rules."""
-    return sum(1 << n for n in range(BLOCK // 16) if vector >> 16 * n & 0xFFFF)
+    """Return, as bits, the groups of places in which a vector has rules."""
+    return sum(1 << n for n in range(BLOCK // GROUP) if vector >> GROUP * n & 0xFFFFFFFF)
 
 
 def _require(condition: bool) -> None:

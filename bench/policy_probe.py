@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vgw import abi, libbpf, loader
 from vgw.controller.images import PrivateImage
+from vgw.maps import ImagePlace
 
 #: struct policy_query in bpf/abi.h.
 QUERY: Final = np.dtype(
@@ -66,8 +67,9 @@ class PolicyProbe:
 
     def set_image(self, path: abi.Path, image: bytes) -> None:
         """Judge queries of a path by a compiled policy from now on."""
-        chunks = PrivateImage(self._artefact, image)
-        chunks.put(self._instance.maps["policies"], abi.first_chunk(0, path))
+        maps = self._instance.maps
+        place = ImagePlace(maps["policies"], maps["policy_parts"], abi.policy_place(0, path))
+        PrivateImage(self._artefact, image).put(place)
 
     def ask(self, queries: Queries) -> Answers:
         """Return the answer to each of at most `size` queries."""

@@ -3,31 +3,36 @@
  * The format of a compiled policy, which vgw/policy/ writes and only this directory reads.
  *
  * An image holds the rules of one path as an array of lines of 64 bytes. It begins with
- * the header. A reference (u32) leads from a search to the next line of it or to a class:
- * all values of a field that the same rules admit. The number of a class says at which word
- * of the records its record is, and what that is depends on the form of the image:
+ * the header. A small image is one map in `policies`. A large one is in the maps of
+ * `policy_parts`, and `policies` has a copy of its header. A reference (u32) leads from a
+ * search to the next line of it or to a class: all values of a field that the same rules
+ * admit. The number of a class is the word at which its record begins, and what that is
+ * depends on the form of the image:
  *
  *   narrow  at most 64 rules. The record is one word, bit n of which is rule n.
- *   wide    rules stand in blocks of 512, at most 128 of them, in the order of the first
+ *   wide    rules stand in blocks of 1024, at most 64 of them, in the order of the first
  *           rule of each; no block has rules of two tiers, and within a block rules are
- *           in their order. The record is two words, bit n of which says that block n has
+ *           in their order. The record is a word, bit n of which says that block n has
  *           rules that admit the class; and then a word for each of those blocks, in their
- *           order: a summary << 32 | a vector. Bit n of the vector, a line, is the rule in
- *           place n of the block; bit n of the summary says that there are rules in group n,
- *           the 16 places from 16 * n on. Where there is one such group, the word has its
- *           16 bits instead of the vector. A record begins at a line and is all in one chunk.
+ *           order: a summary << 32 | a vector. Bit n of the vector, which is two lines, is the
+ *           rule in place n of the block; bit n of the summary says that there are rules in
+ *           group n, the 32 places from 32 * n on. Where there is one such group, the word has
+ *           its 32 bits instead of the vector's line. No record and no vector is in two maps.
  *
- * Class 0 is that of values which all rules admit; it restricts nothing and has no record.
+ * Narrow images are small. The others are wide, large ones under a format of their own.
  */
 #ifndef VGW_IMAGE_H
 #define VGW_IMAGE_H
 
+#include "branchless.h"
 #include "maps.h"
 
-#define VGW_IMAGE_NARROW 0x76670201
-#define VGW_IMAGE_WIDE 0x76670202
+#define VGW_IMAGE_NARROW 0x76670301
+#define VGW_IMAGE_WIDE 0x76670302
+#define VGW_IMAGE_LARGE 0x76670303
 
-#define VGW_BLOCK_RULES (VGW_IMAGE_LINE_WORDS * 64)
+#define VGW_VECTOR_LINES 2
+#define VGW_BLOCK_RULES (VGW_VECTOR_LINES * VGW_IMAGE_LINE_WORDS * 64)
 
 /* Fields of a query, each with a search of its own. */
 #define FIELD_REMOTE 0
@@ -55,36 +60,33 @@
 #define REF_VECTOR(ref) ((ref) & 0xffffffff)
 #define REF_HAS_ONE_GROUP(ref) (!((ref) >> 32 & ((ref) >> 32) - 1))
 
-#define IMAGE_EVERY_RULE 4 /* the line every_rule of the header, */
-#define IMAGE_EVERY_REF 7  /* and the word every_ref */
-
 /* A search by index: entry 0 for values below `low`, then one for 1 << shift values each. */
 struct image_table {
 	u32 low;
 	u32 shift;
 	u32 last;    /* number of the last entry, which is for all values above too */
-	u32 entries; /* line of the first of them: references, 16 a line. last 0: the only class */
+	u32 entries; /* number of the first of them among all u32s. last 0: the only class */
 };
 
-/* Searches of an image; IPv4 and IPv6 addresses have each their own. */
+/*
+ * Searches of an image. IPv4 and IPv6 addresses have each their own, and so have services and
+ * source ports of TCP, of UDP and of all else.
+ */
 #define SEARCH_REMOTE(ipv6) (2 * (ipv6))
 #define SEARCH_LOCAL(ipv6) (2 * (ipv6) + 1)
-#define SEARCH_SERVICE 4
-#define SEARCH_SOURCE 5
+#define SEARCH_SERVICE(family) (4 + (family))
+#define SEARCH_SOURCE(family) (7 + (family))
 
 struct image_header {
 	u32 format;
 	u32 rules;       /* word that is the first rule word */
-	u32 firsts;      /* wide: line of the numbers of each block's first rule */
-	u32 records;     /* word that the numbers of classes count from */
-	u32 vectors;     /* wide: line that the numbers of vectors count from */
-	u32 unused[3];
-	u64 used[2];     /* narrow: bits of all rules; wide: of all blocks */
+	u32 firsts;      /* wide: number of the first of each block's first rule, among all u32s */
+	u32 unused[5];
+	u64 used;        /* narrow: bits of all rules; wide: of all blocks */
 	u64 by_default;  /* rule word of the default */
-	u64 every_ref;   /* word for a block of a class that all rules admit */
-	struct image_table searches[8]; /* six, and two that nothing uses */
-	u8 bit_places[64];              /* see lowest_bit */
-	u64 every_rule[VGW_IMAGE_LINE_WORDS]; /* a vector of all places */
+	u64 unused_words[2];
+	struct image_table searches[12]; /* ten, and two that nothing uses */
+	u8 bit_places[64];               /* see lowest_bit */
 };
 
 /* A line of a search: the reference behind the last key that the value is not below. */
@@ -92,15 +94,6 @@ struct image_node {
 	u32 keys[7]; /* ascending */
 	u32 unused;
 	u32 refs[8]; /* refs[0] is for values below keys[0] */
-};
-
-/* A vector by groups of places. */
-struct image_groups {
-	u16 groups[32];
-};
-
-struct image_refs {
-	u32 refs[16];
 };
 
 /* Number of bits set (Hacker's Delight, 5-1). */
@@ -137,68 +130,88 @@ static __always_inline u64 lowest_bit(const struct image_header *header, u64 bit
  * and the compiler cuts every result of 32-bit arithmetic down to its width.
  */
 
-/* An image in `policies`. Its first chunk is at hand: all of most images is in there. */
+/* An image that is open: where it begins, which is all of a small one. */
 struct image {
-	u64 first; /* number of that chunk */
-	const struct image_chunk *chunk;
+	const void *start;
+	u64 first;  /* large: number of the first part */
+	bool large; /* a constant wherever it is asked for */
 };
 
-static __always_inline const struct image_chunk *image_chunk(u64 number)
+static __always_inline const void *image_part(u64 number)
 {
 	u32 key = number, zero = 0;
-	void *chunk = policies.lookup(&key);
+	void *part = policy_parts.lookup(&key);
 
-	if (!chunk)
+	if (!part)
 		return NULL;
-	return bpf_map_lookup_elem(chunk, &zero);
+	return bpf_map_lookup_elem(part, &zero);
 }
 
-/* Opens the image of a path in a slot. Returns false where there is none. */
+/* Opens the image of a path in a slot, of a large one its header. Returns false where there is none. */
 static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
 {
-	image->first = (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_CHUNKS;
-	image->chunk = image_chunk(image->first);
-	return image->chunk != NULL;
+	u32 key = slot * VGW_PATH_COUNT + path, zero = 0;
+	void *chunk = policies.lookup(&key);
+
+	image->large = false;
+	image->first = 0;
+	image->start = NULL;
+	if (chunk)
+		image->start = bpf_map_lookup_elem(chunk, &zero);
+	return image->start != NULL;
 }
 
-/* The chunk that a line is in, or NULL. */
-static __always_inline const struct image_chunk *chunk_of_line(const struct image *image, u64 index)
+/* Opens a large image. Returns false where there is none. */
+static __always_inline bool open_large_image(struct image *image, u64 slot, u64 path)
 {
-	if (index < VGW_CHUNK_LINES)
-		return image->chunk;
-	return image_chunk(image->first + index / VGW_CHUNK_LINES);
+	image->large = true;
+	image->first = (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_PARTS;
+	image->start = image_part(image->first);
+	return image->start != NULL;
+}
+
+/* The map in which number `index` is of what a line has `each` of, or NULL. */
+static __always_inline const void *part_with(const struct image *image, u64 index, u64 each)
+{
+	if (!image->large || index < VGW_PART_LINES * each)
+		return image->start;
+	return image_part(image->first + index / (VGW_PART_LINES * each));
+}
+
+/* Where that is in its map. */
+static __always_inline u64 place_in_part(const struct image *image, u64 index, u64 each)
+{
+	return index & ((image->large ? VGW_PART_LINES : VGW_CHUNK_LINES) * each - 1);
 }
 
 static __always_inline const void *image_line(const struct image *image, u64 index)
 {
-	const struct image_chunk *chunk = chunk_of_line(image, index);
-	const struct image_line *lines;
+	const struct image_line *lines = part_with(image, index, 1);
 
-	if (!chunk)
+	if (!lines)
 		return NULL;
-	lines = (const void *)chunk->lines;
-	return &lines[index % VGW_CHUNK_LINES];
+	return &lines[place_in_part(image, index, 1)];
 }
 
-/* Reads number `index` of the u32s that begin at `line`. Returns false where there is none. */
-static __always_inline bool image_ref(const struct image *image, u64 line, u64 index, u64 *ref)
+/* Reads number `index` of all the u32s. Returns false where there is none. */
+static __always_inline bool image_ref(const struct image *image, u64 index, u64 *ref)
 {
-	const struct image_refs *refs = image_line(image, line + index / 16);
+	const u32 *refs = part_with(image, index, 2 * VGW_IMAGE_LINE_WORDS);
 
 	if (!refs)
 		return false;
-	*ref = refs->refs[index % 16];
+	*ref = refs[place_in_part(image, index, 2 * VGW_IMAGE_LINE_WORDS)];
 	return true;
 }
 
 /* Reads a word of the image. Returns false where there is none. */
 static __always_inline bool image_word(const struct image *image, u64 index, u64 *word)
 {
-	const struct image_line *line = image_line(image, index / VGW_IMAGE_LINE_WORDS);
+	const u64 *words = part_with(image, index, VGW_IMAGE_LINE_WORDS);
 
-	if (!line)
+	if (!words)
 		return false;
-	*word = line->words[index % VGW_IMAGE_LINE_WORDS];
+	*word = words[place_in_part(image, index, VGW_IMAGE_LINE_WORDS)];
 	return true;
 }
 

@@ -25,17 +25,20 @@ BPF_ARRAY(active, struct active_slot, 1);
 BPF_ARRAY(configs, struct endpoint_config, VGW_CONFIG_SLOTS);
 
 /*
- * image.h: the compiled policy of each path, in chunks, so that lookups of their maps are
- * inlined: those in maps of any size are calls. That of `path` in `slot` begins with
- * number (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_CHUNKS. policy.h: the rules' counters.
+ * image.h: the compiled policy of each path, that of `path` in `slot` at number
+ * n = slot * VGW_PATH_COUNT + path; and what of it is too large for that map, in parts from
+ * number n * VGW_IMAGE_PARTS on. All maps of a kind have one size, so that lookups in them are
+ * inlined: those in maps of any size are calls. policy.h: the rules' counters.
  */
 BPF_ARRAY(policies_inner, struct image_chunk, 1);
-BPF_ARRAY_OF_MAPS(policies, "policies_inner",
-		  VGW_CONFIG_SLOTS * VGW_PATH_COUNT * VGW_IMAGE_CHUNKS);
+BPF_ARRAY_OF_MAPS(policies, "policies_inner", VGW_CONFIG_SLOTS * VGW_PATH_COUNT);
+BPF_ARRAY(policy_parts_inner, struct image_part, 1);
+BPF_ARRAY_OF_MAPS(policy_parts, "policy_parts_inner",
+		  VGW_CONFIG_SLOTS * VGW_PATH_COUNT * VGW_IMAGE_PARTS);
 BPF_F_TABLE("array", u32, struct rule_counter, rule_counters_inner, 64, VGW_INNER_MAP);
 BPF_ARRAY_OF_MAPS(rule_counters, "rule_counters_inner", VGW_CONFIG_SLOTS);
 
-/* The entries' stages, for lookups that look into many blocks; empty where no policy needs them. */
+/* The entries' stages, for lookups in large policies; empty where no policy needs them. */
 BPF_PROG_ARRAY(xdp_stages, 2);
 BPF_PROG_ARRAY(tc_stages, VGW_PATH_COUNT);
 

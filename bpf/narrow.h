@@ -9,22 +9,20 @@
 
 #define VGW_TIERS 4 /* a lookup begins once, and again behind each tier that it passes but the last */
 
-/* Leaves in lookup->blocks[0] the rules that all classes admit. Returns false for a malformed image. */
+/* Leaves in lookup->left the rules that all classes admit. Returns false for a malformed image. */
 static __always_inline bool narrow_matches(const struct image *image, const struct image_header *header,
 					   struct lookup *lookup)
 {
 	u64 admitted;
 
-	lookup->blocks[0] = header->used[0];
+	lookup->left = header->used;
 #pragma clang loop unroll(full)
 	for (u32 field = 0; field < FIELDS; field++) {
-		if (!lookup->classes[field])
-			continue;
-		if (!image_word(image, (u64)header->records + lookup->classes[field], &admitted))
+		if (!image_word(image, lookup->classes[field], &admitted))
 			return false;
-		lookup->blocks[0] &= admitted;
-		forget_values();
+		lookup->left &= admitted;
 	}
+	forget_values();
 	return true;
 }
 
@@ -38,7 +36,7 @@ static __always_inline bool narrow_match(const struct image *image, const struct
 		return false;
 #pragma clang loop unroll(disable)
 	for (u32 tier = 0; tier < VGW_TIERS; tier++) {
-		matches = lookup->blocks[0];
+		matches = lookup->left;
 		if (!matches)
 			break;
 		if (!image_word(image, (u64)header->rules + lowest_bit(header, matches), &lookup->best))
@@ -46,7 +44,7 @@ static __always_inline bool narrow_match(const struct image *image, const struct
 		forget_values();
 		if (RULE_ACTION(lookup->best) != VGW_ACTION_PASS)
 			return true;
-		lookup->blocks[0] &= bits_from(RULE_NEXT_TIER(lookup->best));
+		lookup->left &= bits_from(RULE_NEXT_TIER(lookup->best));
 		lookup->best = NO_RULE_WORD;
 		forget_values();
 	}

@@ -123,27 +123,25 @@ struct ownership {
 
 /* What rule lookup keeps of the record of a class in a wide image; image.h has it in full. */
 struct class_record {
-	u64 admits[2]; /* bit n: block n has rules that admit the class */
-	u64 blocks[2]; /* bit n: there is a word for block n */
-	u64 refs[2];   /* number of the first of these words, and of the first for block 64 and on */
-	u64 vectors;   /* line that the numbers of vectors count from */
-	u64 ref;       /* word for the block that is looked into */
+	u64 blocks; /* bit n: block n has rules that admit the class, and there is a word for it */
+	u64 refs;   /* number of the first of these words */
+	u64 ref;    /* that for the block that is looked into */
 };
 
 /* What rule lookup is at. */
 struct lookup {
-	u64 classes[4];   /* of the fields; 0: admitted by all rules */
+	u64 classes[4];   /* of the fields */
 	u64 word;         /* which word of the field the search is on */
 	u64 block;        /* that is looked into */
-	u64 unfinished;   /* 1: there are blocks left to look into */
+	u64 unfinished;   /* 1: the lookup is left to the stage, or has blocks left to look into */
 	u64 summary;      /* groups of places of that block in which all fields have rules */
 	u64 groups[4];    /* rules of such a group that each field admits */
 	u64 place;        /* of the first match in that block */
-	u64 before;       /* bits of the blocks before it, of its half */
+	u64 before;       /* bits of the blocks before it */
 	u64 best;         /* rule word of the first match so far */
-	u64 blocks[2];    /* narrow image: matches; wide: blocks left to look into */
+	u64 left;         /* narrow image: matches; wide: blocks left to look into */
 	struct class_record records[4];
-	struct image_line common; /* rules of the block that all fields admit */
+	struct image_line common; /* rules of half a block that all fields admit */
 };
 
 /* An answer to a rejected packet, as reject.h puts it together. */

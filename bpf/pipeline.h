@@ -7,7 +7,7 @@
  *
  * A hook's entry file fills a struct frame, calls recall_packet, begin_packet and finish, and
  * turns what they say into its own return code. Between the last two the hook's stage takes over by
- * a tail call where the rule lookup has to look into many blocks; stage and program share their maps.
+ * a tail call where the policy is a large one; stage and program share their maps.
  */
 #ifndef VGW_PIPELINE_H
 #define VGW_PIPELINE_H
@@ -424,7 +424,7 @@ static __always_inline bool recall_packet(struct judged *judged, const struct fr
 
 /*
  * Judges a frame on its path that recall_packet did not decide. Returns whether its rule lookup
- * is unfinished: the hook's stage goes on with it then.
+ * is unfinished: it is in a large policy, and the hook's stage does it.
  */
 static __always_inline bool begin_as(enum judge who, struct judged *judged,
 				     const struct frame *frame, u32 path)
@@ -446,7 +446,7 @@ static __always_inline bool begin_packet(struct judged *judged, const struct fra
 	return begin_as(JUDGE, judged, frame, path);
 }
 
-/* Goes on with the packet that begin_packet left unfinished, in a stage. */
+/* Does the rule lookup that begin_packet left unfinished, in a stage. */
 static __always_inline void resume_packet(struct judged *judged)
 {
 	struct scratch *work;

@@ -51,22 +51,31 @@ static __always_inline void decide_by(struct scratch *work, u64 rule, u32 reason
 	work->decision.flags = RULE_FLAGS(rule);
 }
 
+/* Which searches find services and source ports: 0 of TCP, 1 of UDP, 2 of all else. */
+static __always_inline u64 service_family(u64 service)
+{
+	u64 protocol = service >> 16;
+
+	return 2 - 2 * is_zero(protocol ^ IPPROTO_TCP) - is_zero(protocol ^ IPPROTO_UDP);
+}
+
 /* Leaves the classes of the query in lookup->classes. Returns false for a malformed image. */
 static __always_inline bool find_classes(const struct image *image,
 					 const struct image_header *header,
 					 const struct policy_query *query, struct lookup *lookup)
 {
 	const struct image_table *searches = header->searches;
+	u64 family = service_family(query->fields[FIELD_SERVICE][0]) & 3;
 	u64 ipv6 = query->ipv6 & 1;
 
 	return search_field(image, lookup, query, FIELD_REMOTE, &searches[SEARCH_REMOTE(ipv6)],
-			    VGW_ADDRESS_STEPS) &&
+			    VGW_ADDRESS_STEPS, VGW_ADDRESS_WORDS) &&
 	       search_field(image, lookup, query, FIELD_LOCAL, &searches[SEARCH_LOCAL(ipv6)],
-			    VGW_ADDRESS_STEPS) &&
-	       search_field(image, lookup, query, FIELD_SERVICE, &searches[SEARCH_SERVICE],
-			    VGW_VALUE_STEPS) &&
-	       search_field(image, lookup, query, FIELD_SOURCE, &searches[SEARCH_SOURCE],
-			    VGW_VALUE_STEPS);
+			    VGW_ADDRESS_STEPS, VGW_ADDRESS_WORDS) &&
+	       search_field(image, lookup, query, FIELD_SERVICE, &searches[SEARCH_SERVICE(family)],
+			    VGW_VALUE_STEPS, 1) &&
+	       search_field(image, lookup, query, FIELD_SOURCE, &searches[SEARCH_SOURCE(family)],
+			    VGW_VALUE_STEPS, 1);
 }
 
 /* Turns what a lookup found into the decision. */
@@ -84,7 +93,8 @@ static __always_inline void conclude_lookup(const struct image_header *header,
 /*
  * Judges work->query by the policy in `slot`; the decision is in the work memory. It is
  * a drop with NO_POLICY where the slot holds no readable policy: without one nothing
- * passes. It is the same where lookup.unfinished is left set, for policy_resume to change.
+ * passes. It is the same where lookup.unfinished is left set, for policy_resume to change:
+ * a large image is the stage's.
  */
 static __always_inline void policy_judge(u32 slot, struct scratch *work, u32 steps)
 {
@@ -96,33 +106,40 @@ static __always_inline void policy_judge(u32 slot, struct scratch *work, u32 ste
 	work->lookup.best = NO_RULE_WORD;
 	if (!open_image(&image, slot, work->query.path & 1))
 		return;
-	header = (const void *)image.chunk;
+	header = image.start;
+	if (header->format == VGW_IMAGE_LARGE) {
+		work->lookup.unfinished = open_large_image(&image, slot, work->query.path & 1);
+		return;
+	}
 	if (!find_classes(&image, header, &work->query, &work->lookup))
 		return;
 	if (header->format == VGW_IMAGE_NARROW) {
 		if (!narrow_match(&image, header, &work->lookup))
 			return;
 	} else if (header->format == VGW_IMAGE_WIDE) {
-		if (!wide_begin(&image, header, &work->lookup) ||
-		    !wide_match(&image, header, &work->lookup, steps))
+		if (!wide_match(&image, header, &work->lookup, steps) || work->lookup.unfinished)
 			return;
 	} else {
 		return;
 	}
 	forget_values();
-	if (!work->lookup.unfinished)
-		conclude_lookup(header, work);
+	conclude_lookup(header, work);
 }
 
-/* Goes on with the lookup that policy_judge left unfinished, to its end. */
+/* Judges work->query by the large image that policy_judge left to be asked. */
 static __always_inline void policy_resume(u32 slot, struct scratch *work)
 {
 	const struct image_header *header;
 	struct image image;
 
-	if (!open_image(&image, slot, work->query.path & 1))
+	work->lookup.unfinished = 0;
+	if (!open_large_image(&image, slot, work->query.path & 1))
 		return;
-	header = (const void *)image.chunk;
+	header = image.start;
+	if (header->format != VGW_IMAGE_LARGE ||
+	    !find_classes(&image, header, &work->query, &work->lookup))
+		return;
+	forget_values();
 	if (wide_match(&image, header, &work->lookup, VGW_STAGE_STEPS) &&
 	    !work->lookup.unfinished)
 		conclude_lookup(header, work);

@@ -46,8 +46,12 @@ int policy_probe(struct __sk_buff *skb)
 	work->query = *query;
 	decide(work, VGW_VERDICT_DROP, VGW_REASON_NONE);
 	forget_values();
-	if (state->look)
-		policy_judge(0, work, VGW_STAGE_STEPS);
+	if (state->look) {
+		policy_judge(0, work, VGW_STEPS);
+		forget_values();
+		if (work->lookup.unfinished)
+			policy_resume(0, work);
+	}
 	forget_values();
 	answer->verdict = work->decision.verdict;
 	answer->reason = work->decision.reason;

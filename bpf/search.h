@@ -10,9 +10,9 @@
 #ifndef VGW_SEARCH_H
 #define VGW_SEARCH_H
 
-#include "branchless.h"
 #include "image.h"
 
+#define VGW_ADDRESS_WORDS 4 /* of an IPv6 address */
 #define VGW_ADDRESS_STEPS 10 /* lines behind the first table on the way to an address's class, */
 #define VGW_VALUE_STEPS 4    /* and to that of a service or a source port */
 
@@ -37,22 +37,21 @@ static __always_inline u64 table_entry(const struct image_table *table, u64 valu
 }
 
 /*
- * Leaves the class of field `field` in lookup->classes, by the search `root` and at most
- * `steps` lines behind it. Returns false for a malformed image.
+ * Leaves the class of field `field`, whose values have so many words, in lookup->classes, by the
+ * search `root` and at most `steps` lines behind it. Returns false for a malformed image.
  */
 static __always_inline bool search_field(const struct image *image, struct lookup *lookup,
 					 const struct policy_query *query, u32 field,
-					 const struct image_table *root, u32 steps)
+					 const struct image_table *root, u32 steps, u32 words)
 {
+	u64 value = query->fields[field][0], ref;
 	const struct image_node *node;
-	u64 value, entry, rank, ref;
 
 	if (!root->last) {
 		lookup->classes[field] = root->entries;
 		return true;
 	}
-	entry = table_entry(root, query->fields[field][0]);
-	if (!image_ref(image, root->entries, entry, &ref))
+	if (!image_ref(image, root->entries + table_entry(root, value), &ref))
 		return false;
 	lookup->word = 0;
 	forget_values();
@@ -60,21 +59,21 @@ static __always_inline bool search_field(const struct image *image, struct looku
 	for (u32 step = 0; step < steps; step++) {
 		if (REF_KIND(ref) == REF_CLASS)
 			break;
-		lookup->word += REF_NEXT_WORD(ref);
-		forget_values();
-		value = query->fields[field][lookup->word & 3];
+		if (words > 1) {
+			lookup->word += REF_NEXT_WORD(ref);
+			forget_values();
+		}
+		value = query->fields[field][words > 1 ? lookup->word & 3 : 0];
 		node = image_line(image, REF_INDEX(ref));
 		if (!node)
 			return false;
 		if (REF_IS_TABLE(ref)) {
 			const struct image_table *table = (const void *)node;
 
-			entry = table_entry(table, value);
-			if (!image_ref(image, table->entries, entry, &ref))
+			if (!image_ref(image, table->entries + table_entry(table, value), &ref))
 				return false;
 		} else {
-			rank = node_rank(node, value);
-			ref = node->refs[rank & 7];
+			ref = node->refs[node_rank(node, value) & 7];
 		}
 		forget_values();
 	}

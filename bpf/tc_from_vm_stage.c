@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Stage of tc_from_vm: goes on where its rule lookup has many blocks to look into.
+ * Stage of tc_from_vm: goes on where the policy is a large one.
  */
 #include "tc.h"
 

@@ -31,7 +31,8 @@ CONSTANTS = {
     "VGW_CONFIG_SLOTS": abi.CONFIG_SLOTS,
     "VGW_IMAGE_LINE_WORDS": abi.IMAGE_LINE_WORDS,
     "VGW_CHUNK_LINES": abi.CHUNK_LINES,
-    "VGW_IMAGE_CHUNKS": abi.IMAGE_CHUNKS,
+    "VGW_PART_LINES": abi.PART_LINES,
+    "VGW_IMAGE_PARTS": abi.IMAGE_PARTS,
     "VGW_SERVICE_FOREIGN_ICMP": abi.SERVICE_FOREIGN_ICMP,
     "VGW_RULE_LOG": abi.RULE_LOG,
     **{f"VGW_GUARD_{guard.name}": guard.value for guard in abi.Guard},
@@ -42,6 +43,8 @@ CONSTANTS = {
 IMAGE_FORMAT = {
     "VGW_IMAGE_NARROW": image.NARROW,
     "VGW_IMAGE_WIDE": image.WIDE,
+    "VGW_IMAGE_LARGE": image.LARGE,
+    "VGW_VECTOR_LINES": image.VECTOR_LINES,
     "VGW_BLOCK_RULES": image.BLOCK_RULES,
     "VGW_ADDRESS_STEPS": image.ADDRESS_STEPS,
     "VGW_VALUE_STEPS": image.VALUE_STEPS,
@@ -59,9 +62,6 @@ IMAGE_FORMAT = {
     "sizeof(((struct image_node *)0)->keys)": 4 * image.NODE_KEYS,
     "__builtin_offsetof(struct image_node, refs)": image.LINE_BYTES - 4 * image.NODE_REFS,
     "sizeof(struct image_table)": len(image.table(0, 0, 0, 0)),
-    "sizeof(struct image_groups) / 2 * 16": image.BLOCK_RULES,
-    "__builtin_offsetof(struct image_header, every_rule) / 64 - IMAGE_EVERY_RULE": 0,
-    "__builtin_offsetof(struct image_header, every_ref) / 8 - IMAGE_EVERY_REF": 0,
     # A step for each block, one behind each tier, and one that finds the end.
     f"VGW_STAGE_STEPS >= {image.MAX_BLOCKS} + VGW_TIERS + 1": 1,
     "VGW_TIERS": len(TIERS),

@@ -21,11 +21,11 @@ from vgw.libbpf import MapFlag, MapType
 from vgw.maps import (
     Counter,
     EndpointMaps,
+    ImagePlace,
     RuleCount,
     counted,
     image_chunks,
     place_counters,
-    put_fds,
     read_chunks,
 )
 from vgw.maps_counters import HeldCounters, PinnedCounters
@@ -35,7 +35,12 @@ KINDS: dict[str, tuple[MapType, int, int]] = {
     "configs": (MapType.ARRAY, abi.CONFIG_SLOTS, 0),
     "policies": (
         MapType.ARRAY_OF_MAPS,
-        abi.CONFIG_SLOTS * len(abi.Path) * abi.IMAGE_CHUNKS,
+        abi.CONFIG_SLOTS * len(abi.Path),
+        0,
+    ),
+    "policy_parts": (
+        MapType.ARRAY_OF_MAPS,
+        abi.CONFIG_SLOTS * len(abi.Path) * abi.IMAGE_PARTS,
         0,
     ),
     "rule_counters": (MapType.ARRAY_OF_MAPS, abi.CONFIG_SLOTS, 0),
@@ -96,21 +101,32 @@ def test_every_structure_of_a_map_has_the_abis_size() -> None:
 
 
 CHUNK = ctypes.sizeof(abi.ImageChunk)
+PART = ctypes.sizeof(abi.ImagePart)
+
+
+@pytest.mark.parametrize("size", [0, 64, CHUNK])
+def test_a_small_image_takes_one_chunk(size: int) -> None:
+    chunks = list(image_chunks(b"x" * size))
+    assert chunks == ([(b"x" * size).ljust(CHUNK, b"\0")] if size else [])
 
 
 @pytest.mark.parametrize(
-    ("size", "chunks"), [(0, 0), (64, 1), (CHUNK, 1), (CHUNK + 64, 2), (5 * CHUNK, 5)]
+    ("size", "count"), [(CHUNK + 64, 1), (PART, 1), (PART + 64, 2), (5 * PART, 5)]
 )
-def test_an_image_takes_whole_chunks(size: int, chunks: int) -> None:
-    data = b"x" * size
-    parts = list(image_chunks(data))
-    assert [len(part) for part in parts] == [CHUNK] * chunks
-    assert b"".join(parts) == data.ljust(chunks * CHUNK, b"\0")
+def test_a_large_image_takes_whole_parts_behind_a_copy_of_its_beginning(
+    size: int, count: int
+) -> None:
+    data = bytes(range(64)) * (size // 64)
+    beginning, *parts = image_chunks(data)
+    assert beginning == data[:CHUNK]
+    assert [len(part) for part in parts] == [PART] * count
+    assert b"".join(parts) == data.ljust(count * PART, b"\0")
 
 
-def test_the_chunks_of_a_slot_and_path_lie_behind_each_other() -> None:
-    places = [abi.first_chunk(slot, path) for slot in range(abi.CONFIG_SLOTS) for path in abi.Path]
-    assert places == [n * abi.IMAGE_CHUNKS for n in range(4)]
+def test_the_policies_of_all_slots_and_paths_have_places_of_their_own() -> None:
+    places = [abi.policy_place(slot, path) for slot in range(abi.CONFIG_SLOTS) for path in abi.Path]
+    assert places == [0, 1, 2, 3]
+    assert [abi.first_part(place) for place in places] == [n * abi.IMAGE_PARTS for n in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -149,8 +165,9 @@ class HeldImage:
 
     fds: list[int]
 
-    def put(self, fd: int, first: int) -> None:
-        put_fds(fd, first, self.fds)
+    def put(self, place: ImagePlace) -> None:
+        place.put(0, self.fds[:2])
+        place.put(2, self.fds[2:])
 
     @property
     def ids(self) -> list[int]:
@@ -170,7 +187,10 @@ def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[Images, int]]:
     with ExitStack() as stack:
         images = {
             path: HeldImage(
-                [stack.enter_context(closing(new_inner("policies", 1))) for _ in range(chunks)]
+                [
+                    stack.enter_context(closing(new_inner(name, 1)))
+                    for name in ["policies", *["policy_parts"] * (chunks - 1)]
+                ]
             )
             for path in abi.Path
         }
@@ -181,7 +201,7 @@ def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[Images, int]]:
 def test_a_large_policy_is_staged_and_released_whole(
     maps: EndpointMaps, fds: dict[str, int]
 ) -> None:
-    with a_policy(chunks=150) as (images, counters):
+    with a_policy(chunks=120) as (images, counters):
         slot = maps.stage(abi.EndpointConfig(generation=1), images, counters)
         first = ids_of(images)
         assert maps.policies(slot) == first
@@ -193,8 +213,8 @@ def test_a_large_policy_is_staged_and_released_whole(
         maps.switch(second)
     maps.release(slot)
     assert maps.policies(slot) == {path: [] for path in abi.Path}
-    left = sorted(read_chunks(fds["policies"]).values())
-    assert left == sorted(chunk for ids in kept.values() for chunk in ids)
+    left = [*read_chunks(fds["policies"]).values(), *read_chunks(fds["policy_parts"]).values()]
+    assert sorted(left) == sorted(chunk for ids in kept.values() for chunk in ids)
 
 
 @pytest.mark.bpf
@@ -242,7 +262,7 @@ def test_a_spare_slot_is_used_while_anything_is_in_it(
         slot = maps.stage(abi.EndpointConfig(), images, counters)
     if missing == "policy":
         for path in abi.Path:
-            libbpf.map_delete(fds["policies"], struct.pack("=I", abi.first_chunk(slot, path)))
+            libbpf.map_delete(fds["policies"], struct.pack("=I", abi.policy_place(slot, path)))
     else:
         libbpf.map_delete(fds["rule_counters"], struct.pack("=I", slot))
     assert maps.spare_is_used()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
-ABI_VERSION: Final = 5
+ABI_VERSION: Final = 6
 NO_RULE: Final = 0xFFFFFFFF
 MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
@@ -28,7 +28,8 @@ CONFIG_SLOTS: Final = 2
 SERVICE_FOREIGN_ICMP: Final = 0x01000000
 IMAGE_LINE_WORDS: Final = 8
 CHUNK_LINES: Final = 1024
-IMAGE_CHUNKS: Final = 1280
+PART_LINES: Final = 8192
+IMAGE_PARTS: Final = 160
 RULE_LOG: Final = 1 << 0
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -240,9 +241,15 @@ class ImageLine(ctypes.Structure):
 
 
 class ImageChunk(ctypes.Structure):
-    """What one map holds of a compiled policy."""
+    """A small compiled policy, which is in one map; of a large one its beginning."""
 
     _fields_ = [("lines", ImageLine * CHUNK_LINES)]
+
+
+class ImagePart(ctypes.Structure):
+    """What one map holds of a large compiled policy."""
+
+    _fields_ = [("lines", ImageLine * PART_LINES)]
 
 
 class FlowKey(ctypes.Structure):
@@ -425,6 +432,7 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "active_slot": ActiveSlot,
     "image_line": ImageLine,
     "image_chunk": ImageChunk,
+    "image_part": ImagePart,
     "flow_key": FlowKey,
     "flow": Flow,
     "conntrack_meta": ConntrackMeta,
@@ -501,9 +509,14 @@ def mac_field(mac: bytes | None) -> ctypes.Array[c_uint8]:
     return (c_uint8 * 8).from_buffer_copy((mac or b"").ljust(8, b"\0"))
 
 
-def first_chunk(slot: int, path: Path) -> int:
-    """Return where the policy of a path begins in the `policies` map, for a slot of `configs`."""
-    return (slot * len(Path) + path) * IMAGE_CHUNKS
+def policy_place(slot: int, path: Path) -> int:
+    """Return where the policy of a path is in the `policies` map, for a slot of `configs`."""
+    return slot * len(Path) + path
+
+
+def first_part(place: int) -> int:
+    """Return where the parts of a policy begin in the `policy_parts` map, by its place."""
+    return place * IMAGE_PARTS
 
 
 def queue_batches(conntrack_max: int) -> int:

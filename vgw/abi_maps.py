@@ -24,6 +24,8 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "configs": (_INDEX, ctypes.sizeof(abi.EndpointConfig)),
     "policies": (_INDEX, _MAP),
     "policies_inner": (_INDEX, ctypes.sizeof(abi.ImageChunk)),
+    "policy_parts": (_INDEX, _MAP),
+    "policy_parts_inner": (_INDEX, ctypes.sizeof(abi.ImagePart)),
     "rule_counters": (_INDEX, _MAP),
     "rule_counters_inner": (_INDEX, ctypes.sizeof(abi.RuleCounter)),
     "xdp_stages": (_INDEX, _PROGRAM),

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _CHUNK_BYTES: Final = ctypes.sizeof(abi.ImageChunk)
+_PART_BYTES: Final = ctypes.sizeof(abi.ImagePart)
 _COUNTER_BYTES: Final = ctypes.sizeof(abi.RuleCounter)
 _FIRST: Final = bytes(4)
 _ID_BYTES: Final = 4
@@ -58,17 +59,39 @@ class RuleCount(NamedTuple):
 ChunkIds = Sequence[int]
 
 
+class ImagePlace(NamedTuple):
+    """Where an image is put: fds of `policies` and `policy_parts`, and which place of them."""
+
+    policies: int
+    parts: int
+    place: int
+
+    def put(self, first: int, fds: Sequence[int]) -> None:
+        """Put maps of an image there, its number `first` and those behind. Raises KernelError."""
+        if first == 0:
+            put_fds(self.policies, self.place, fds[:1])
+            first, fds = 1, fds[1:]
+        put_fds(self.parts, abi.first_part(self.place) + first - 1, fds)
+
+
 class Image(Protocol):
     """A compiled policy in maps of the kernel."""
 
-    def put(self, fd: int, first: int) -> None:
-        """Put its maps into a map of maps, from index `first` on. Raises KernelError."""
+    def put(self, place: ImagePlace) -> None:
+        """Put its maps into their places. Raises KernelError."""
 
 
 def image_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield what each of the maps of a policy's image holds."""
-    for start in range(0, len(data), _CHUNK_BYTES):
-        yield data[start : start + _CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0")
+    """Yield what each of the maps of a policy's image holds.
+
+    The first is for `policies`: a small image, or the beginning of a large one, which is in the
+    others, for `policy_parts`.
+    """
+    if data:
+        yield data[:_CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0")
+    if len(data) > _CHUNK_BYTES:
+        for start in range(0, len(data), _PART_BYTES):
+            yield data[start : start + _PART_BYTES].ljust(_PART_BYTES, b"\0")
 
 
 def write_chunk(fd: int, chunk: bytes) -> None:
@@ -196,13 +219,16 @@ class EndpointMaps:
         be closed.
         """
         slot = 1 - self.active_slot()
-        fd = self._fds["policies"]
         libbpf.side_by_side(
-            *(partial(policies[path].put, fd, abi.first_chunk(slot, path)) for path in abi.Path),
+            *(partial(policies[path].put, self._image_place(slot, path)) for path in abi.Path),
             lambda: self._put_counters(slot, counters_fd),
         )
         libbpf.map_update(self._fds["configs"], _index(slot), bytes(config))
         return slot
+
+    def _image_place(self, slot: int, path: abi.Path) -> ImagePlace:
+        place = abi.policy_place(slot, path)
+        return ImagePlace(self._fds["policies"], self._fds["policy_parts"], place)
 
     def _put_counters(self, slot: int, fd: int) -> None:
         """Let rules count in a map that is found again before any process can miss it."""
@@ -232,36 +258,36 @@ class EndpointMaps:
 
     def _remove_policies(self, slot: int) -> None:
         """Remove the maps of policies; the first ones last, for by them spare_is_used() goes."""
-        places = self._places(slot)
-        firsts = places.keys() & {abi.first_chunk(slot, path) for path in abi.Path}
-        for part in (places.keys() - firsts, firsts):
-            libbpf.map_delete_many(self._fds["policies"], [_index(n) for n in sorted(part)])
+        first, beyond = (abi.policy_place(each, abi.Path(0)) for each in (slot, slot + 1))
+        for name, places in (
+            ("policy_parts", range(abi.first_part(first), abi.first_part(beyond))),
+            ("policies", range(first, beyond)),
+        ):
+            used = sorted(index for index in read_chunks(self._fds[name]) if index in places)
+            libbpf.map_delete_many(self._fds[name], [_index(n) for n in used])
 
     def policies(self, slot: int) -> dict[abi.Path, ChunkIds]:
         """Return the maps that a slot's policies are in, none where there is no policy."""
-        return {path: list(self._chunks(slot, path)) for path in abi.Path}
+        return {path: list(self._image(abi.policy_place(slot, path))) for path in abi.Path}
 
-    def _chunks(self, slot: int, path: abi.Path) -> Iterator[int]:
-        """Yield the ids of the maps of a policy, which lie one behind the other.
+    def _image(self, place: int) -> Iterator[int]:
+        """Yield the ids of the maps of a policy: the one in `policies`, and its parts in order.
 
-        Most have few, and a walk goes over the places of all that there might be.
+        Most have no parts, and a walk goes over the places of all that there might be.
         """
-        first = abi.first_chunk(slot, path)
-        for index in range(first, first + abi.IMAGE_CHUNKS):
-            chunk = self._inner_id("policies", index)
-            if chunk is None:
+        chunk = self._inner_id("policies", place)
+        if chunk is None:
+            return
+        yield chunk
+        for index in range(abi.first_part(place), abi.first_part(place + 1)):
+            part = self._inner_id("policy_parts", index)
+            if part is None:
                 return
-            yield chunk
+            yield part
 
     def policy_ids(self, slot: int) -> dict[abi.Path, int | None]:
         """Return what tells a slot's policies from others: the id of the first map of each."""
-        return {path: self._inner_id("policies", abi.first_chunk(slot, path)) for path in abi.Path}
-
-    def _places(self, slot: int) -> dict[int, int]:
-        """Return the maps of a slot's policies, by index in `policies`."""
-        first, beyond = (abi.first_chunk(each, abi.Path(0)) for each in (slot, slot + 1))
-        chunks = read_chunks(self._fds["policies"])
-        return {index: chunk for index, chunk in chunks.items() if first <= index < beyond}
+        return {path: self._inner_id("policies", abi.policy_place(slot, path)) for path in abi.Path}
 
     def counters_id(self, slot: int) -> int | None:
         """Return the id of the map that a slot's rules count in, None when there is none."""

@@ -86,7 +86,7 @@ def addresses(rules: int) -> list[tuple[int, int, int, int, int, int]]:
     return [(n << 8, 1, 6, 1000, 80, -1) for n in range(rules)]
 
 
-@pytest.mark.parametrize("size", [64, 65, 512, 513, 1024, 1025, 3000, 33_000, 50_000])
+@pytest.mark.parametrize("size", [64, 65, 512, 1024, 1025, 3000, 33_000, 50_000])
 def test_every_rule_is_found_in_every_block(probe: PolicyProbe, size: int) -> None:
     """One rule for each network, so that each place of each block decides once."""
     rules = tuple(rule(n, peers=(ip_network((n << 8, 24)),), services=TCP_80) for n in range(size))

@@ -245,7 +245,7 @@ def test_catalogue_L15_few_rules_may_not_take_more_memory_either(
 
 def test_no_image_is_larger_than_the_maps_that_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is behind the searches, such as the rules' words, takes memory too."""
-    assert abi.IMAGE_CHUNKS * ctypes.sizeof(abi.ImageChunk) == compiler.MAX_BYTES
+    assert abi.IMAGE_PARTS * ctypes.sizeof(abi.ImagePart) == compiler.MAX_BYTES
     nets = [ip_network((n << 8, 24)) for n in range(2000)]
     rules = tuple(rule(f"r{n}", peers=(net,)) for n, net in enumerate(nets))
     size = len(image_of(rules).data)

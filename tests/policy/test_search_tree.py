@@ -21,12 +21,10 @@ def build(starts: list[int], words: int, steps: int) -> ImageReader:
     table = build_search(lines, Search("a field", words, steps), starts, refs)
     return ImageReader(
         lines.finish(
-            image.NARROW,
+            image.NARROW if lines.are_small() else image.LARGE,
             rules=0,
             firsts=0,
-            records=0,
-            vectors=0,
-            searches=[table] * 6,
+            searches=[table] * 10,
             used=0,
             by_default=0,
         )

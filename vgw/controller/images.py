@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The maps of compiled policies, the same for all endpoints of the host whose policies are equal.
 
-An image lies in maps of one chunk each, which are pinned by their number in a directory with the
+An image lies in one map or in several, which are pinned by their number in a directory with the
 image's digest as its name. The directory gets that name once all is written, so there is never half
 an image. The endpoints' own maps keep the chunks alive; the pins are how they are found by a
 process that may not open maps by id, and go when no endpoint uses the image any more.
@@ -23,12 +23,13 @@ from vgw.controller.paths import Paths
 from vgw.controller.pins import ASIDE, all_endpoint_dirs, entries, names, quietly, remove_tree
 from vgw.errors import KernelError, VgwError
 from vgw.loader import Artefact
-from vgw.maps import ChunkIds, EndpointMaps, Image, image_chunks, put_fds, write_chunk
+from vgw.maps import ChunkIds, EndpointMaps, Image, ImagePlace, image_chunks, write_chunk
 from vgw.policy.compile import PolicyImage
 
 _ID_BYTES: Final = 4
 #: Maps of an image that are open at a time: a process may have 1,024 files.
 _AT_ONCE: Final = 64
+_OUTER: Final = ("policies", "policy_parts")
 
 
 class PinnedImage:
@@ -47,8 +48,8 @@ class PinnedImage:
         """Return the ids of the chunks in their order. Raises KernelError."""
         return [_map_id(pin) for pin in self.pins()]
 
-    def put(self, fd: int, first: int) -> None:
-        """Put the chunks into a map of maps, from index `first` on. Raises KernelError."""
+    def put(self, place: ImagePlace) -> None:
+        """Put the chunks into their places. Raises KernelError."""
         pins = self.pins()
         for start in range(0, len(pins), _AT_ONCE):
             with contextlib.ExitStack() as stack:
@@ -56,7 +57,7 @@ class PinnedImage:
                 for pin in pins[start : start + _AT_ONCE]:
                     fds.append(libbpf.get_pinned(pin))
                     stack.callback(os.close, fds[-1])
-                put_fds(fd, first + start, fds)
+                place.put(start, fds)
 
 
 class PrivateImage:
@@ -67,10 +68,10 @@ class PrivateImage:
         self._artefact = artefact
         self._data = data
 
-    def put(self, fd: int, first: int) -> None:
-        """Put maps with the data into a map of maps, from index `first` on. Raises KernelError."""
+    def put(self, place: ImagePlace) -> None:
+        """Put maps with the data into their places. Raises KernelError."""
         for start, fds in _chunk_maps(self._artefact, self._data):
-            put_fds(fd, first + start, fds)
+            place.put(start, fds)
 
 
 def private_images(
@@ -169,11 +170,16 @@ def _chunk_maps(artefact: Artefact, data: bytes) -> Iterator[tuple[int, Sequence
     for start in range(0, len(chunks), _AT_ONCE):
         with contextlib.ExitStack() as stack:
             fds: list[int] = []
-            for chunk in chunks[start : start + _AT_ONCE]:
-                fds.append(loader.new_inner(artefact, "policies", 1))
+            for number, chunk in enumerate(chunks[start : start + _AT_ONCE], start):
+                fds.append(loader.new_inner(artefact, _outer_of(number), 1))
                 stack.callback(os.close, fds[-1])
                 write_chunk(fds[-1], chunk)
             yield start, fds
+
+
+def _outer_of(number: int) -> str:
+    """Return the map of maps that a map of an image goes into, by its number."""
+    return _OUTER[min(number, 1)]
 
 
 def _remove(place: pathlib.Path) -> None:
@@ -190,15 +196,16 @@ def _holds(artefact: Artefact, pinned: PinnedImage, image: PolicyImage) -> bool:
     pins = pinned.pins()
     try:
         return len(pins) == len(wanted) and all(
-            _is_chunk(artefact, pin, data) for pin, data in zip(pins, wanted, strict=True)
+            _is_chunk(artefact, number, pin, data)
+            for number, (pin, data) in enumerate(zip(pins, wanted, strict=True))
         )
     except KernelError:
         return False
 
 
-def _is_chunk(artefact: Artefact, pin: pathlib.Path, data: bytes) -> bool:
-    """Tell whether a pin is a map of the right kind and has this part of an image."""
-    spec = artefact.maps[artefact.maps["policies"].inner or ""]
+def _is_chunk(artefact: Artefact, number: int, pin: pathlib.Path, data: bytes) -> bool:
+    """Tell whether a pin is a map as an image's map of this number is, and has its data."""
+    spec = artefact.maps[artefact.maps[_outer_of(number)].inner or ""]
     wanted = (spec.map_type, spec.key_size, spec.value_size, spec.max_entries, spec.flags)
     with opened(pin) as fd:
         info = libbpf.map_info(fd)
@@ -245,7 +252,7 @@ def _inner_ids(pin: pathlib.Path) -> Iterator[int]:
     with contextlib.suppress(KernelError), opened(pin) as fd:
         for slot in range(abi.CONFIG_SLOTS):
             for path in abi.Path:
-                index = abi.first_chunk(slot, path).to_bytes(4, sys.byteorder)
+                index = abi.policy_place(slot, path).to_bytes(4, sys.byteorder)
                 with contextlib.suppress(KernelError):
                     value = libbpf.map_lookup(fd, index, _ID_BYTES)
                     if value is not None:

@@ -47,7 +47,7 @@ from vgw.policy.model import (
 from vgw.policy.resolve import effective_policy
 
 #: Maps that say how packets are judged: a simulation reads those of the live endpoint.
-_SHARED_MAPS: Final = ("active", "configs", "policies")
+_SHARED_MAPS: Final = ("active", "configs", "policies", "policy_parts")
 
 #: MAC addresses of a described packet where the policy does not say them.
 _UNKNOWN_MAC: Final = bytes.fromhex("020000000001")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages of the packet programs: where the lookup in a large policy goes on, by a tail call.
+"""Stages of the packet programs: where the lookup in a large policy is done, by a tail call.
 
 A program finds its stage in a map of programs. Stages take as long to load as the programs
 themselves, so an endpoint gets them only with the first policy that needs them.

@@ -135,9 +135,8 @@ def _build(
         )
     searches = searches_of(rules)
     try:
-        if len(rules) <= image.NARROW_RULES:
-            data, staged = narrow_image(rules, searches, by_default), False
-        else:
+        data, staged = narrow_image(rules, searches, by_default), False
+        if data is None:
             data, staged = _build_wide(where, rules, searches, by_default, progress)
     except SearchTooDeepError:
         raise PolicyTooLargeError(
@@ -159,7 +158,7 @@ def _build_wide(
     by_default: int,
     progress: _Progress | None,
 ) -> tuple[bytes, bool]:
-    """Return the image of many rules, and whether a lookup may need the stages."""
+    """Return the image of many rules, and whether a lookup needs the stages: a large one does."""
     from vgw.policy import wide  # noqa: PLC0415 - numpy takes time and memory that few VMs need
 
     def tell(part: str) -> None:
@@ -167,13 +166,10 @@ def _build_wide(
             progress(f"{where}: building tables of {len(rules)} rules: {part}")
 
     try:
-        data, blocks = wide.wide_image(rules, searches, by_default, MAX_BYTES, tell)
+        return wide.wide_image(rules, searches, by_default, MAX_BYTES, tell)
     except wide.ImageTooLargeError as error:
         heaviest = searches[error.search : error.search + 1]
         raise _too_large(where, rules, heaviest) from None
-    passing = {rule.tier for rule in rules if rule.action is abi.Action.PASS}
-    # A step for each block, one behind each tier that is passed, and one that finds the end.
-    return data, blocks + len(passing) + 1 > image.PROGRAM_STEPS
 
 
 def _too_large(

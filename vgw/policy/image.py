@@ -14,23 +14,23 @@ from typing import Final
 
 from vgw import abi
 
-NARROW: Final = 0x76670201
-WIDE: Final = 0x76670202
+NARROW: Final = 0x76670301
+WIDE: Final = 0x76670302
+LARGE: Final = 0x76670303
 
 LINE_BYTES: Final = abi.IMAGE_LINE_WORDS * 8
 WORDS_PER_LINE: Final = abi.IMAGE_LINE_WORDS
-CHUNK_BYTES: Final = abi.CHUNK_LINES * LINE_BYTES
+REFS_PER_LINE: Final = LINE_BYTES // 4
 #: Places of a block that a bit of a summary speaks of.
-SUMMARY_PLACES: Final = 16
+SUMMARY_PLACES: Final = 32
 #: Rules of a narrow image, and of a block of a wide one.
 NARROW_RULES: Final = 64
-BLOCK_RULES: Final = LINE_BYTES * 8
-MAX_BLOCKS: Final = 128
+VECTOR_LINES: Final = 2
+BLOCK_RULES: Final = VECTOR_LINES * LINE_BYTES * 8
+MAX_BLOCKS: Final = 64
 #: Keys of a node, and where it leads to.
 NODE_KEYS: Final = 7
 NODE_REFS: Final = 8
-#: The class of values that every rule admits.
-EVERY_RULE: Final = 0
 
 #: Steps of bpf/search.h and bpf/wide.h that a lookup may take.
 ADDRESS_STEPS: Final = 10
@@ -43,12 +43,10 @@ NEXT_WORD: Final = 1 << 29
 _KIND: Final = NODE | TABLE
 _INDEX: Final = NEXT_WORD - 1
 
-_HEADER: Final = struct.Struct("=5I12x4Q")
+_HEADER: Final = struct.Struct("=3I20x2Q16x")
+_TABLE_LINES: Final = 3
 HEADER_LINES: Final = 5
 DE_BRUIJN_SEQUENCE: Final = 0x03F79D71B4CB0A89
-_EVERY_RULE: Final = b"\xff" * LINE_BYTES
-#: All groups have rules, and vector 0 says which; it counts from the line _EVERY_RULE.
-_EVERY_REF: Final = 0xFFFFFFFF << 32
 _NODE: Final = struct.Struct(f"={NODE_KEYS}I4x{NODE_REFS}I")
 _TABLE: Final = struct.Struct("=4I")
 
@@ -83,7 +81,11 @@ def references(refs: Sequence[int]) -> bytes:
 
 
 def table(low: int, shift: int, last: int, entries: int) -> bytes:
-    """Return a search that leads to entry 0 below `low` and else by steps of 1 << `shift`."""
+    """Return a search that leads to entry 0 below `low` and else by steps of 1 << `shift`.
+
+    `entries` is the number of the first reference, or the class that all values have if `last` is
+    0.
+    """
     return _TABLE.pack(low, shift, last, entries)
 
 
@@ -112,15 +114,9 @@ class Lines:
         self._data += bytes(-len(self._data) % LINE_BYTES)
         return first
 
-    def append_records(self, data: bytes) -> int:
-        """Append records, none of which crosses the end of a chunk if `data` begins with one.
-
-        Where not all of them are in one chunk anyway, they begin with one.
-        """
-        used = len(self) % abi.CHUNK_LINES
-        if used and used * LINE_BYTES + len(data) > CHUNK_BYTES:
-            self._data += bytes((abi.CHUNK_LINES - used) * LINE_BYTES)
-        return self.append(data)
+    def are_small(self) -> bool:
+        """Tell whether there is room for all of them in the one map of a small image."""
+        return len(self) <= abi.CHUNK_LINES
 
     def finish(  # noqa: PLR0913 (the fields of the header)
         self,
@@ -128,25 +124,19 @@ class Lines:
         *,
         rules: int,
         firsts: int,
-        records: int,
-        vectors: int,
         searches: Sequence[bytes],
         used: int,
         by_default: int,
     ) -> bytes:
         """Write the header and return the image.
 
-        `rules`, `firsts`, `records` and `vectors` are lines, `searches` the tables that fields are
-        looked up by first, `used` the bits of all rules or blocks.
+        `rules` and `firsts` are lines, `searches` the tables that fields are looked up by first,
+        `used` the bits of all rules or blocks.
         """
-        fields = form, rules * WORDS_PER_LINE, firsts, records * WORDS_PER_LINE, vectors
-        low, high = used & (1 << 64) - 1, used >> 64
-        tables = b"".join(searches).ljust(2 * LINE_BYTES, b"\0")
-        header = (
-            _HEADER.pack(*fields, low, high, by_default, _EVERY_REF)
-            + tables
-            + _bit_places()
-            + _EVERY_RULE
-        )
+        fields = form, rules * WORDS_PER_LINE, firsts * REFS_PER_LINE
+        tables = b"".join(searches).ljust(_TABLE_LINES * LINE_BYTES, b"\0")
+        header = _HEADER.pack(*fields, used, by_default) + tables + _bit_places()
         self._data[: len(header)] = header
+        if form == LARGE and self.are_small():  # a small image is known by its size
+            self._data += bytes((abi.CHUNK_LINES + 1 - len(self)) * LINE_BYTES)
         return bytes(self._data)

@@ -11,31 +11,36 @@ from itertools import accumulate
 from vgw.policy import image
 from vgw.policy.model import EffectiveRule
 from vgw.policy.ranges import Search
-from vgw.policy.search_tree import build_search
+from vgw.policy.search_tree import build_searches
 
 
 def narrow_image(
     rules: Sequence[EffectiveRule], searches: Sequence[Search], by_default: int
-) -> bytes:
-    """Return the image of at most image.NARROW_RULES rules.
+) -> bytes | None:
+    """Return the narrow image of rules, None where they are too many or it would not be small.
 
     `by_default` is the rule word of the default. Raises SearchTooDeepError.
     """
+    if len(rules) > image.NARROW_RULES:
+        return None
     lines = image.Lines()
     used = (1 << len(rules)) - 1
     found = [_classify(search) for search in searches]
-    masks = dict.fromkeys(mask for _, admitted in found for mask in admitted if mask != used)
-    classes = {mask: number for number, mask in enumerate(masks, 1)} | {used: image.EVERY_RULE}
+    masks = tuple(dict.fromkeys(mask for _, admitted in found for mask in admitted))
+    first = lines.append(array.array("Q", masks).tobytes()) * image.WORDS_PER_LINE
+    classes = {mask: number for number, mask in enumerate(masks, first)}
     tables = [
-        build_search(lines, search, starts, [classes[mask] for mask in admitted])
+        table
         for search, (starts, admitted) in zip(searches, found, strict=True)
+        for table in build_searches(lines, search, starts, [classes[mask] for mask in admitted])
     ]
+    words = lines.append(_rule_words(rules))
+    if not lines.are_small():
+        return None
     return lines.finish(
         image.NARROW,
-        rules=lines.append(_rule_words(rules)),
+        rules=words,
         firsts=0,
-        records=lines.append(array.array("Q", [used, *masks]).tobytes()),
-        vectors=0,
         searches=tables,
         used=used,
         by_default=by_default,

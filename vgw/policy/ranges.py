@@ -19,6 +19,8 @@ from vgw.policy.model import (
     ECHO_REQUEST,
     ICMP_PROTOCOLS,
     PORT_PROTOCOLS,
+    TCP,
+    UDP,
     EffectiveRule,
     Network,
     Service,
@@ -30,6 +32,8 @@ Ranges = tuple[Range, ...]
 
 _BITS: Final = {4: 32, 6: 128}
 _VALUE_BITS: Final = 32
+#: Services and source ports of TCP and of UDP, which are most; bpf/policy.h knows them by these.
+_FAMILIES: Final = ((TCP << 16, TCP << 16 | 0xFFFF), (UDP << 16, UDP << 16 | 0xFFFF))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class Search:
     """What the rules admit in one field of packets of one family.
 
     `of_rule[n]` is the number in `sets` of what rule n admits. `words` is the width of a value in
-    words of 32 bits, `steps` how many a program takes behind the first table to find one.
+    words of 32 bits, `steps` how many a program takes behind the first table to find one. Values
+    of each of `families` and those of none are searched for apart.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Search:
     steps: int
     sets: list[Ranges] = field(default_factory=list)
     of_rule: list[int] = field(default_factory=list)
+    families: tuple[Range, ...] = ()
 
     @property
     def whole(self) -> Ranges:
@@ -68,9 +74,9 @@ def searches_of(rules: Sequence[EffectiveRule]) -> tuple[Search, ...]:
             search = Search(f"{name} IPv{version}", _BITS[version] // 32, ADDRESS_STEPS)
             _number(search, networks, partial(_addresses, version))
             found.append(search)
-    service = Search("service", 1, VALUE_STEPS)
+    service = Search("service", 1, VALUE_STEPS, families=_FAMILIES)
     _number(service, [rule.services for rule in rules], _services)
-    source = Search("source port", 1, VALUE_STEPS)
+    source = Search("source port", 1, VALUE_STEPS, families=_FAMILIES)
     _number(source, [rule.source_ports for rule in rules], _sources)
     return (*found, service, source)
 

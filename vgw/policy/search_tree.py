@@ -8,6 +8,7 @@ and an entry with many of them gets a table of its own: ranges that crowd togeth
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
@@ -24,9 +25,38 @@ _TWO_LEVELS: Final = image.NODE_REFS**2
 _SPARSE: Final = (8, 128)
 _FEWEST: Final = 64
 
+_Items = tuple[list[int], list[int]]
+
 
 class SearchTooDeepError(Exception):
     """A search would take more steps than a program makes."""
+
+
+def build_searches(
+    lines: image.Lines, search: Search, starts: Sequence[int], refs: Sequence[int]
+) -> list[bytes]:
+    """Append what a field is searched by; return a table for each of its families, then for others.
+
+    Arguments and errors are those of build_search.
+    """
+    tables: list[bytes] = []
+    others = list(starts), list(refs)
+    for first, last in search.families:
+        tables.append(build_search(lines, search, *_part(starts, refs, first, last)))
+        others = _without(*others, first, last)
+    return [*tables, build_search(lines, search, *others)]
+
+
+def _part(starts: Sequence[int], refs: Sequence[int], first: int, last: int) -> _Items:
+    """Return ranges of which those from `first` to `last` are right, to search for no others."""
+    begin, end = bisect_right(starts, first), bisect_right(starts, last)
+    return [0, *starts[begin:end]], list(refs[begin - 1 : end])
+
+
+def _without(starts: list[int], refs: list[int], first: int, last: int) -> _Items:
+    """Return ranges that are right but from `first` to `last`, to search for none of those."""
+    begin, end = bisect_left(starts, first), bisect_right(starts, last + 1)
+    return [*starts[:begin], last + 1, *starts[end:]], [*refs[:begin], *refs[end - 1 :]]
 
 
 def build_search(
@@ -48,9 +78,6 @@ def build_search(
         if depth <= search.steps:
             return root
     raise SearchTooDeepError
-
-
-_Items = tuple[list[int], list[int]]
 
 
 def _joined(starts: list[int], refs: list[int]) -> _Items:
@@ -160,4 +187,4 @@ class _Builder:
             position = end
         first_line = self._lines.append(image.references(entries))
         depth = max(map(self.depth, set(entries)))
-        return image.table(low, shift, len(entries) - 1, first_line), depth
+        return image.table(low, shift, len(entries) - 1, first_line * image.REFS_PER_LINE), depth

@@ -16,21 +16,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from vgw import abi
+from vgw.abi import Action
 from vgw.policy import image
 from vgw.policy.model import TIERS, EffectiveRule, Tier
 from vgw.policy.ranges import Search
-from vgw.policy.search_tree import build_search
+from vgw.policy.search_tree import build_searches
 
 _U32 = npt.NDArray[np.uint32]
 _U64 = npt.NDArray[np.uint64]
 _Index = npt.NDArray[np.int64]
 
 _WORD_BITS: Final = 64
-_LINE_WORDS: Final = image.BLOCK_RULES // _WORD_BITS
+_VECTOR_WORDS: Final = image.BLOCK_RULES // _WORD_BITS
 _SUMMARY_SHIFT: Final = np.uint64(32)
-#: Words in front of a record that say which blocks it has; records begin at a line, for most fit
-#: into one and cost a packet one cache line then.
-_HEAD_WORDS: Final = 2
+#: Words in front of a record that say which blocks it has.
+_HEAD_WORDS: Final = 1
 #: In _cells, of a block whose rules are never admitted all at once.
 _NEVER: Final = (1 << 32) - 1
 #: Ranges times blocks of one search, which is what takes memory: 4 bytes each, a few times.
@@ -64,7 +65,7 @@ class Blocks:
         places = of_rule[self.order[self.bounds[block] : self.bounds[block + 1]]]
         sets, inverse = np.unique(places, return_inverse=True)
         bits = np.arange(len(places), dtype=np.uint64)
-        masks = np.zeros((len(sets), _LINE_WORDS), np.uint64)
+        masks = np.zeros((len(sets), _VECTOR_WORDS), np.uint64)
         one = np.left_shift(np.uint64(1), bits % np.uint64(_WORD_BITS))
         np.bitwise_or.at(masks, (inverse, (bits // np.uint64(_WORD_BITS)).astype(np.int64)), one)
         return sets, masks
@@ -127,35 +128,43 @@ def wide_image(
     by_default: int,
     most_bytes: int,
     progress: Callable[[str], None],
-) -> tuple[bytes, int]:
-    """Return the image of rules, and how many blocks it has.
+) -> tuple[bytes, bool]:
+    """Return the image of rules, and whether it is a large one.
 
     `by_default` is the rule word of the default; `progress` is told what comes next. Raises
     SearchTooDeepError, and ImageTooLargeError rather than take more than `most_bytes`.
     """
     progress("blocks")
     blocks = arrange(rules, searches)
-    lines = image.Lines()
-    tables: list[bytes] = []
-    store = _Store()
+    store = _Store(len(blocks))
+    found: list[tuple[list[int], list[int]]] = []
     for number, search in enumerate(searches):
         progress(search.name)
-        starts, classes = _classify(store, search, blocks, number)
-        tables.append(build_search(lines, search, starts, classes))
-        if len(lines) * image.LINE_BYTES + store.size() > most_bytes:
+        found.append(_classify(store, search, blocks, number))
+        if store.size() > most_bytes:
+            raise ImageTooLargeError(number)
+    lines = image.Lines()
+    lines.append(store.data())
+    tables: list[bytes] = []
+    for number, (search, (starts, classes)) in enumerate(zip(searches, found, strict=True)):
+        tables += build_searches(lines, search, starts, classes)
+        if len(lines) * image.LINE_BYTES > most_bytes:
             raise ImageTooLargeError(number)
     firsts = blocks.order[blocks.bounds[:-1]].astype(np.uint32)
+    words = lines.append(_rule_words(rules, blocks).tobytes())
+    first = lines.append(firsts.tobytes())
+    passing = {rule.tier for rule in rules if rule.action is Action.PASS}
+    # A step for each block, one behind each tier that is passed, and one that finds the end.
+    is_large = len(blocks) + len(passing) + 1 > image.PROGRAM_STEPS or not lines.are_small()
     data = lines.finish(
-        image.WIDE,
-        rules=lines.append(_rule_words(rules, blocks).tobytes()),
-        firsts=lines.append(firsts.tobytes()),
-        records=lines.append_records(store.records()),
-        vectors=lines.append(store.vectors()),
+        image.LARGE if is_large else image.WIDE,
+        rules=words,
+        firsts=first,
         searches=tables,
         used=(1 << len(blocks)) - 1,
         by_default=by_default,
     )
-    return data, len(blocks)
+    return data, is_large
 
 
 def _rule_words(rules: Sequence[EffectiveRule], blocks: Blocks) -> _U64:
@@ -179,7 +188,7 @@ def _classify(
     The records and vectors of the classes go into the store.
     """
     if not search.restricts():
-        return [0], [image.EVERY_RULE]
+        return [0], [store.every_rule]
     cuts = _Cuts(search)
     if len(cuts.starts) * len(blocks) > _MAX_CELLS:
         raise ImageTooLargeError(number)
@@ -188,7 +197,7 @@ def _classify(
     changes[1:] = (cells[1:] != cells[:-1]).any(axis=1)
     kept = np.flatnonzero(changes)
     rows, row_of = _distinct_rows(cells[kept])
-    classes = np.full(len(rows), image.EVERY_RULE, np.int64)
+    classes = np.full(len(rows), store.every_rule, np.int64)
     some = (rows != full).any(axis=1)
     classes[some] = store.add(rows[some], vectors)
     return [cuts.starts[n] for n in kept.tolist()], classes[row_of].tolist()
@@ -220,7 +229,7 @@ class _Cuts:
         places = np.concatenate([[0], self._first[ranges], self._end[ranges]])
         # A set's ranges are disjoint, so a toggle at both ends of each is enough.
         toggles = np.concatenate(
-            [np.zeros((1, _LINE_WORDS), np.uint64), masks[owner], masks[owner]]
+            [np.zeros((1, _VECTOR_WORDS), np.uint64), masks[owner], masks[owner]]
         )
         order = np.argsort(places, kind="stable")
         places = places[order]
@@ -244,7 +253,7 @@ def _cells(cuts: _Cuts, blocks: Blocks, of_rule: _Index) -> tuple[_U32, _U32, _U
         sets, masks = blocks.masks(block, of_rule)
         places, bits = cuts.pieces(sets, masks)
         distinct, inverse = np.unique(_as_rows(bits), return_inverse=True)
-        found = distinct.view(np.uint64).reshape(-1, _LINE_WORDS)
+        found = distinct.view(np.uint64).reshape(-1, _VECTOR_WORDS)
         rules = np.bitwise_or.reduce(masks, axis=0)
         numbers = count + 1 + np.arange(len(found), dtype=np.uint32)
         empty = ~found.any(axis=1)
@@ -284,65 +293,98 @@ def _distinct_rows(cells: _U32) -> tuple[_U32, _Index]:
 
 
 class _Store:
-    """The records of classes and the vectors that they lead to, of all searches of an image."""
+    """The records of classes and their vectors, of all searches of an image, as they lie in it.
 
-    def __init__(self) -> None:
-        self._records = [np.zeros(image.WORDS_PER_LINE, np.uint64)]  # 0 is image.EVERY_RULE
-        self._vectors: list[_U64] = []
+    A record is followed by its vectors, but for those that a record before it has too: what a
+    packet needs of a class is in one place, though the image be large.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        """Store the class of values that all rules of all blocks admit."""
+        self._parts: list[_U64] = []
+        self._line = image.HEADER_LINES
+        every = np.full((1, _VECTOR_WORDS), (1 << _WORD_BITS) - 1, np.uint64)
+        #: The number of that class.
+        self.every_rule = int(self.add(np.ones((1, blocks), np.uint32), every)[0])
 
     def size(self) -> int:
         """Return the bytes of all that is in here."""
-        return sum(part.nbytes for part in (*self._records, *self._vectors))
+        return self._line * image.LINE_BYTES
 
-    def records(self) -> bytes:
-        """Return the words that the numbers of classes count."""
-        return np.concatenate(self._records).tobytes()
-
-    def vectors(self) -> bytes:
-        """Return the lines that records refer to."""
-        return b"".join(part.tobytes() for part in self._vectors)
+    def data(self) -> bytes:
+        """Return what is in an image from behind its header on."""
+        return b"".join(part.tobytes() for part in self._parts)
 
     def add(self, rows: _U32, vectors: _U64) -> _Index:
         """Add classes, given as rows of numbers of vectors by block; return their numbers."""
         there = rows != 0
         counts = there.sum(axis=1)
-        sizes = -(-(_HEAD_WORDS + counts) // image.WORDS_PER_LINE) * image.WORDS_PER_LINE
-        first = sum(map(len, self._records))
-        places = _places_in_chunks(sizes, first) - first
-        words = np.zeros(int(places[-1] + sizes[-1]) if len(sizes) else 0, np.uint64)
+        chosen = rows[there].astype(np.int64) - 1
+        owner = np.repeat(np.arange(len(rows)), counts)
+        summaries, single = _summaries(vectors)
+        own, owned = _first_uses(chosen, single)
+        per_row = np.bincount(owner[own], minlength=len(rows))
+        sizes = -(-(_HEAD_WORDS + counts) // image.WORDS_PER_LINE)
+        first = self._line
+        places, self._line = _place(sizes, per_row * image.VECTOR_LINES, first)
+        words = np.zeros((self._line - first) * image.WORDS_PER_LINE, np.uint64)
+        self._parts.append(words)
+        within = np.arange(len(own)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
+        at = (places + sizes)[owner[own]] + within * image.VECTOR_LINES
+        values = np.where(single, _one_group(vectors), np.uint64(0))
+        values[owned] = at
+        spread = (at - first)[:, None] * image.WORDS_PER_LINE + np.arange(_VECTOR_WORDS)
+        words[spread] = vectors[owned]
+        numbers: _Index = places * image.WORDS_PER_LINE
+        records = numbers - first * image.WORDS_PER_LINE
         bits = np.zeros((len(rows), image.MAX_BLOCKS), np.uint8)
         bits[:, : there.shape[1]] = there
-        heads = np.packbits(bits, axis=1, bitorder="little").view("<u8")
-        words[places], words[places + 1] = heads[:, 0], heads[:, 1]
-        chosen = rows[there].astype(np.int64) - 1
-        within = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
-        words[np.repeat(places + _HEAD_WORDS, counts) + within] = self._refs(vectors)[chosen]
-        self._records.append(words)
-        numbers: _Index = places + first
+        words[records] = np.packbits(bits, axis=1, bitorder="little").view("<u8").ravel()
+        rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+        refs = values | summaries.astype(np.uint64) << _SUMMARY_SHIFT
+        words[records[owner] + _HEAD_WORDS + rank] = refs[chosen]
         return numbers
 
-    def _refs(self, vectors: _U64) -> _U64:
-        """Store vectors and return what records have of each: its summary, and it or its number."""
-        groups = vectors.view(np.uint16).reshape(-1, image.BLOCK_RULES // image.SUMMARY_PLACES)
-        summaries = np.packbits(groups != 0, axis=1, bitorder="little").view("<u4").ravel()
-        single = np.count_nonzero(groups, axis=1) == 1
-        stored = vectors[~single]
-        values = np.zeros(len(vectors), np.uint64)
-        values[single] = groups[single].max(axis=1, initial=0)
-        values[~single] = np.arange(len(stored)) + sum(map(len, self._vectors))
-        self._vectors.append(stored)
-        return values | summaries.astype(np.uint64) << _SUMMARY_SHIFT
+
+def _groups(vectors: _U64) -> _U32:
+    groups: _U32 = vectors.view(np.uint32).reshape(-1, image.BLOCK_RULES // image.SUMMARY_PLACES)
+    return groups
 
 
-def _places_in_chunks(sizes: _Index, first: int) -> _Index:
-    """Return where parts of these sizes begin, from `first` on, if none is in two chunks."""
-    chunk = image.CHUNK_BYTES // 8
-    places = first + np.cumsum(sizes) - sizes
-    while True:
-        crossing = np.flatnonzero(places // chunk != (places + sizes - 1) // chunk)
-        if not len(crossing):
-            break
-        at = crossing[0]
-        places[at:] += -places[at] % chunk
-    moved: _Index = places
-    return moved
+def _summaries(vectors: _U64) -> tuple[_U32, npt.NDArray[np.bool_]]:
+    """Return for each vector the groups in which it has rules, as bits, and whether it is one."""
+    groups = _groups(vectors) != 0
+    summaries = np.packbits(groups, axis=1, bitorder="little").view("<u4").ravel()
+    return summaries, groups.sum(axis=1) == 1
+
+
+def _one_group(vectors: _U64) -> _U64:
+    """Return the rules of each vector's one group."""
+    found: _U64 = _groups(vectors).max(axis=1, initial=0).astype(np.uint64)
+    return found
+
+
+def _first_uses(chosen: _Index, single: npt.NDArray[np.bool_]) -> tuple[_Index, _Index]:
+    """Return where vectors are chosen for the first time that have to be stored, and which."""
+    vectors, first = np.unique(chosen, return_index=True)
+    stored = ~single[vectors]
+    order = np.argsort(first[stored])
+    return first[stored][order], vectors[stored][order]
+
+
+def _place(records: _Index, vectors: _Index, line: int) -> tuple[_Index, int]:
+    """Return the lines at which records begin, from `line` on, and the one behind the last.
+
+    `records` and `vectors` are how many lines each record has and how many its vectors behind it.
+    Vectors begin at an even line, and a record and its vectors are all in one part of an image.
+    """
+    places: list[int] = []
+    for record, vector in zip(records.tolist(), vectors.tolist(), strict=True):
+        if vector:
+            line += (line + record) % image.VECTOR_LINES
+        if line // abi.PART_LINES != (line + record + vector - 1) // abi.PART_LINES:
+            line += -line % abi.PART_LINES
+            line += record % image.VECTOR_LINES if vector else 0
+        places.append(line)
+        line += record + vector
+    return np.array(places, np.int64), line
