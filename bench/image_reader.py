@@ -17,6 +17,7 @@ from vgw.abi import Action
 NARROW: Final = 0x76670301
 WIDE: Final = 0x76670302
 LARGE: Final = 0x76670303
+MEDIUM: Final = 0x76670304
 LINE: Final = 64
 BLOCK: Final = 1024
 GROUP: Final = 32
@@ -73,8 +74,8 @@ class ImageReader:
         fields: tuple[int, ...] = struct.unpack_from("=3I20x2Q", data)
         self.format, self.rules, self.firsts, self.used, self.by_default = fields
         self.searches = [struct.unpack_from("=4I", data, LINE + 16 * n) for n in range(10)]
-        _require(self.format in (NARROW, WIDE, LARGE))
-        _require((len(data) > SMALL) == (self.format == LARGE))
+        _require(self.format in (NARROW, WIDE, MEDIUM, LARGE))
+        _require((len(data) > SMALL) == (self.format in (MEDIUM, LARGE)))
 
     def u32(self, number: int) -> int:
         """Return one of the u32s of the image."""

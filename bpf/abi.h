@@ -145,7 +145,7 @@ enum vgw_flood_drop { VGW_FLOOD_DROPS(VGW_ENUMERATE_FLOOD_DROP) VGW_FLOOD_DROP_C
 #define VGW_SERVICE_FOREIGN_ICMP 0x01000000 /* ICMP over IPv6, ICMPv6 over IPv4: mere numbers */
 #define VGW_IMAGE_LINE_WORDS 8     /* words in a line of a compiled policy: those of a cache line */
 #define VGW_CHUNK_LINES 1024       /* lines of a small one, which is in one map; */
-#define VGW_PART_LINES 8192        /* lines in a map of a large one, */
+#define VGW_PART_LINES 8192        /* lines in a map of a longer one, */
 #define VGW_IMAGE_PARTS 160        /* and such maps it may have */
 #define VGW_CONFIG_SLOTS 2         /* configurations and policies: one in force, one spare */
 

@@ -3,8 +3,9 @@
  * The format of a compiled policy, which vgw/policy/ writes and only this directory reads.
  *
  * An image holds the rules of one path as an array of lines of 64 bytes. It begins with
- * the header. A small image is one map in `policies`. A large one is in the maps of
- * `policy_parts`, and `policies` has a copy of its header. A reference (u32) leads from a
+ * the header. A small image is one map in `policies`. A longer one is in the maps of
+ * `policy_parts`, and `policies` has a copy of its header: a medium one is in one such map, a
+ * large one in several, or it needs more steps than a program takes. A reference (u32) leads from a
  * search to the next line of it or to a class: all values of a field that the same rules
  * admit. The number of a class is the word at which its record begins, and what that is
  * depends on the form of the image:
@@ -19,7 +20,7 @@
  *           group n, the 32 places from 32 * n on. Where there is one such group, the word has
  *           its 32 bits instead of the vector's line. No record and no vector is in two maps.
  *
- * Narrow images are small. The others are wide, large ones under a format of their own.
+ * Narrow images are small. The others are wide, medium and large ones under formats of their own.
  */
 #ifndef VGW_IMAGE_H
 #define VGW_IMAGE_H
@@ -30,6 +31,7 @@
 #define VGW_IMAGE_NARROW 0x76670301
 #define VGW_IMAGE_WIDE 0x76670302
 #define VGW_IMAGE_LARGE 0x76670303
+#define VGW_IMAGE_MEDIUM 0x76670304
 
 #define VGW_VECTOR_LINES 2
 #define VGW_BLOCK_RULES (VGW_VECTOR_LINES * VGW_IMAGE_LINE_WORDS * 64)
@@ -130,9 +132,10 @@ static __always_inline u64 lowest_bit(const struct image_header *header, u64 bit
  * and the compiler cuts every result of 32-bit arithmetic down to its width.
  */
 
-/* An image that is open: where it begins, which is all of a small one. */
+/* An image that is open: the map in which it begins, and all of it is unless it is large. */
 struct image {
 	const void *start;
+	u64 last;   /* number of the last line of that map, a mask */
 	u64 first;  /* large: number of the first part */
 	bool large; /* a constant wherever it is asked for */
 };
@@ -147,7 +150,7 @@ static __always_inline const void *image_part(u64 number)
 	return bpf_map_lookup_elem(part, &zero);
 }
 
-/* Opens the image of a path in a slot, of a large one its header. Returns false where there is none. */
+/* Opens a small image, and the header of any, of a path in a slot. Returns false where there is none. */
 static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
 {
 	u32 key = slot * VGW_PATH_COUNT + path, zero = 0;
@@ -155,16 +158,18 @@ static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
 
 	image->large = false;
 	image->first = 0;
+	image->last = VGW_CHUNK_LINES - 1;
 	image->start = NULL;
 	if (chunk)
 		image->start = bpf_map_lookup_elem(chunk, &zero);
 	return image->start != NULL;
 }
 
-/* Opens a large image. Returns false where there is none. */
-static __always_inline bool open_large_image(struct image *image, u64 slot, u64 path)
+/* Opens the first part of a longer image. Returns false where there is none. */
+static __always_inline bool open_parts(struct image *image, u64 slot, u64 path, bool large)
 {
-	image->large = true;
+	image->large = large;
+	image->last = VGW_PART_LINES - 1;
 	image->first = (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_PARTS;
 	image->start = image_part(image->first);
 	return image->start != NULL;
@@ -181,7 +186,7 @@ static __always_inline const void *part_with(const struct image *image, u64 inde
 /* Where that is in its map. */
 static __always_inline u64 place_in_part(const struct image *image, u64 index, u64 each)
 {
-	return index & ((image->large ? VGW_PART_LINES : VGW_CHUNK_LINES) * each - 1);
+	return index & (image->last * each + each - 1);
 }
 
 static __always_inline const void *image_line(const struct image *image, u64 index)

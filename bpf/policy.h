@@ -108,15 +108,20 @@ static __always_inline void policy_judge(u32 slot, struct scratch *work, u32 ste
 		return;
 	header = image.start;
 	if (header->format == VGW_IMAGE_LARGE) {
-		work->lookup.unfinished = open_large_image(&image, slot, work->query.path & 1);
+		work->lookup.unfinished = 1;
 		return;
+	}
+	if (header->format == VGW_IMAGE_MEDIUM) {
+		if (!open_parts(&image, slot, work->query.path & 1, false))
+			return;
+		header = image.start;
 	}
 	if (!find_classes(&image, header, &work->query, &work->lookup))
 		return;
 	if (header->format == VGW_IMAGE_NARROW) {
 		if (!narrow_match(&image, header, &work->lookup))
 			return;
-	} else if (header->format == VGW_IMAGE_WIDE) {
+	} else if (header->format == VGW_IMAGE_WIDE || header->format == VGW_IMAGE_MEDIUM) {
 		if (!wide_match(&image, header, &work->lookup, steps) || work->lookup.unfinished)
 			return;
 	} else {
@@ -133,7 +138,7 @@ static __always_inline void policy_resume(u32 slot, struct scratch *work)
 	struct image image;
 
 	work->lookup.unfinished = 0;
-	if (!open_large_image(&image, slot, work->query.path & 1))
+	if (!open_parts(&image, slot, work->query.path & 1, true))
 		return;
 	header = image.start;
 	if (header->format != VGW_IMAGE_LARGE ||

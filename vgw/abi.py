@@ -241,13 +241,13 @@ class ImageLine(ctypes.Structure):
 
 
 class ImageChunk(ctypes.Structure):
-    """A small compiled policy, which is in one map; of a large one its beginning."""
+    """A small compiled policy, which is in one map; of a longer one its beginning."""
 
     _fields_ = [("lines", ImageLine * CHUNK_LINES)]
 
 
 class ImagePart(ctypes.Structure):
-    """What one map holds of a large compiled policy."""
+    """What one map holds of a longer compiled policy."""
 
     _fields_ = [("lines", ImageLine * PART_LINES)]
 

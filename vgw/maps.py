@@ -84,7 +84,7 @@ class Image(Protocol):
 def image_chunks(data: bytes) -> Iterator[bytes]:
     """Yield what each of the maps of a policy's image holds.
 
-    The first is for `policies`: a small image, or the beginning of a large one, which is in the
+    The first is for `policies`: a small image, or the beginning of a longer one, which is in the
     others, for `policy_parts`.
     """
     if data:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lookups that go on in a stage: the same answer at every hook, and none without the stage."""
+"""Lookups that are made in a stage: the same answer at every hook, and none without the stage."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
@@ -13,8 +14,9 @@ from tests.cases.fixtures import UNGUARDED
 from tests.engines import EvaluatorEngine, Outcome
 from tests.frames import IN, OUT, TCP, Wire, tcp
 from tests.program_engine import ProgramEngine
-from vgw import libbpf, loader
+from vgw import abi, libbpf, loader
 from vgw.abi import Action, Mode, Reason, Verdict
+from vgw.policy.compile import compile_policy
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import (
     Defaults,
@@ -30,16 +32,19 @@ pytestmark = pytest.mark.bpf
 
 FACTS = endpoint_facts(replace(UNGUARDED, conntrack_max=1024), Mode.ENFORCE)
 RULES = 5000
+#: So many fill one part of an image in a few blocks, and programs need no stage for them.
+MEDIUM_RULES = 1000
 HERE = "10.0.0.0"
 
 
-def rules(direction: Direction) -> tuple[EffectiveRule, ...]:
-    """Return rules of which each block has some for either address, and only the last is for both.
+def rules(direction: Direction, count: int = RULES) -> tuple[EffectiveRule, ...]:
+    """Return so many rules and one more.
 
-    Rules are arranged by the first of their remote addresses, which is another for each.
+    Each block has some for either address, and only the last one is for both. Rules are arranged
+    by the first of their remote addresses, which is another for each.
     """
     found = []
-    for number in range(RULES):
+    for number in range(count):
         other = ip_network((1 << 24 | number << 8, 24))
         here = (other, ip_network(HERE))
         peers, local = (here, (other,)) if number % 2 else ((other,), here)
@@ -89,3 +94,20 @@ def test_without_its_stage_nothing_passes(engine: ProgramEngine, wire: Wire) -> 
     assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.NO_POLICY)
     engine.load_stages()
     assert ask(engine, wire, 80).verdict is Verdict.ACCEPT
+
+
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC])
+def test_a_medium_policy_is_asked_without_a_stage(artefact: loader.Artefact, hook: Hook) -> None:
+    ingress, egress = (rules(direction, MEDIUM_RULES) for direction in Direction)
+    policy = EffectivePolicy("vm", ingress, egress, Defaults(egress=Action.DROP))
+    for image in compile_policy(policy).values():
+        assert len(image.data) > ctypes.sizeof(abi.ImageChunk)
+        assert not image.staged
+    engine = ProgramEngine(artefact, hook, FACTS, policy)
+    try:
+        for wire in (IN, OUT):
+            assert ask(engine, wire, 80).verdict is Verdict.ACCEPT
+            assert ask(engine, wire, 81).reason is Reason.DEFAULT
+        assert all(libbpf.map_lookup(*place, 4) is None for place in engine.stages())
+    finally:
+        engine.close()

@@ -17,6 +17,7 @@ from vgw import abi
 NARROW: Final = 0x76670301
 WIDE: Final = 0x76670302
 LARGE: Final = 0x76670303
+MEDIUM: Final = 0x76670304
 
 LINE_BYTES: Final = abi.IMAGE_LINE_WORDS * 8
 WORDS_PER_LINE: Final = abi.IMAGE_LINE_WORDS
@@ -117,6 +118,10 @@ class Lines:
     def are_small(self) -> bool:
         """Tell whether there is room for all of them in the one map of a small image."""
         return len(self) <= abi.CHUNK_LINES
+
+    def are_medium(self) -> bool:
+        """Tell whether there is room for all of them in one part."""
+        return len(self) <= abi.PART_LINES
 
     def finish(  # noqa: PLR0913 (the fields of the header)
         self,

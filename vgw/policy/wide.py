@@ -155,9 +155,9 @@ def wide_image(
     first = lines.append(firsts.tobytes())
     passing = {rule.tier for rule in rules if rule.action is Action.PASS}
     # A step for each block, one behind each tier that is passed, and one that finds the end.
-    is_large = len(blocks) + len(passing) + 1 > image.PROGRAM_STEPS or not lines.are_small()
+    is_large = len(blocks) + len(passing) + 1 > image.PROGRAM_STEPS or not lines.are_medium()
     data = lines.finish(
-        image.LARGE if is_large else image.WIDE,
+        image.LARGE if is_large else image.WIDE if lines.are_small() else image.MEDIUM,
         rules=words,
         firsts=first,
         searches=tables,
