@@ -144,8 +144,13 @@ class Bench:
         assert entry.outcome.failed == 0
         states = [each.confirm for each in self.history.entries() if each.confirm is not None]
         assert states == ["rolled_back"]
-        events = [found["event"] for found in read_log(self.paths.log_file)]
-        assert events.count("rolled_back") == 1
+        # A record is written after what it tells of.
+        eventually("recorded", lambda: self.logged("rolled_back"))
+        assert self.logged("rolled_back") == 1
+
+    def logged(self, event: str) -> int:
+        """Return how many records of a kind there are."""
+        return sum(found["event"] == event for found in read_log(self.paths.log_file))
 
 
 @pytest.fixture

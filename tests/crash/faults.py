@@ -92,7 +92,8 @@ def _failed(
     now = world.prober.now()
     if ended.error is not None:
         result.errors.append(ended.error)
-        yield from _said(ended.error, fault.number)
+        where = str(world.paths.run_dir.parent)  # as long as it happens to be
+        yield from _said(ended.error.replace(where, ""), fault.number)
     if scenario.removes:
         pass
     elif ended.error is not None and scenario.order[0] in now and not _is_behind(ended.error):
