@@ -95,7 +95,8 @@ def _of_one(running: Controller, lab: Lab, extent: Extent, progress: Progress) -
         applies.append((time.monotonic() - started) / extent.endpoints * 1000)
         if any(vm["changed"] for vm in answer["vms"]):
             raise BenchError("the same policy changed something")
-    progress(f"idle for {extent.idle_seconds:.0f} s")
+    progress(f"idle for {1.5 * extent.idle_seconds:.0f} s")
+    time.sleep(extent.idle_seconds / 2)  # a watch that has begun looks at each endpoint once
     before = running.cpu_seconds()
     time.sleep(extent.idle_seconds)
     idle = (running.cpu_seconds() - before) / extent.idle_seconds * 100
