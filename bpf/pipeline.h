@@ -361,7 +361,7 @@ static __always_inline void judge(const struct endpoint_config *config,
 		return;
 	work->asked = 1;
 	forget_values();
-	policy_judge(work->slot & 1, work, VGW_STEPS);
+	policy_judge(work->slot & 1, work);
 }
 
 /* Begins `packet` with what the hook says of the frame. */

@@ -96,7 +96,7 @@ static __always_inline void conclude_lookup(const struct image_header *header,
  * passes. It is the same where lookup.unfinished is left set, for policy_resume to change:
  * a large image is the stage's.
  */
-static __always_inline void policy_judge(u32 slot, struct scratch *work, u32 steps)
+static __always_inline void policy_judge(u32 slot, struct scratch *work)
 {
 	const struct image_header *header;
 	struct image image;
@@ -122,7 +122,7 @@ static __always_inline void policy_judge(u32 slot, struct scratch *work, u32 ste
 		if (!narrow_match(&image, header, &work->lookup))
 			return;
 	} else if (header->format == VGW_IMAGE_WIDE || header->format == VGW_IMAGE_MEDIUM) {
-		if (!wide_match(&image, header, &work->lookup, steps) || work->lookup.unfinished)
+		if (!wide_match(&image, header, &work->lookup, VGW_STEPS) || work->lookup.unfinished)
 			return;
 	} else {
 		return;

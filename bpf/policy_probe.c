@@ -47,7 +47,7 @@ int policy_probe(struct __sk_buff *skb)
 	decide(work, VGW_VERDICT_DROP, VGW_REASON_NONE);
 	forget_values();
 	if (state->look) {
-		policy_judge(0, work, VGW_STEPS);
+		policy_judge(0, work);
 		forget_values();
 		if (work->lookup.unfinished)
 			policy_resume(0, work);

@@ -31,8 +31,6 @@ pytestmark = pytest.mark.bpf
 
 _PROTOCOL_AT = {b"\x08\x00": 23, b"\x86\xdd": 20}
 _TCP = 6
-
-
 #: Cases that leave out the answer for which a VM waits before it sends the packet.
 _WITHOUT_ANSWER = {"F5 it probes what it is offered, while it is"}
 

@@ -59,6 +59,11 @@ def run(*words: str, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+def xdp(name: str = "tap0") -> tuple[int, str] | None:
+    """Return the id of the XDP program on an interface and its mode, None without one."""
+    return libbpf.xdp_program(socket.if_nametoindex(name))
+
+
 @dataclass(frozen=True)
 class Space(Node):
     """A namespace without a name, held by a descriptor; otherwise a node like the lab's."""
@@ -273,9 +278,14 @@ class Devices:
     def raise_shield(self, vm: str = "web01") -> None:
         """Raise the shield of a VM with one interface."""
         (endpoint,) = self.host.open_endpoints(vm)
-        with contextlib.closing(endpoint):
-            identity = endpoint.maps.config().endpoint
-            self.host.raise_shield(identity, vm, endpoint.interface)
+        with endpoint:
+            self.host.raise_shield(self.identity(vm), vm, endpoint.interface)
+
+    def identity(self, vm: str = "web01") -> int:
+        """Return the identity of the endpoint of a VM with one interface."""
+        (endpoint,) = self.host.open_endpoints(vm)
+        with endpoint:
+            return int(endpoint.maps.config().endpoint)
 
 
 @contextlib.contextmanager

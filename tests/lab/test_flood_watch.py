@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pytest
 
 from bench.flood import Flood, Flooder, Step, tap_target
 from tests.frames import OUT, UDP, udp
-from tests.lab.devices import Devices, document
+from tests.lab.devices import Devices, document, xdp
 from tests.lab.topology import eventually
 from vgw import libbpf
 from vgw.controller import shield
@@ -43,23 +42,13 @@ DENIED = OUT.wrap4(udp(4000, 23), UDP)
 LONG = 60.0
 
 
-def identity(devices: Devices, vm: str = "web01") -> int:
-    (endpoint,) = devices.host.open_endpoints(vm)
-    with endpoint:
-        return int(endpoint.maps.config().endpoint)
-
-
-def xdp(name: str = "tap0") -> tuple[int, str] | None:
-    return libbpf.xdp_program(socket.if_nametoindex(name))
-
-
 # --- what gets no shield --------------------------------------------------------------------------
 
 
 def test_an_endpoint_made_anew_does_not_get_the_shield_of_the_one_before(devices: Devices) -> None:
     devices.queue("tap0")
     devices.protect(document(egress=NO_23))
-    before = identity(devices)
+    before = devices.identity()
     devices.host.detach("web01")
     devices.protect(document(egress=NO_23))
     with pytest.raises(VgwError, match="attached anew"):
@@ -158,7 +147,7 @@ class Told:
 
     def __init__(self, watch: FloodWatch, devices: Devices, *names: str) -> None:
         self._watch = watch
-        self._floods = [(identity(devices, f"vm-{each}"), f"vm-{each}", each) for each in names]
+        self._floods = [(devices.identity(f"vm-{each}"), f"vm-{each}", each) for each in names]
 
     def __call__(self) -> bool:
         for flood in self._floods:

@@ -19,7 +19,7 @@ from scripts.lab.tap_guest import open_tap
 from scripts.lab.wire import inside
 from tests.frames import OUT, UDP, udp
 from tests.fuzz.compare import pinned
-from tests.lab.devices import SHIELDED, Devices, document, run
+from tests.lab.devices import SHIELDED, Devices, document, run, xdp
 from tests.lab.foreign_xdp import passing_program, redirecting_program
 from tests.lab.topology import Lab, eventually
 from vgw import libbpf
@@ -40,10 +40,6 @@ LONG = 60.0
 
 def numbered(number: int) -> bytes:
     return OUT.wrap4(udp(4000, 53, struct.pack("!I", number)), UDP)
-
-
-def xdp(name: str = "tap0") -> tuple[int, str] | None:
-    return libbpf.xdp_program(socket.if_nametoindex(name))
 
 
 def flood_of(fd: int, seconds: float, frame: bytes = DENIED) -> Flood:

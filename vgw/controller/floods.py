@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from vgw.abi import FloodDrop, Path, Reason, Verdict
-from vgw.maps import Counter
+from vgw.abi import FloodDrop, Path
+from vgw.maps_stats import Counter, Stats
 from vgw.policy.model import Hook
 
 #: Drops of one CPU in a window (bpf/floods.h) of which the controller is told, and a second of all
@@ -38,8 +38,6 @@ _EARLY_KIND: Final = "tun"
 
 #: What a counter has that has not counted.
 NOTHING: Final = Counter(0, 0)
-
-Stats = Mapping[tuple[Path, Verdict, Reason], Counter]
 
 
 def flood_drops(wanted: Hook, kind: str) -> int:

@@ -12,12 +12,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes import c_char, c_int, c_uint32, c_void_p
 from itertools import repeat
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from vgw.libbpf.library import ENOTSUPP, failure, library
+from vgw.libbpf.library import NO_BATCH, failure, library
 from vgw.libbpf.maps import array_values
 
-_UNSUPPORTED: Final = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 
 
@@ -75,7 +74,7 @@ class PartReads:
         for part in self._parts:
             part.filled.value = part.count
             result = self._batch(fd, *part.arguments, None)
-            if -result in _UNSUPPORTED:
+            if -result in NO_BATCH:
                 yield part.first, array_values(fd, self._size, part.first, part.count)
                 continue
             if result not in (0, -errno.ENOENT):  # which says that the end was reached

@@ -16,6 +16,8 @@ from vgw.errors import KernelError, VgwError
 
 #: The kernel's own "operation not supported"; user space has no name for it.
 ENOTSUPP: Final = 524
+#: What kernels and map types say that have no call for many entries at once.
+NO_BATCH: Final = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
 
 _MISSING: Final = "libbpf.so.1 cannot be loaded ({}): install it with `apt install libbpf1`"
 

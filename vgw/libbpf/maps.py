@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vgw.errors import KernelError
-from vgw.libbpf.library import ENOTSUPP, change, check, failure, library
+from vgw.libbpf.library import NO_BATCH, change, check, failure, library
 from vgw.libbpf.side_by_side import side_by_side
 
 BATCH_ENTRIES: Final = 4096
 _MAX_WALK: Final = 1 << 24
 #: Deletions that wait for the kernel at the same time.
 _WAITING: Final = 64
-_UNSUPPORTED: Final = (errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP)
 
 
 class MapType(enum.IntEnum):
@@ -163,7 +162,7 @@ def map_update_many(fd: int, entries: Mapping[bytes, bytes]) -> None:
     count = c_uint32(len(entries))
     call = library().bpf_map_update_batch
     result = change("map update", fd, call, fd, keys, values, ctypes.byref(count), None)
-    if -result in _UNSUPPORTED:
+    if -result in NO_BATCH:
         for key, value in entries.items():
             map_update(fd, key, value)
         return
@@ -210,7 +209,7 @@ def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes
         if result == -errno.ENOSPC:  # one bucket of a hash holds more than fits
             count *= 2
             continue
-        if begin is None and -result in _UNSUPPORTED:
+        if begin is None and -result in NO_BATCH:
             yield from _walk(fd, key_size, value_size)
             return
         if result == -errno.EINTR:  # older kernels: no batch gets over a hole in a map of maps
@@ -245,7 +244,7 @@ def array_values(fd: int, value_size: int, first: int = 0, count: int | None = N
     result = library().bpf_map_lookup_batch(
         fd, before, ctypes.byref(token), keys, values, ctypes.byref(filled), None
     )
-    if -result in _UNSUPPORTED:
+    if -result in NO_BATCH:
         walked = itertools.islice(_walk(fd, 4, value_size, before), wanted)
         return b"".join(value for _, value in walked)
     if result != -errno.ENOENT:  # which says that the end was reached
@@ -276,7 +275,7 @@ def map_fill(fd: int, values: bytes, value_size: int) -> None:
     count = c_uint32(total)
     call = library().bpf_map_update_batch
     result = change("map update", fd, call, fd, keys, values, ctypes.byref(count), None)
-    if -result in _UNSUPPORTED and not count.value:
+    if -result in NO_BATCH and not count.value:
         for index in range(total):
             value = values[index * value_size : (index + 1) * value_size]
             map_update(fd, bytes(c_uint32(index)), value)
