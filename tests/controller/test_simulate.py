@@ -14,6 +14,7 @@ from tests.controller.observe import send_to_vm
 from tests.controller.policies import PEER_ADDRESS, VM_ADDRESS, document, from_vm, interface, to_vm
 from vgw.abi import Mode, Reason
 from vgw.controller.endpoint import OpenEndpoint
+from vgw.controller.interfaces import choose_hook
 from vgw.controller.pcap import read_pcap
 from vgw.controller.reconcile import Host
 from vgw.controller.simulate import PacketError, simulate
@@ -138,6 +139,22 @@ def test_both_hooks_say_the_same(host: Host, tap: Tap) -> None:
     for hook, rows in by_hook.items():
         assert answers(rows) == expected
         assert {row["hook"] for row in rows} == {hook}
+
+
+@pytest.mark.bpf
+def test_a_planned_endpoint_has_the_hook_that_an_attach_gives_it(host: Host, tap: Tap) -> None:
+    tap("tap0")
+
+    def planned(hook: str) -> str:
+        policy = document(RULES, vms={"web01": interface("tap0", f", hook: {hook}")})
+        (row,) = simulate(host, "web01", Direction.EGRESS, [from_vm()], document=policy)
+        return str(row["hook"])
+
+    assert {hook: planned(hook) for hook in Hook} == {hook: choose_hook(hook) for hook in Hook}
+    host.attach(document(RULES), "web01", hook=Hook.XDP)
+    assert [planned(hook) for hook in Hook] == [Hook.XDP] * len(Hook), "what was ordered holds"
+    host.attach(document(RULES), "web01", hook=Hook.AUTO)
+    assert planned("auto") == Hook.TC
 
 
 @pytest.mark.bpf

@@ -25,6 +25,7 @@ from vgw.controller import fitness, links
 from vgw.controller.clock import coarse_now_ns
 from vgw.controller.desired import Order, desired_interfaces, sources_of
 from vgw.controller.images import private_images
+from vgw.controller.interfaces import choose_hook
 from vgw.controller.manifest import load_manifest
 from vgw.controller.policy_store import RuleLabel, labels_of_rules
 from vgw.controller.reconcile import Host
@@ -171,12 +172,13 @@ def _planned_subject(
     mode = abi.Mode.ENFORCE if known is None else known.mode
     if old is not None and old.mode_override is not None:
         mode = old.mode_override
-    hook = wanted[name].hook
+    before = None if old is None else old.endpoints.get(name)
+    ordered = None if before is None else before.hook_override
     return _Subject(
         vm=vm,
         interface=wanted[name],
         mode=mode,
-        hook=Hook.XDP if hook is Hook.AUTO else hook,
+        hook=choose_hook(ordered or wanted[name].hook),
         labels={path: labels_of_rules(image.rules) for path, image in images.items()},
         effective=effective,
         staged=any(image.staged for image in images.values()),
