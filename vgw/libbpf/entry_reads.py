@@ -7,15 +7,13 @@ A call of the kernel takes a microsecond; what Python does to make it takes as l
 from __future__ import annotations
 
 import ctypes
-import errno
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from ctypes import c_char, c_int, c_uint32, c_void_p
+from ctypes import c_int, c_uint32, c_void_p
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
-from vgw.libbpf.library import NO_BATCH, failure, library
-from vgw.libbpf.maps import array_values
+from vgw.libbpf.library import failure, library
+from vgw.libbpf.maps import ArrayPart
 
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 
@@ -62,9 +60,7 @@ class PartReads:
 
     def __init__(self, value_size: int, parts: Iterable[tuple[int, int]]) -> None:
         """Read parts, each given by first index and count; `value_size` is as for map_lookup()."""
-        self._size = value_size
-        self._parts = [_Part(value_size, first, count) for first, count in parts]
-        self._batch = library().bpf_map_lookup_batch
+        self._parts = [ArrayPart(value_size, first, count) for first, count in parts]
 
     def read(self, fd: int) -> Iterator[tuple[int, bytes]]:
         """Yield first index and values of each part, the values one behind the other.
@@ -72,23 +68,4 @@ class PartReads:
         Raises KernelError.
         """
         for part in self._parts:
-            part.filled.value = part.count
-            result = self._batch(fd, *part.arguments, None)
-            if -result in NO_BATCH:
-                yield part.first, array_values(fd, self._size, part.first, part.count)
-                continue
-            if result not in (0, -errno.ENOENT):  # which says that the end was reached
-                raise failure("read an array", -result)
-            yield part.first, part.values.raw
-
-
-class _Part:
-    """What the question for a part of an array takes."""
-
-    def __init__(self, value_size: int, first: int, count: int) -> None:
-        self.first, self.count = first, count
-        self.values = (c_char * (value_size * count))()
-        self.filled = c_uint32(count)
-        before = (first - 1).to_bytes(4, sys.byteorder) if first else None
-        keys, token = (c_uint32 * count)(), c_uint32()
-        self.arguments = before, ctypes.byref(token), keys, self.values, ctypes.byref(self.filled)
+            yield part.first, part.read(fd)

@@ -237,19 +237,37 @@ def array_values(fd: int, value_size: int, first: int = 0, count: int | None = N
     there on. `value_size` is that of one value as for map_lookup. Quick for many small ones.
     """
     wanted = map_info(fd).max_entries - first if count is None else count
-    keys = (c_uint32 * wanted)()
-    values = (c_char * (value_size * wanted))()
-    token, filled = c_uint32(), c_uint32(wanted)
-    before = bytes(c_uint32(first - 1)) if first else None
-    result = library().bpf_map_lookup_batch(
-        fd, before, ctypes.byref(token), keys, values, ctypes.byref(filled), None
-    )
-    if -result in NO_BATCH:
-        walked = itertools.islice(_walk(fd, 4, value_size, before), wanted)
-        return b"".join(value for _, value in walked)
-    if result != -errno.ENOENT:  # which says that the end was reached
-        check(result, "read an array")
-    return values.raw
+    return ArrayPart(value_size, first, wanted).read(fd)
+
+
+class ArrayPart:
+    """Reads the same part of one array after the other into memory that stays where it is.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, value_size: int, first: int, count: int) -> None:
+        """Read `count` values from index `first` on; `value_size` is as for map_lookup()."""
+        self.first = first
+        self._size, self._count = value_size, count
+        self._before = bytes(c_uint32(first - 1)) if first else None
+        self._values = (c_char * (value_size * count))()
+        self._filled = c_uint32(count)
+        keys, token = (c_uint32 * count)(), c_uint32()
+        places = ctypes.byref(token), keys, self._values, ctypes.byref(self._filled)
+        self._arguments = self._before, *places, None
+        self._batch = library().bpf_map_lookup_batch
+
+    def read(self, fd: int) -> bytes:
+        """Return the values, one behind the other. Raises KernelError."""
+        self._filled.value = self._count
+        result = self._batch(fd, *self._arguments)
+        if -result in NO_BATCH:
+            walked = itertools.islice(_walk(fd, 4, self._size, self._before), self._count)
+            return b"".join(value for _, value in walked)
+        if result != -errno.ENOENT:  # which says that the end was reached
+            check(result, "read an array")
+        return self._values.raw
 
 
 def _walk(
