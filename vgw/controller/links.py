@@ -27,6 +27,7 @@ from vgw.controller.interfaces import (
     watch_links,
 )
 from vgw.controller.links_netlink import interface_name
+from vgw.controller.marks import mark, marked
 from vgw.errors import ForeignProgramError, KernelError, VgwError
 from vgw.libbpf import AttachType
 from vgw.policy.model import Hook
@@ -253,20 +254,12 @@ def attached_ifindex(pin_dir: pathlib.Path) -> int | None:
     linked = linked_ifindex(pin_dir)
     if linked is not None or any(link_pin(pin_dir, path).exists() for path in Path):
         return linked
-    return next((int(mark.name.removeprefix(_MARK)) for mark in _marks(pin_dir)), None)
-
-
-def _marks(pin_dir: pathlib.Path) -> list[pathlib.Path]:
-    return [mark for mark in pin_dir.glob(f"{_MARK}*") if mark.name[len(_MARK) :].isdecimal()]
+    return next((int(index) for index in marked(pin_dir, _MARK) if index.isdecimal()), None)
 
 
 def mark_interface(pin_dir: pathlib.Path, ifindex: int) -> None:
     """Note on which interface programs without links are, by which it is found when renamed."""
-    mark = pin_dir / f"{_MARK}{ifindex}"
-    files.mkdir(mark, 0o700, exist_ok=True)
-    for other in _marks(pin_dir):
-        if other != mark:
-            files.rmdir(other)
+    mark(pin_dir, _MARK, str(ifindex))
 
 
 def _attached(ifindex: int, path: Path, pin_dir: pathlib.Path) -> Attachment:
