@@ -20,6 +20,7 @@ from vgw.controller.clock import SECOND_NS, coarse_now_ns
 from vgw.controller.desired import Desired
 from vgw.controller.endpoint import Blueprint, BrokenEndpointError, OpenEndpoint
 from vgw.controller.floods import flood_drops
+from vgw.controller.hook_move import move_hook
 from vgw.controller.last_flows import recorded
 from vgw.controller.links import InterfaceFacts
 from vgw.controller.manifest import (
@@ -473,15 +474,11 @@ class Change:
         return None
 
     def _move(self, kept: _Kept, hook: Hook) -> None:
-        programs = (endpoints.FROM_VM_PROGRAM[hook],)
-        # Until the switch the program judges by the policy before.
-        staged = any(entry.staged for entry in self._manifest.policies.values())
-        endpoints.move_hook(
-            self._tools.artefact(with_stages(programs) if staged else programs),
+        move_hook(
+            self._tools,
             kept.endpoint,
-            self._tools.events_fd(),
             kept.facts.ifindex,
             hook,
-            staged=staged,
+            staged=self._manifest.is_staged,
             force=self._desired.force,
         )

@@ -251,7 +251,8 @@ def create(artefact: Artefact, directory: pathlib.Path, events_fd: int, plan: Bl
             placing.make_room()
             _fill(artefact, instance, placing.place, events_fd, plan)
             step = "pinning"
-            _pin(instance, placing.place, names)
+            maps = {name: instance.maps[name] for name in PINNED_MAPS if name in instance.maps}
+            pin_parts(placing.place, maps, instance.programs, names)
             mark_build(placing.place, plan.build)
             for path, name in names.items():
                 step = f"attaching {path.name.lower()}"
@@ -311,48 +312,20 @@ def _fill(
         plan.seed(instance.maps)
 
 
-def _pin(instance: Instance, directory: pathlib.Path, names: Mapping[abi.Path, str]) -> None:
-    for name in PINNED_MAPS:
-        if name in instance.maps:
-            libbpf.pin(instance.maps[name], directory / name)
-    for path, program in names.items():
-        libbpf.pin(instance.programs[program], links.program_pin(directory, path))
-
-
-def move_hook(  # noqa: PLR0913
-    artefact: Artefact,
-    endpoint: OpenEndpoint,
-    events_fd: int,
-    ifindex: int,
-    hook: Hook,
-    *,
-    staged: bool = False,
-    force: bool = False,
+def pin_parts(
+    directory: pathlib.Path,
+    maps: Mapping[str, int],
+    programs: Mapping[str, int],
+    names: Mapping[abi.Path, str],
 ) -> None:
-    """Attach the from_vm program at another hook with the same maps, then remove the old one.
+    """Pin maps and programs as those of an endpoint; `names` are the programs of its paths.
 
-    For a moment both judge every packet. `staged`: the policy in force needs the program's stage.
-    On failure the old one stays, alone; ForeignProgramError when somebody else's program is in the
-    way and not `force`.
+    Raises KernelError.
     """
-    path, name = abi.Path.FROM_VM, FROM_VM_PROGRAM[hook]
-    placing = Placing(endpoint.directory, ifindex)
-    reuse = {**endpoint.fds, "events": events_fd}
-    with loader.instantiate(artefact, (name,), reuse=reuse) as instance:
-        try:
-            placing.make_room()
-            program = instance.programs[name]
-            for map_name, fd in instance.maps.items():
-                libbpf.pin(fd, placing.place / map_name)
-            libbpf.pin(program, links.program_pin(placing.place, path))
-            if staged:
-                fds = {**endpoint.fds, **instance.maps}
-                load_stages(artefact, (name,), fds, events_fd)
-            placing.attach(program, path, hook, force=force)
-        except BaseException:
-            placing.undo()
-            raise
-    placing.finish()
+    for name, fd in maps.items():
+        libbpf.pin(fd, directory / name)
+    for path, name in names.items():
+        libbpf.pin(programs[name], links.program_pin(directory, path))
 
 
 def restage(

@@ -98,6 +98,11 @@ class Manifest:
         """What the endpoints do: what the user ordered, else what the policy says."""
         return self.mode if self.mode_override is None else self.mode_override
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether programs need their stages: until a switch they judge by the policy before."""
+        return any(entry.staged for entry in self.policies.values())
+
     def only(self, names: Collection[str]) -> Manifest:
         """Return a manifest that has only the endpoints of some interfaces."""
         left = {name: entry for name, entry in self.endpoints.items() if name in names}

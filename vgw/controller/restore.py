@@ -18,10 +18,10 @@ from vgw import abi, files, libbpf
 from vgw.controller import endpoint as endpoints
 from vgw.controller import links, pinned
 from vgw.controller.endpoint import PINNED_MAPS, BrokenEndpointError, OpenEndpoint
+from vgw.controller.hook_move import move_hook
 from vgw.controller.links import opened
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import EVENTS_PIN, Paths
-from vgw.controller.stages import with_stages
 from vgw.controller.tools import Tools
 from vgw.errors import ForeignProgramError, KernelError
 from vgw.libbpf import ProgType
@@ -114,17 +114,11 @@ def _put_back(tools: Tools, endpoint: OpenEndpoint, ifindex: int, path: abi.Path
         except ForeignProgramError:
             if hook is not Hook.XDP:
                 raise
-            _move_to_tc(tools, endpoint, ifindex)
+            manifest = load_manifest(tools.paths.manifest(endpoint.vm))
+            staged = manifest is None or manifest.is_staged
+            move_hook(tools, endpoint, ifindex, Hook.TC, staged=staged)
             return True
     return False
-
-
-def _move_to_tc(tools: Tools, endpoint: OpenEndpoint, ifindex: int) -> None:
-    manifest = load_manifest(tools.paths.manifest(endpoint.vm))
-    staged = manifest is None or any(each.staged for each in manifest.policies.values())
-    programs = (endpoints.FROM_VM_PROGRAM[Hook.TC],)
-    artefact = tools.artefact(with_stages(programs) if staged else programs)
-    endpoints.move_hook(artefact, endpoint, tools.events_fd(), ifindex, Hook.TC, staged=staged)
 
 
 def _repin(paths: Paths, directory: pathlib.Path, held: Mapping[abi.Path, int]) -> list[str]:

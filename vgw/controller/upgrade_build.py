@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vgw import abi, files, libbpf, loader
+from vgw import abi, files, loader
 from vgw.abi_maps import PRIVATE_MAPS
 from vgw.controller import endpoint as endpoints
-from vgw.controller import links
 from vgw.controller.builds import build_of, mark_build
 from vgw.controller.endpoint import OpenEndpoint
 from vgw.controller.pins import beside
@@ -81,10 +80,7 @@ def _replace(tools: Tools, endpoint: OpenEndpoint, hook: Hook, placing: Placing)
         if staged:
             load_stages(artefact, programs, {**shared, **instance.maps}, events_fd)
         placing.make_room()
-        for name, fd in instance.maps.items():
-            libbpf.pin(fd, placing.place / name)
-        for path, name in names.items():
-            libbpf.pin(instance.programs[name], links.program_pin(placing.place, path))
+        endpoints.pin_parts(placing.place, instance.maps, instance.programs, names)
         for path, name in names.items():
             at = hook if path is abi.Path.FROM_VM else Hook.TC
             placing.attach(instance.programs[name], path, at, force=False)
