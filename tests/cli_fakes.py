@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vgw.cli_target import ApplyOptions, AttachOrder, Sources
+from vgw.cli_target import ApplyOptions, AttachOrder
 from vgw.controller.flow_import import Piece
+from vgw.policy.parse import Sources
 
 POLICY = """\
 schema: vgw/v1

@@ -16,10 +16,9 @@ from vgw.errors import ControllerUnreachableError, PartlyAppliedError, VgwError
 if TYPE_CHECKING:
     from vgw.controller.flow_import import Piece
     from vgw.controller.paths import Paths
+    from vgw.policy.parse import Sources
 
 Answer = dict[str, Any]
-#: Texts of a policy: (file name, YAML).
-Sources = Sequence[tuple[str, str]]
 #: Interfaces of a VM: (name, MAC or None).
 Told = Sequence[tuple[str, str | None]]
 #: Is told what takes long.

@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vgw.cli_target import Answer, ApplyOptions, AttachOrder, Sources, each_vm
+from vgw.cli_target import Answer, ApplyOptions, AttachOrder, each_vm
 
 if TYPE_CHECKING:
     from vgw.controller.api_client import Client
     from vgw.controller.flow_import import Piece
     from vgw.controller.paths import Paths
+    from vgw.policy.parse import Sources
 
 
 class ControllerTarget:

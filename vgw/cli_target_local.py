@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from vgw.cli_output import warn
-from vgw.cli_target import Answer, ApplyOptions, AttachOrder, Progress, Sources, each_vm
+from vgw.cli_target import Answer, ApplyOptions, AttachOrder, Progress, each_vm
 from vgw.errors import VgwError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vgw.controller.paths import Paths
     from vgw.controller.reconcile import Host
     from vgw.policy.model import PolicyDocument
+    from vgw.policy.parse import Sources
 
 
 class LocalTarget:

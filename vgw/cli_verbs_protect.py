@@ -19,12 +19,13 @@ from vgw.cli_options import (
     policy_argument,
 )
 from vgw.cli_output import Output, Progress, Table, print_rows, warn
-from vgw.cli_target import ApplyOptions, AttachOrder, Sources
+from vgw.cli_target import ApplyOptions, AttachOrder
 from vgw.cli_text import counted
 from vgw.errors import PartlyAppliedError, VgwError
 
 if TYPE_CHECKING:
     from vgw.policy.model import PolicyDocument
+    from vgw.policy.parse import Sources
 
 Row = Mapping[str, Any]
 

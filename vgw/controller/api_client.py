@@ -22,9 +22,7 @@ from vgw.errors import ControllerUnreachableError, VgwError
 
 if TYPE_CHECKING:
     from vgw.controller.flow_import import Piece
-
-#: Texts of a policy: (file name, YAML), as parse.parse_sources takes them.
-Sources = Sequence[tuple[str, str]]
+    from vgw.policy.parse import Sources
 
 ANSWER_SECONDS: Final = 300.0
 

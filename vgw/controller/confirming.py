@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from vgw.controller.actor import Actor
 from vgw.controller.batch import ApplyResult, AttachResult
 from vgw.controller.events import Record, control_record
-from vgw.controller.history import ARMED, Entry, History, Sources
+from vgw.controller.history import ARMED, Entry, History
 from vgw.controller.last_inventory import last_document
 from vgw.controller.manifest import load_manifest
 from vgw.controller.reconcile import Host
@@ -24,6 +24,7 @@ from vgw.controller.recording import finish, results_of
 from vgw.controller.window import ATTEMPTS, Window, load_window, remove_window, save_window
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import PolicyDocument
+from vgw.policy.parse import Sources
 
 LATE = "not confirmed in time"
 

@@ -28,6 +28,7 @@ from vgw.controller.pins import entries
 from vgw.controller.state_file import read_state, remove_state, write_state
 from vgw.controller.window import load_window
 from vgw.errors import VgwError
+from vgw.policy.parse import Sources
 
 #: Policies that are kept, and bytes that their texts may take on disk; the one in force and the one
 #: to go back to stay whatever they take.
@@ -40,8 +41,6 @@ _SCHEMA: Final = "vgw/history/v1"
 #: VMs that an outcome names; the others are only counted.
 _NAMED: Final = 100
 _DAMAGED: Final = (ValueError, KeyError, TypeError, AttributeError)
-
-Sources = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vgw.controller.admission import require_admission
-from vgw.controller.history import Entry, Sources
+from vgw.controller.history import Entry
 from vgw.controller.inventory import InventoryUnreadableError, read_inventory
 from vgw.controller.last_inventory import last_document
 from vgw.controller.paths import Paths
@@ -23,7 +23,7 @@ from vgw.controller.policy_keeper import PolicyKeeper, holds
 from vgw.controller.policy_source import Texts
 from vgw.errors import PolicyError, VgwError
 from vgw.policy.model import PolicyDocument
-from vgw.policy.parse import digest_of, parse_sources
+from vgw.policy.parse import Sources, digest_of, parse_sources
 
 #: The event of a load that no user asked for.
 START: Final = "start"

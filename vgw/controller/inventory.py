@@ -7,7 +7,7 @@ Whoever needs the document that they make together gets it here.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from vgw.controller.paths import Paths
@@ -15,14 +15,14 @@ from vgw.controller.policy_files import read_text
 from vgw.controller.policy_source import Texts, read_steadily
 from vgw.errors import VgwError
 from vgw.policy.model import PolicyDocument
-from vgw.policy.parse import parse_sources
+from vgw.policy.parse import Sources, parse_sources
 
 
 class InventoryUnreadableError(VgwError):
     """The inventory is there and cannot be read."""
 
 
-def read_document(paths: Paths, sources: Sequence[tuple[str, str]] | None = None) -> PolicyDocument:
+def read_document(paths: Paths, sources: Sources | None = None) -> PolicyDocument:
     """Return what this host is to enforce: a policy together with the host's inventory.
 
     `sources` are the (name, text) of the policy, None: read it where `paths` say. Raises VgwError

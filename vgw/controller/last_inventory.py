@@ -8,7 +8,6 @@ or spoilt since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,7 @@ from vgw.controller.paths import Paths
 from vgw.controller.state_file import read_state, remove_state, write_state
 from vgw.errors import VgwError
 from vgw.policy.model import PolicyDocument
-from vgw.policy.parse import digest_of, parse_sources
+from vgw.policy.parse import Sources, digest_of, parse_sources
 
 _SCHEMA: Final = "vgw/inventory/v1"
 
@@ -43,7 +42,7 @@ def keep_inventory(paths: Paths, document: PolicyDocument) -> None:
         _logger.error("%s; the inventory is in force and not kept", error)
 
 
-def last_document(paths: Paths, sources: Sequence[tuple[str, str]]) -> PolicyDocument:
+def last_document(paths: Paths, sources: Sources) -> PolicyDocument:
     """Return a policy that was in force before, together with the host's inventory.
 
     Where that is lost or wrong, it is the one that was last in force. Raises VgwError.

@@ -23,7 +23,7 @@ from vgw.controller.batch import ApplyResult
 from vgw.controller.confirming import LATE, Confirming
 from vgw.controller.events import LogWriter, Record
 from vgw.controller.guardian import start_guardian
-from vgw.controller.history import ARMED, Entry, History, Sources
+from vgw.controller.history import ARMED, Entry, History
 from vgw.controller.inventory import read_document
 from vgw.controller.last_inventory import keep_inventory
 from vgw.controller.policy_source import SourceReader
@@ -32,6 +32,7 @@ from vgw.controller.recording import Work, completed, recorded, recorded_if_poss
 from vgw.controller.window import Window, save_window
 from vgw.errors import PartlyAppliedError, VgwError
 from vgw.policy.model import PolicyDocument
+from vgw.policy.parse import Sources
 
 
 @dataclass(frozen=True, slots=True)

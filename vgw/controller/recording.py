@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from vgw.controller.batch import ApplyResult, AttachResult
-from vgw.controller.history import ARMED, Entry, History, Sources, outcome_of
+from vgw.controller.history import ARMED, Entry, History, outcome_of
 from vgw.errors import PartlyAppliedError, VgwError
+from vgw.policy.parse import Sources
 
 _logger = logging.getLogger(__name__)
 

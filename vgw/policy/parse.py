@@ -24,6 +24,9 @@ from vgw.policy.report import Report
 from vgw.policy.yaml_load import load
 from vgw.policy.yaml_nodes import MapNode, Scalar, Source, show
 
+#: Texts of a policy: (file name, YAML).
+Sources = Sequence[tuple[str, str]]
+
 SCHEMA: Final = "vgw/v1"
 _KEYS: Final = Keys(
     "a policy file",
@@ -40,9 +43,7 @@ _READERS: Final = {
 }
 
 
-def parse_sources(
-    sources: Sequence[tuple[str, str]], inventory: tuple[str, str] | None = None
-) -> PolicyDocument:
+def parse_sources(sources: Sources, inventory: tuple[str, str] | None = None) -> PolicyDocument:
     """Return the policy that files, given as (name, text), make together with a host's inventory.
 
     The order of files is the order of their policies within a tier. Raises PolicyError with all
@@ -73,7 +74,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(sources: Sequence[tuple[str, str]], inventory: tuple[str, str] | None) -> PolicyDocument:
+def _parse(sources: Sources, inventory: tuple[str, str] | None) -> PolicyDocument:
     draft = Draft(Report())
     for order, (name, text) in enumerate(sources):
         _read_policy(draft, Source(name, order), text)
@@ -139,7 +140,7 @@ def _read_root(draft: Draft, source: Source, text: str) -> MapNode | None:
     return root
 
 
-def digest_of(sources: Sequence[tuple[str, str]]) -> str:
+def digest_of(sources: Sources) -> str:
     """Return the SHA-256 of the texts; names do not count, but where each text ends does."""
     digest = hashlib.sha256()
     for _, text in sources:
