@@ -16,7 +16,7 @@ from vgw.abi import ABI_VERSION, Mode
 from vgw.cli_target import ApplyOptions, AttachOrder, connect, each_vm
 from vgw.cli_target_controller import ControllerTarget
 from vgw.cli_target_local import LocalTarget
-from vgw.controller import api
+from vgw.controller import api, inventory
 from vgw.controller.batch import ApplyResult, AttachResult
 from vgw.controller.finding.search import Look
 from vgw.controller.paths import Paths
@@ -28,6 +28,7 @@ from vgw.errors import (
     VgwError,
 )
 from vgw.policy.model import Hook
+from vgw.policy.parse import parse_sources
 
 POLICY = "schema: vgw/v1\nvms: {a: {interfaces: [{name: tap0}]}}\n"
 SOURCES = [("policy.yaml", POLICY)]
@@ -188,6 +189,16 @@ def test_many_vms_are_attached_side_by_side(paths: Paths) -> None:
     host = FakeHost(paths)
     answer = local(host).attach(AttachOrder(["a", "b"], SOURCES))
     assert (answer["vms"], answer["waiting"]) == ([], {"a": ["tap0"]})
+    assert host.asked == [(["a", "b"], ["a"], False)]
+
+
+def test_what_the_order_has_parsed_is_not_parsed_again(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = FakeHost(paths)
+    document = parse_sources(SOURCES)
+    monkeypatch.setattr(inventory, "read_document", lambda *_: pytest.fail("it is parsed again"))
+    local(host).attach(AttachOrder(["a", "b"], SOURCES, document=document))
     assert host.asked == [(["a", "b"], ["a"], False)]
 
 

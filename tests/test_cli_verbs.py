@@ -85,14 +85,14 @@ def test_attach_all_is_every_vm_of_the_policy(target: FakeTarget, policy: Path) 
 def test_attach_parses_the_policy_once_however_much_it_asks_of_it(
     target: FakeTarget, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the work, which is done by whoever does it."""
-    parsed: list[None] = []
+    """The work gets what was parsed."""
+    parsed: list[PolicyDocument] = []
     waited: list[Sequence[str]] = []
     real = inventory.read_document
 
     def read_document(*arguments: Any) -> PolicyDocument:
-        parsed.append(None)
-        return real(*arguments)
+        parsed.append(real(*arguments))
+        return parsed[-1]
 
     monkeypatch.setattr(inventory, "read_document", read_document)
 
@@ -104,7 +104,7 @@ def test_attach_parses_the_policy_once_however_much_it_asks_of_it(
     assert vgw("attach --all --wait 5").exit_code == 0
     assert waited == [["tap-web01", "tap-db01"]]
     assert order_of(target).sources == [(str(policy), POLICY)]
-    assert len(parsed) == 1
+    assert [order_of(target).document] == parsed
 
 
 def test_attach_takes_a_vm_once(target: FakeTarget, policy: Path) -> None:

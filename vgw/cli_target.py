@@ -16,6 +16,7 @@ from vgw.errors import ControllerUnreachableError, PartlyAppliedError, VgwError
 if TYPE_CHECKING:
     from vgw.controller.flow_import import Piece
     from vgw.controller.paths import Paths
+    from vgw.policy.model import PolicyDocument
     from vgw.policy.parse import Sources
 
 Answer = dict[str, Any]
@@ -34,6 +35,8 @@ class AttachOrder:
 
     `own`: the policy is this host's, not one that the user named; one that is held takes its place.
     `told` are interfaces with their MACs that the one VM is known to have, by whoever starts it.
+    `document` is what `sources` and the inventory make, where that was asked already: parsing a
+    large policy takes seconds. A controller parses them itself.
     """
 
     vms: Sequence[str]
@@ -43,6 +46,7 @@ class AttachOrder:
     force: bool = False
     own: bool = False
     told: Told | None = None
+    document: PolicyDocument | None = None
 
     @property
     def is_for_many(self) -> bool:

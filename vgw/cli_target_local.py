@@ -54,7 +54,7 @@ class LocalTarget:
             if not paths.policy.exists():
                 return asdict(self._attach(order, read_host_document(paths)))
             sources, own = read_steadily(paths.policy), True
-        document = read_document(paths, sources)
+        document = order.document or read_document(paths, sources)
         held = self._held_before(document) if own else None
         if held is not None:
             return asdict(self._attach(order, held))

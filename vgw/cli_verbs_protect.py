@@ -111,15 +111,16 @@ def attach(  # noqa: PLR0913 - one parameter for each option
         raise click.UsageError("--interface goes with a single --vm")
     with Progress() as progress:
         sources = _read_sources(session, policy, needed=not interfaces)
-        # Parsed once for both questions, for that takes long with a large policy.
-        document = _document(session, sources if every or wait else None)
+        asked = sources if every or wait else None
+        document = _document(session, asked)
         names = _all_vms(session, document) if every else list(vms)
         awaited = [*_listed(document, names), *interfaces] if wait else []
         missing = _awaited(awaited, wait, progress) if wait else []
         progress.say(f"protecting {counted(len(names), 'VM')}")
         target = session.target(progress.say)
         own = policy is None and not session.policy_named
-        order = AttachOrder(names, sources, interfaces, hook, force, own)
+        parsed = None if asked is None else document
+        order = AttachOrder(names, sources, interfaces, hook, force, own, document=parsed)
         answer, failure = attempt(lambda: target.attach(order))
     print_results(answer, output, failure, empty="the policy names no VM")
     if missing:
