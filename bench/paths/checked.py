@@ -59,6 +59,15 @@ def interface(version: int, *, brief: bool = False) -> Interface:
     )
 
 
+class Trial(NamedTuple):
+    """A program of an endpoint, a frame to run it on, and what each run has to come to."""
+
+    endpoint: Endpoint
+    program: str
+    frame: Frame
+    wanted: Judgement
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What runs programs of endpoints, and looks after each run how packets were judged."""
@@ -71,27 +80,17 @@ class Checked:
         entries = compile_entries(directory)
         return cls({kind: Varier(entries, kind, stack) for kind in set(_TYPES.values())})
 
-    def run(
-        self, endpoint: Endpoint, program: str, frame: Frame, runs: int, wanted: Judgement
-    ) -> None:
+    def run(self, trial: Trial, runs: int) -> None:
         """Run a program on as many different frames; raises BenchError if one is judged else."""
-        self._checked(endpoint, program, frame, runs, runs, wanted, measured=False)
+        self._checked(trial, runs, runs, measured=False)
 
-    def sample(  # noqa: PLR0913, PLR0917 - what a sample is made of
-        self,
-        endpoint: Endpoint,
-        program: str,
-        frame: Frame,
-        values: int,
-        runs: int,
-        wanted: Judgement,
-    ) -> Sample:
+    def sample(self, trial: Trial, values: int, runs: int) -> Sample:
         """Measure a program on `values` frames in turn, warmed up by half as many runs before.
 
         Raises BenchError where a packet was judged otherwise, or was an event.
         """
-        self._checked(endpoint, program, frame, values, runs // 2, wanted, measured=False)
-        return self._checked(endpoint, program, frame, values, runs, wanted, measured=True)
+        self._checked(trial, values, runs // 2, measured=False)
+        return self._checked(trial, values, runs, measured=True)
 
     def open(self, endpoint: Endpoint, version: int, protocol: str, flows: int) -> None:
         """Open connections from the VM. Raises BenchError when they are not all open then."""
@@ -100,22 +99,14 @@ class Checked:
             path = abi.Path.FROM_VM if forward else abi.Path.TO_VM
             program = "tc_from_vm" if forward else "tc_to_vm"
             frame = packets.packet(path, version, protocol, abi.Path.FROM_VM, flags)
-            self.run(endpoint, program, frame, flows, ESTABLISHED if number else BY_RULE)
+            wanted = ESTABLISHED if number else BY_RULE
+            self.run(Trial(endpoint, program, frame, wanted), flows)
         opened = endpoint.maps.meta().entries - before
         if opened != flows:
             raise BenchError(f"{opened} of {flows} connections came about")
 
-    def _checked(  # noqa: PLR0913, PLR0917 - what a sample is made of
-        self,
-        endpoint: Endpoint,
-        program: str,
-        frame: Frame,
-        values: int,
-        runs: int,
-        wanted: Judgement,
-        *,
-        measured: bool,
-    ) -> Sample:
+    def _checked(self, trial: Trial, values: int, runs: int, *, measured: bool) -> Sample:
+        endpoint, program, frame, wanted = trial
         varier = self.variers[_TYPES[program]]
         varier.choose([endpoint.programs[program]])
         before = endpoint.maps.stats()

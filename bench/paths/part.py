@@ -14,7 +14,7 @@ from bench.endpoints import PROGRAMS, Endpoint, compile_endpoint, make_endpoint
 from bench.options import Options, Progress
 from bench.paths import run_time
 from bench.paths.cases import NEW_VALUES, Case, Table, cases, check_opened
-from bench.paths.checked import Checked, interface
+from bench.paths.checked import Checked, Trial, interface
 from bench.paths.policy import policy
 from bench.paths.stats import require_off
 from bench.paths.vary import Sample
@@ -84,12 +84,12 @@ def _sample(checked: Checked, one: _Series, *, quick: bool) -> None:
     case, path = one.case, PROGRAMS[one.program]
     wanted = case.wanted(path)
     if case.first is not None:
-        checked.run(one.endpoint, one.program, case.first(path), 1, wanted)
+        checked.run(Trial(one.endpoint, one.program, case.first(path), wanted), 1)
     runs = _QUICK_RUNS if quick else _RUNS
     values = NEW_VALUES if case.opens else _flows(quick=quick) if case.varies else 1
     before = sum(one.endpoint.maps.meta().created)
-    frame = case.frame(path)
-    one.samples.append(checked.sample(one.endpoint, one.program, frame, values, runs, wanted))
+    trial = Trial(one.endpoint, one.program, case.frame(path), wanted)
+    one.samples.append(checked.sample(trial, values, runs))
     opened = sum(one.endpoint.maps.meta().created) - before
     check_opened(case, opened, runs + runs // 2)
 

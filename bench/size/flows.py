@@ -13,7 +13,7 @@ from typing import Final
 from bench.endpoints import PROGRAMS, Endpoint, make_endpoint
 from bench.options import Options, Progress
 from bench.paths import packets
-from bench.paths.checked import CONNTRACK_MAX, ESTABLISHED, Checked, interface
+from bench.paths.checked import CONNTRACK_MAX, ESTABLISHED, Checked, Trial, interface
 from bench.paths.policy import policy
 from bench.report import Row
 from bench.size.figures import FLOWS, KIB, NS, row
@@ -55,7 +55,5 @@ def _samples(
 ) -> list[float]:
     frame = packets.packet(PROGRAMS[program], 4, "udp", Path.FROM_VM)
     runs = _QUICK_RUNS if options.quick else _RUNS
-    return [
-        checked.sample(endpoint, program, frame, flows, runs, ESTABLISHED).net
-        for _ in range(options.rounds)
-    ]
+    trial = Trial(endpoint, program, frame, ESTABLISHED)
+    return [checked.sample(trial, flows, runs).net for _ in range(options.rounds)]

@@ -21,7 +21,7 @@ from bench.lab import lab as build_lab
 from bench.options import Options, Progress
 from bench.paths import packets
 from bench.paths.cases import NEW_VALUES
-from bench.paths.checked import BY_RULE, ESTABLISHED, Checked, Judgement, interface
+from bench.paths.checked import BY_RULE, ESTABLISHED, Checked, Judgement, Trial, interface
 from bench.paths.policy import policy
 from bench.paths.vary import Frame
 from bench.policy_text import policy_text
@@ -90,10 +90,8 @@ def _of_packets(
         for what, (frame, values, judgement) in cases.items():
             for program, path in PROGRAMS.items():
                 runs = _QUICK_RUNS if options.quick else _RUNS
-                samples = [
-                    checked.sample(endpoint, program, frame(path), values, runs, judgement).net
-                    for _ in range(options.rounds)
-                ]
+                trial = Trial(endpoint, program, frame(path), judgement)
+                samples = [checked.sample(trial, values, runs).net for _ in range(options.rounds)]
                 rows.append(row(what, NS, RULES, size, samples, program))
         memory = sum(len(image.data) for image in endpoint.images.values()) / 1024
     rows.append(row("policy, both directions", KIB, RULES, size, (memory,)))

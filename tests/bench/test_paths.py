@@ -15,7 +15,7 @@ from bench.endpoints import PROGRAMS, Endpoint, compile_endpoint, make_endpoint
 from bench.lab import BenchError
 from bench.paths import packets
 from bench.paths.cases import NEW_VALUES, cases, check_opened
-from bench.paths.checked import BY_RULE, ESTABLISHED, Checked, Judgement, interface
+from bench.paths.checked import BY_RULE, ESTABLISHED, Checked, Judgement, Trial, interface
 from bench.paths.policy import policy
 from bench.paths.stats import require_off, run_time, run_times_on
 from vgw import abi, libbpf
@@ -54,7 +54,7 @@ def endpoint(stack: ExitStack, checked: Checked, program_cache: Path) -> Endpoin
 def test_each_value_is_a_connection_of_its_own(checked: Checked, endpoint: Endpoint) -> None:
     frame = packets.packet(abi.Path.TO_VM, 4, "udp", abi.Path.FROM_VM)
     before = sum(flow.packets[abi.Path.TO_VM] for _, flow in endpoint.maps.flows())
-    checked.sample(endpoint, "tc_to_vm", frame, FLOWS, 2 * FLOWS, ESTABLISHED)
+    checked.sample(Trial(endpoint, "tc_to_vm", frame, ESTABLISHED), FLOWS, 2 * FLOWS)
     flows = [flow for _, flow in endpoint.maps.flows() if flow.state == abi.FlowState.UDP_REPLIED]
     assert len(flows) == FLOWS
     assert {flow.packets[abi.Path.TO_VM] for flow in flows} == {before // FLOWS + 3}
@@ -66,7 +66,7 @@ def test_a_new_connection_is_new_each_time(
 ) -> None:
     frame = packets.packet(PROGRAMS[program], 4, "tcp", PROGRAMS[program], "S")
     before = sum(endpoint.maps.meta().created)
-    checked.sample(endpoint, program, frame, NEW_VALUES, RUNS, BY_RULE)
+    checked.sample(Trial(endpoint, program, frame, BY_RULE), NEW_VALUES, RUNS)
     assert sum(endpoint.maps.meta().created) - before == RUNS + RUNS // 2
 
 
@@ -78,12 +78,12 @@ def test_packets_that_are_judged_else_are_no_sample(
     path = PROGRAMS[program]
     frame = packets.denied(4, path)
     denied = Judgement(Verdict.DROP, Reason.RULE)
-    checked.sample(endpoint, program, frame, FLOWS, RUNS, denied)
+    checked.sample(Trial(endpoint, program, frame, denied), FLOWS, RUNS)
     with pytest.raises(BenchError, match=r"DROP.*RULE"):
-        checked.sample(endpoint, program, frame, FLOWS, RUNS, ESTABLISHED)
+        checked.sample(Trial(endpoint, program, frame, ESTABLISHED), FLOWS, RUNS)
     short = replace(frame, data=frame.data[:40], word=None, half=None)
     with pytest.raises(BenchError, match="BAD_LENGTH"):
-        checked.sample(endpoint, program, short, 1, RUNS, denied)
+        checked.sample(Trial(endpoint, program, short, denied), 1, RUNS)
 
 
 def test_a_place_outside_of_the_frame_is_no_sample(checked: Checked, endpoint: Endpoint) -> None:
@@ -91,7 +91,7 @@ def test_a_place_outside_of_the_frame_is_no_sample(checked: Checked, endpoint: E
     frame = replace(packets.denied(4, abi.Path.TO_VM), number=200)
     denied = Judgement(Verdict.DROP, Reason.RULE)
     with pytest.raises(BenchError, match=r"but were \{\}"):
-        checked.run(endpoint, "tc_to_vm", frame, FLOWS, denied)
+        checked.run(Trial(endpoint, "tc_to_vm", frame, denied), FLOWS)
 
 
 def test_connections_that_were_open_are_not_new() -> None:
