@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict, Unpack
 
 from tests.cases.table import Apply, Case, Expected, Fixture, Reconfigure, Send, Wait
 from vgw.abi import Path, Reason, Verdict
@@ -27,6 +27,14 @@ class Outcome(NamedTuple):
         return (self.verdict, self.reason, name) == expected
 
 
+class Beside(TypedDict, total=False):
+    """What the kernel holds beside the bytes of a packet, as Evaluator.judge() takes it."""
+
+    gso: bool
+    vlan_tag: int | None
+    checksum: tuple[int, int] | None
+
+
 class CannotRunError(Exception):
     """This engine has no way to be given such a packet."""
 
@@ -34,15 +42,7 @@ class CannotRunError(Exception):
 class Engine(Protocol):
     """Judges the packets of one endpoint and keeps its state."""
 
-    def judge(
-        self,
-        path: Path,
-        frame: bytes,
-        *,
-        gso: bool = False,
-        vlan_tag: int | None = None,
-        checksum: tuple[int, int] | None = None,
-    ) -> Outcome:
+    def judge(self, path: Path, frame: bytes, **beside: Unpack[Beside]) -> Outcome:
         """Judge one packet; raises CannotRunError for one that it cannot be given."""
 
     def advance(self, seconds: float) -> None:
@@ -74,23 +74,13 @@ class EvaluatorEngine:
         self._conntrack_max = conntrack_max
         self._now_ns = 0
 
-    def judge(
-        self,
-        path: Path,
-        frame: bytes,
-        *,
-        gso: bool = False,
-        vlan_tag: int | None = None,
-        checksum: tuple[int, int] | None = None,
-    ) -> Outcome:
+    def judge(self, path: Path, frame: bytes, **beside: Unpack[Beside]) -> Outcome:
         decision = self._evaluator.judge(
             path,
             frame,
             now_ns=self._now_ns,
-            vlan_tag=vlan_tag,
-            gso=gso,
-            checksum=checksum,
             conntrack_max=self._conntrack_max,
+            **beside,
         )
         rule_key = None if decision.rule is None else decision.rule.key
         return Outcome(decision.verdict, decision.reason, rule_key)

@@ -9,9 +9,10 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Unpack
 
 from tests.cases.table import Send
-from tests.engines import CannotRunError, Outcome
+from tests.engines import Beside, CannotRunError, Outcome
 from vgw import abi, libbpf, loader
 from vgw.abi import FlowState, Path, Reason, Verdict
 from vgw.controller.clock import coarse_now_ns
@@ -88,18 +89,10 @@ class ProgramEngine:
         self.set_policy(policy)
         self._stats = self.maps.stats()
 
-    def judge(
-        self,
-        path: Path,
-        frame: bytes,
-        *,
-        gso: bool = False,
-        vlan_tag: int | None = None,
-        checksum: tuple[int, int] | None = None,
-    ) -> Outcome:
+    def judge(self, path: Path, frame: bytes, **beside: Unpack[Beside]) -> Outcome:
         is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
-        beside = vlan_tag is not None or checksum is not None or (gso and is_xdp)
-        obstacle = _obstacle(is_xdp, frame, beside)
+        gso = beside.get("gso", False)
+        obstacle = _obstacle(is_xdp, frame, is_tagged(beside) or (gso and is_xdp))
         if obstacle is not None:
             raise CannotRunError(obstacle)
         context = _gso_context() if gso else b""
@@ -279,6 +272,11 @@ def why_not_run(hook: Hook, send: Send) -> str | None:
     """Return why a test run cannot be given a packet, None if it can."""
     is_xdp = hook is Hook.XDP and send.path is Path.FROM_VM
     return _obstacle(is_xdp, send.frame, not send.for_test_run or (send.gso and is_xdp))
+
+
+def is_tagged(beside: Beside) -> bool:
+    """Tell whether there is something beside a frame that no test run can be given."""
+    return beside.get("vlan_tag") is not None or beside.get("checksum") is not None
 
 
 def _obstacle(is_xdp: bool, frame: bytes, beside: bool) -> str | None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from tests.engines import Outcome
-from tests.program_engine import ProgramEngine
+from typing import Unpack
+
+from tests.engines import Beside, Outcome
+from tests.program_engine import ProgramEngine, is_tagged
 from vgw import abi, libbpf, loader
 from vgw.abi import Path, Verdict
 from vgw.controller.shield import PROGRAM, load_shield
@@ -29,22 +31,13 @@ class ShieldedEngine(ProgramEngine):
         #: Packets that the shield dropped.
         self.met = 0
 
-    def judge(
-        self,
-        path: Path,
-        frame: bytes,
-        *,
-        gso: bool = False,
-        vlan_tag: int | None = None,
-        checksum: tuple[int, int] | None = None,
-    ) -> Outcome:
-        beside = vlan_tag is not None or checksum is not None
-        if path is Path.FROM_VM and not beside and self.is_met(frame):
+    def judge(self, path: Path, frame: bytes, **beside: Unpack[Beside]) -> Outcome:
+        if path is Path.FROM_VM and not is_tagged(beside) and self.is_met(frame):
             self.met += 1
             verdict, reason = self._moved_counter(path)
             assert verdict is Verdict.DROP
             return Outcome(verdict, reason, self._moved_rule())
-        return super().judge(path, frame, gso=gso, vlan_tag=vlan_tag, checksum=checksum)
+        return super().judge(path, frame, **beside)
 
     def close(self) -> None:
         self._shield.close()

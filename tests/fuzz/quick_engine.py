@@ -16,9 +16,9 @@ from collections import Counter as Tally
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
-from tests.engines import CannotRunError, Outcome
+from tests.engines import Beside, CannotRunError, Outcome
 from tests.fuzz.work_memory import FIELDS, WorkMemory
 from tests.program_engine import (
     LONGEST_FRAME,
@@ -29,6 +29,7 @@ from tests.program_engine import (
     XDP_CODES,
     ProgramEngine,
     _gso_context,
+    is_tagged,
 )
 from vgw import abi, libbpf, loader
 from vgw.abi import Path, Reason, Verdict
@@ -144,22 +145,14 @@ class QuickEngine(ProgramEngine):
         self._scratch_fd = self.fd("scratch")
         self._tables, self._arrays = _state_maps(artefact, self._instance.maps)
 
-    def judge(
-        self,
-        path: Path,
-        frame: bytes,
-        *,
-        gso: bool = False,
-        vlan_tag: int | None = None,
-        checksum: tuple[int, int] | None = None,
-    ) -> Outcome:
+    def judge(self, path: Path, frame: bytes, **beside: Unpack[Beside]) -> Outcome:
         is_xdp = path is Path.FROM_VM and self._hook is Hook.XDP
         if len(frame) < SHORTEST_FRAME or len(frame) > LONGEST_FRAME:
             raise CannotRunError("a test run takes no frame of this length")
         if not is_xdp and len(frame) < SHORTEST_SKB.get(frame[12] << 8 | frame[13], 0):
             raise CannotRunError("a test run takes no frame of this length")
-        runner = self._runners.get((path, gso))
-        if runner is None or vlan_tag is not None or checksum is not None:
+        runner = self._runners.get((path, beside.get("gso", False)))
+        if runner is None or is_tagged(beside):
             raise CannotRunError("a test run has no such metadata")
         code = runner.run(frame)
         outcome = self._decision(path)
