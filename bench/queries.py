@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers as the queries that bpf/pipeline.h makes of packets."""
+"""Headers as the queries that bpf/query.h makes of packets."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Disagreement:
 
 
 def queries_of(headers: Headers, path: abi.Path) -> Queries:
-    """Return headers as the queries that bpf/pipeline.h makes of packets."""
+    """Return headers as the queries that bpf/query.h makes of packets."""
     found = np.zeros(len(headers), QUERY)
     for field, halves in enumerate((headers.remote, headers.local)):
         words = found["fields"][:, field]

@@ -2,7 +2,7 @@
 """The rules of one direction as sets of numbers: what a lookup searches for in each field.
 
 Addresses are numbers of their own family. A service is the protocol and the destination port, or
-the type and code of ICMP; a source is the protocol and the source port (bpf/pipeline.h makes the
+the type and code of ICMP; a source is the protocol and the source port (bpf/query.h makes the
 same of packets). Many rules share a set, so sets have numbers.
 """
 
