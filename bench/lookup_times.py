@@ -25,7 +25,7 @@ from bench.queries import queries, service_of, source_of
 from bench.report import Fact, Row
 from bench.rulesets import SHAPES, SIZES, generate
 from vgw import abi, loader
-from vgw.maps import image_chunks
+from vgw.maps_images import image_chunks
 from vgw.policy.compile import MAX_RULES, compile_policy
 from vgw.policy.model import EffectivePolicy, EffectiveRule
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from vgw import abi, libbpf, loader
 from vgw.controller.images import PrivateImage
-from vgw.maps import ImagePlace
+from vgw.maps_images import ImagePlace
 
 #: struct policy_query in bpf/abi.h.
 QUERY: Final = np.dtype(

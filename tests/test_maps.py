@@ -21,14 +21,12 @@ from vgw.libbpf import MapFlag, MapType
 from vgw.maps import (
     Counter,
     EndpointMaps,
-    ImagePlace,
     RuleCount,
     counted,
-    image_chunks,
     place_counters,
-    read_chunks,
 )
 from vgw.maps_counters import HeldCounters, PinnedCounters
+from vgw.maps_images import ImagePlace, image_chunks, read_chunks
 
 KINDS: dict[str, tuple[MapType, int, int]] = {
     "active": (MapType.ARRAY, 1, 0),

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of keys and values of the maps, by the structures of the ABI.
+"""Keys and values of the maps: their sizes by the ABI's structures, and those that are numbers.
 
-The loader compares them with what was compiled, EndpointMaps with what was pinned.
+The loader compares the sizes with what was compiled, EndpointMaps with what was pinned.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Final
 
 from vgw import abi
@@ -51,3 +52,13 @@ def size_mismatch(name: str, key_size: int, value_size: int) -> str | None:
         f"the map {name} has keys of {key_size} and values of {value_size} bytes, "
         f"but ABI {abi.ABI_VERSION} says {expected[0]} and {expected[1]}"
     )
+
+
+def packed(value: int) -> bytes:
+    """Return a u32, such as an index, an id or an fd, as the kernel reads it."""
+    return value.to_bytes(4, sys.byteorder)
+
+
+def number(data: bytes) -> int:
+    """Return the number in an unsigned integer of the host."""
+    return int.from_bytes(data, sys.byteorder)

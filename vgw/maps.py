@@ -12,35 +12,27 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from vgw import abi, libbpf
-from vgw.abi_maps import size_mismatch
+from vgw.abi_maps import number, packed, size_mismatch
 from vgw.errors import VgwError
 from vgw.maps_counters import CounterMaps, HeldCounters
+from vgw.maps_images import ChunkIds, Image, ImagePlace, read_chunks
 from vgw.maps_stats import Counter, Stats, StatsReads, flood_drops
 
 __all__ = [
-    "ChunkIds",
     "Counter",
     "EndpointMaps",
-    "Image",
     "RuleCount",
     "counted",
-    "image_chunks",
     "meta_of_emptied",
     "place_counters",
-    "put_fds",
-    "read_chunks",
-    "write_chunk",
 ]
 
-_CHUNK_BYTES: Final = ctypes.sizeof(abi.ImageChunk)
-_PART_BYTES: Final = ctypes.sizeof(abi.ImagePart)
 _COUNTER_BYTES: Final = ctypes.sizeof(abi.RuleCounter)
 _FIRST: Final = bytes(4)
 _ID_BYTES: Final = 4
@@ -53,62 +45,6 @@ class RuleCount(NamedTuple):
     packets: int
     bytes: int
     last_hit_ns: int
-
-
-#: The ids of the maps that hold an image of a policy, in their order.
-ChunkIds = Sequence[int]
-
-
-class ImagePlace(NamedTuple):
-    """Where an image is put: fds of `policies` and `policy_parts`, and which place of them."""
-
-    policies: int
-    parts: int
-    place: int
-
-    def put(self, first: int, fds: Sequence[int]) -> None:
-        """Put maps of an image there, its number `first` and those behind. Raises KernelError."""
-        if first == 0:
-            put_fds(self.policies, self.place, fds[:1])
-            first, fds = 1, fds[1:]
-        put_fds(self.parts, abi.first_part(self.place) + first - 1, fds)
-
-
-class Image(Protocol):
-    """A compiled policy in maps of the kernel."""
-
-    def put(self, place: ImagePlace) -> None:
-        """Put its maps into their places. Raises KernelError."""
-
-
-def image_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield what each of the maps of a policy's image holds.
-
-    The first is for `policies`: a small image, or the beginning of a longer one, which is in the
-    others, for `policy_parts`.
-    """
-    if data:
-        yield data[:_CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0")
-    if len(data) > _CHUNK_BYTES:
-        for start in range(0, len(data), _PART_BYTES):
-            yield data[start : start + _PART_BYTES].ljust(_PART_BYTES, b"\0")
-
-
-def write_chunk(fd: int, chunk: bytes) -> None:
-    """Write a part of an image into its map; raises KernelError."""
-    libbpf.map_update(fd, _FIRST, chunk)
-
-
-def put_fds(fd: int, first: int, fds: Sequence[int]) -> None:
-    """Put open maps into a map of maps, from index `first` on. Raises KernelError."""
-    libbpf.map_update_many(fd, {_index(n): _index(each) for n, each in enumerate(fds, first)})
-
-
-def read_chunks(fd: int) -> dict[int, int]:
-    """Return the ids of the maps in a map of maps, by index. Raises KernelError."""
-    return {
-        _number(key): _number(value) for key, value in libbpf.map_entries(fd, _ID_BYTES, _ID_BYTES)
-    }
 
 
 def place_counters(config: abi.EndpointConfig, rules: Mapping[abi.Path, int]) -> int:
@@ -223,7 +159,7 @@ class EndpointMaps:
             *(partial(policies[path].put, self._image_place(slot, path)) for path in abi.Path),
             lambda: self._put_counters(slot, counters_fd),
         )
-        libbpf.map_update(self._fds["configs"], _index(slot), bytes(config))
+        libbpf.map_update(self._fds["configs"], packed(slot), bytes(config))
         return slot
 
     def _image_place(self, slot: int, path: abi.Path) -> ImagePlace:
@@ -233,7 +169,7 @@ class EndpointMaps:
     def _put_counters(self, slot: int, fd: int) -> None:
         """Let rules count in a map that is found again before any process can miss it."""
         self._counters.keep(slot, fd)
-        libbpf.map_update(self._fds["rule_counters"], _index(slot), _index(fd))
+        libbpf.map_update(self._fds["rule_counters"], packed(slot), packed(fd))
 
     def switch(self, slot: int) -> None:
         """Make `slot` the one that packets are judged by, from the next packet on.
@@ -253,7 +189,7 @@ class EndpointMaps:
         )
 
     def _remove_counters(self, slot: int) -> None:
-        libbpf.map_delete(self._fds["rule_counters"], _index(slot))
+        libbpf.map_delete(self._fds["rule_counters"], packed(slot))
         self._counters.drop(slot)
 
     def _remove_policies(self, slot: int) -> None:
@@ -264,7 +200,7 @@ class EndpointMaps:
             ("policies", range(first, beyond)),
         ):
             used = sorted(index for index in read_chunks(self._fds[name]) if index in places)
-            libbpf.map_delete_many(self._fds[name], [_index(n) for n in used])
+            libbpf.map_delete_many(self._fds[name], [packed(n) for n in used])
 
     def policies(self, slot: int) -> dict[abi.Path, ChunkIds]:
         """Return the maps that a slot's policies are in, none where there is no policy."""
@@ -395,13 +331,13 @@ class EndpointMaps:
     def _read(self, name: str, index: int, structure: type[_Structure]) -> _Structure:
         """Return an element of an array."""
         value = structure()
-        if not libbpf.map_read(self._fds[name], _index(index), value):
+        if not libbpf.map_read(self._fds[name], packed(index), value):
             raise VgwError(f"the map {name} has no element {index}: detach the VM, attach it again")
         return value
 
     def _inner_id(self, name: str, index: int) -> int | None:
-        value = libbpf.map_lookup(self._fds[name], _index(index), _ID_BYTES)
-        return None if value is None else _number(value)
+        value = libbpf.map_lookup(self._fds[name], packed(index), _ID_BYTES)
+        return None if value is None else number(value)
 
     @contextmanager
     def _open_counters(self, slot: int) -> Iterator[int | None]:
@@ -413,13 +349,3 @@ class EndpointMaps:
         finally:
             if fd is not None:
                 os.close(fd)
-
-
-def _index(value: int) -> bytes:
-    """Return a u32 as the kernel reads it."""
-    return value.to_bytes(4, sys.byteorder)
-
-
-def _number(data: bytes) -> int:
-    """Return the number in an unsigned integer of the host."""
-    return int.from_bytes(data, sys.byteorder)

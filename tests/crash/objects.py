@@ -14,7 +14,7 @@ from vgw import libbpf
 from vgw.controller.links import opened
 from vgw.controller.paths import Paths
 from vgw.libbpf.library import library
-from vgw.maps import read_chunks
+from vgw.maps_images import read_chunks
 
 _MADE: Final = struct.Struct("=cI")
 _KINDS: Final = {

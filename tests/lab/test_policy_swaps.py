@@ -24,7 +24,8 @@ from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.controller.rule_counts import RuleCounts
 from vgw.controller.stages import STAGES
-from vgw.maps import EndpointMaps, Image, place_counters
+from vgw.maps import EndpointMaps, place_counters
+from vgw.maps_images import Image
 
 pytestmark = pytest.mark.lab
 

@@ -24,8 +24,9 @@ from vgw.controller.replacement import Placing
 from vgw.controller.stages import STAGE_MAPS, load_stages
 from vgw.errors import ForeignProgramError, KernelError, VerifierError, VgwError
 from vgw.loader import Artefact, Instance
-from vgw.maps import EndpointMaps, Image
+from vgw.maps import EndpointMaps
 from vgw.maps_counters import PinnedCounters
+from vgw.maps_images import Image
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import Hook, Interface
 

@@ -23,7 +23,8 @@ from vgw.controller.paths import Paths
 from vgw.controller.pins import ASIDE, all_endpoint_dirs, entries, names, quietly, remove_tree
 from vgw.errors import KernelError, VgwError
 from vgw.loader import Artefact
-from vgw.maps import ChunkIds, EndpointMaps, Image, ImagePlace, image_chunks, write_chunk
+from vgw.maps import EndpointMaps
+from vgw.maps_images import ChunkIds, Image, ImagePlace, image_chunks, write_chunk
 from vgw.policy.compile import PolicyImage
 
 _ID_BYTES: Final = 4

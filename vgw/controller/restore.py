@@ -25,8 +25,8 @@ from vgw.controller.paths import EVENTS_PIN, Paths
 from vgw.controller.tools import Tools
 from vgw.errors import ForeignProgramError, KernelError
 from vgw.libbpf import ProgType
-from vgw.maps import read_chunks
 from vgw.maps_counters import counters_pin
+from vgw.maps_images import read_chunks
 from vgw.policy.model import Hook
 
 
