@@ -15,8 +15,8 @@
 struct cursor {
 	void *position;
 	void *end;  /* of the memory that can be read */
-	u32 left;   /* bytes up to the end of the enclosing payload */
-	u32 behind; /* bytes of the frame behind that end: padding */
+	u64 left;   /* bytes up to the end of the enclosing payload */
+	u64 behind; /* bytes of the frame behind that end: padding */
 	bool gso;   /* a length field of zero means "up to the end of the frame" */
 };
 

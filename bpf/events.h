@@ -46,9 +46,8 @@ static __always_inline void fill_event(struct event *event, const struct endpoin
 	event->tcp_flags = packet->tcp_flags;
 	event->icmp_type = packet->icmp_type;
 	event->icmp_code = packet->icmp_code;
-	__builtin_memcpy(event->source_mac, packet->source_mac, sizeof(event->source_mac));
-	__builtin_memcpy(event->destination_mac, packet->destination_mac,
-			 sizeof(event->destination_mac));
+	copy_mac(event->source_mac, packet->source_mac.bytes);
+	copy_mac(event->destination_mac, packet->destination_mac.bytes);
 	event->kind = VGW_EVENT_PACKET;
 	event->end = VGW_END_NONE;
 	event->state = VGW_FLOW_DEAD;
@@ -106,7 +105,7 @@ static __always_inline void emit_event(void *ctx, const struct endpoint_config *
 	if (!meter)
 		return;
 	fill_event(&work->event, config, &work->packet, path, &work->decision);
-	work->event.rule_path = work->query.path;
+	work->event.rule_path = work->decision.rule == VGW_NO_RULE ? path : work->query.path;
 	submit_event(ctx, config, meter, &work->event, sizeof(work->event));
 }
 

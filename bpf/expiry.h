@@ -28,12 +28,12 @@
 static __always_inline bool flow_is_dead(const struct endpoint_config *config,
 					 const struct flow *flow, u64 now)
 {
-	u8 state = flow->state & 0xf;
-	u64 marked = is_zero(state);
-	u64 flushed = is_less(flow->epoch, config->flow_epoch);
-	u64 idle = is_less(flow->last_seen_ns + config->timeout_ns[state], now);
+	u64 state = flow->state & 0xf;
+	u64 marked = state - 1;
+	u64 flushed = flow->epoch - config->flow_epoch;
+	u64 idle = flow->last_seen_ns + config->timeout_ns[state] - now;
 
-	return marked | flushed | idle;
+	return top_bit(marked | flushed | idle); /* one of them is below zero */
 }
 
 /*

@@ -43,23 +43,29 @@ static __always_inline u64 outside(const struct owned_address *owned,
 	       ((address->halves[1] & owned->mask.halves[1]) ^ owned->network.halves[1]);
 }
 
+/* Zero where the address may be used with the MAC. */
+static __always_inline u64 wrong_mac(const struct owned_address *owned, u64 mac)
+{
+	return (*(const u64 *)owned->mac ^ mac) & owned->mac_mask;
+}
+
 /* 1 if the address goes with one MAC only, and that is the one. */
 static __always_inline u64 names_mac(const struct owned_address *owned, u64 mac)
 {
-	return is_zero((*(const u64 *)owned->mac ^ mac) | ~owned->mac_mask);
+	return is_zero(wrong_mac(owned, mac)) & owned->mac_mask;
 }
 
 /* Sets work->owns.mac for a MAC that a frame to the VM is addressed to. */
 static __always_inline void find_mac(const struct endpoint_config *config, struct scratch *work,
-				     const u8 *claimed)
+				     const struct mac *claimed)
 {
-	u64 mac = padded_mac(claimed);
+	u64 mac = claimed->padded;
 
 	work->owns.mac = mac == *(const u64 *)config->mac;
 	forget_values();
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_MAX_ADDRESSES; i++) {
-		if (i >= config->address_count)
+		if (work->owns.mac || i >= config->address_count)
 			break;
 		work->owns.mac |= names_mac(&config->addresses[i], mac);
 		forget_values();
@@ -67,18 +73,40 @@ static __always_inline void find_mac(const struct endpoint_config *config, struc
 }
 
 /*
- * Fills work->owns for the claims of a packet from the VM. One walk answers for all of
- * them: the verifier pays for each walk.
+ * Sets work->owns.mac and work->owns.source for a packet from the VM. The walk ends where both
+ * are borne out, so most packets pay for the VM's first address only.
  */
-static __always_inline void find_ownership(const struct endpoint_config *config,
-					   struct scratch *work)
+static __always_inline void find_source(const struct endpoint_config *config,
+					struct scratch *work)
 {
-	const struct vgw_address *source = &work->packet.source, *target = &work->packet.target;
-	u64 mac = padded_mac(work->packet.source_mac), wrong_mac;
+	const struct vgw_address *source = &work->packet.source;
+	u64 mac = work->packet.source_mac.padded;
 	const struct owned_address *owned;
 
 	work->owns.mac = mac == *(const u64 *)config->mac;
 	work->owns.source = 0;
+	forget_values();
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < VGW_MAX_ADDRESSES; i++) {
+		if (i >= config->address_count)
+			break;
+		owned = &config->addresses[i];
+		work->owns.mac |= names_mac(owned, mac);
+		work->owns.source |= is_zero(wrong_mac(owned, mac) | outside(owned, source));
+		forget_values();
+		if (work->owns.mac & work->owns.source)
+			break;
+	}
+}
+
+/* Sets work->owns.target for ARP or neighbour discovery from the VM. */
+static __always_inline void find_target(const struct endpoint_config *config,
+					struct scratch *work)
+{
+	const struct vgw_address *target = &work->packet.target;
+	u64 mac = work->packet.source_mac.padded;
+	const struct owned_address *owned;
+
 	work->owns.target = 0;
 	forget_values();
 #pragma clang loop unroll(disable)
@@ -86,10 +114,7 @@ static __always_inline void find_ownership(const struct endpoint_config *config,
 		if (i >= config->address_count)
 			break;
 		owned = &config->addresses[i];
-		wrong_mac = (*(const u64 *)owned->mac ^ mac) & owned->mac_mask;
-		work->owns.mac |= names_mac(owned, mac);
-		work->owns.source |= is_zero(wrong_mac | outside(owned, source));
-		work->owns.target |= is_zero(wrong_mac | outside(owned, target));
+		work->owns.target |= is_zero(wrong_mac(owned, mac) | outside(owned, target));
 		forget_values();
 	}
 }
@@ -194,7 +219,7 @@ static __always_inline bool guard_arp(const struct endpoint_config *config, stru
 
 	if (!guard_on(config, VGW_GUARD_ARP))
 		return pass_as(work, VGW_REASON_ARP);
-	if (!same_mac(packet->arp_sender_mac, packet->source_mac))
+	if (!same_mac(packet->arp_sender_mac, packet->source_mac.bytes))
 		return refuse(work, VGW_REASON_SPOOF_ARP);
 	if (!work->owns.source && !probe)
 		return refuse(work, VGW_REASON_SPOOF_ARP);
@@ -206,8 +231,8 @@ static __always_inline bool guard_rarp(struct scratch *work)
 {
 	const struct packet *packet = &work->packet;
 
-	if (!same_mac(packet->arp_sender_mac, packet->source_mac) ||
-	    !same_mac(packet->arp_target_mac, packet->source_mac))
+	if (!same_mac(packet->arp_sender_mac, packet->source_mac.bytes) ||
+	    !same_mac(packet->arp_target_mac, packet->source_mac.bytes))
 		return refuse(work, VGW_REASON_SPOOF_ARP);
 	return pass_as(work, VGW_REASON_RARP);
 }
@@ -217,7 +242,7 @@ static __always_inline bool nd_claims_valid(const struct scratch *work)
 	const struct packet *packet = &work->packet;
 	bool unspecified = is_unspecified(&packet->source);
 
-	if (packet->nd_has_link_layer && !same_mac(packet->nd_link_layer, packet->source_mac))
+	if (packet->nd_has_link_layer && !same_mac(packet->nd_link_layer, packet->source_mac.bytes))
 		return false;
 	switch (packet->icmp_type) {
 	case ND_ROUTER_SOLICITATION:
@@ -272,7 +297,7 @@ static __always_inline bool guard_dhcp_request(struct scratch *work)
 		return refuse(work, VGW_REASON_DHCP_INVALID);
 	if (is_dhcp_request(packet) &&
 	    (!packet->dhcp_well_formed ||
-	     !same_mac(packet->dhcp_client_mac, packet->source_mac)))
+	     !same_mac(packet->dhcp_client_mac, packet->source_mac.bytes)))
 		return refuse(work, VGW_REASON_DHCP_INVALID);
 	meta = conntrack_meta.lookup(&zero);
 	if (is_dhcp_request(packet) && !is_limited_broadcast(&packet->destination)) {
@@ -317,7 +342,9 @@ static __always_inline bool guard_from_vm(const struct endpoint_config *config,
 {
 	const struct packet *packet = &work->packet;
 
-	find_ownership(config, work);
+	find_source(config, work);
+	if (packet->kind == KIND_ARP || packet->kind == KIND_ND)
+		find_target(config, work);
 	if (guard_on(config, VGW_GUARD_MAC) && !work->owns.mac)
 		return refuse(work, VGW_REASON_SPOOF_MAC);
 	switch (packet->kind) {
@@ -337,9 +364,9 @@ static __always_inline bool is_for_vm(const struct endpoint_config *config, stru
 {
 	const struct packet *packet = &work->packet;
 
-	if (!guard_on(config, VGW_GUARD_MAC) || packet->destination_mac[0] & 1)
+	if (!guard_on(config, VGW_GUARD_MAC) || is_group_mac(&packet->destination_mac))
 		return true;
-	find_mac(config, work, packet->destination_mac);
+	find_mac(config, work, &packet->destination_mac);
 	return work->owns.mac;
 }
 
@@ -371,7 +398,7 @@ static __always_inline bool guard_to_vm(const struct endpoint_config *config, st
  */
 static __always_inline bool groups_differ(const struct packet *packet)
 {
-	bool group = packet->destination_mac[0] & 1;
+	bool group = is_group_mac(&packet->destination_mac);
 
 	if (packet->ethertype != ETH_P_IP && packet->ethertype != ETH_P_IPV6)
 		return false;

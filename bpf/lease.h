@@ -46,7 +46,7 @@ static __always_inline void report_lease(struct __sk_buff *skb, const struct jud
 {
 	const struct endpoint_config *config = judged->config;
 	struct scratch *work = judged->work;
-	u32 captured = skb->len < LEASE_BYTES ? skb->len : LEASE_BYTES;
+	u32 captured;
 	struct event_meter *meter;
 	struct event *event;
 	int error;
@@ -56,6 +56,7 @@ static __always_inline void report_lease(struct __sk_buff *skb, const struct jud
 	meter = admit_event(config);
 	if (!meter)
 		return;
+	captured = skb->len < LEASE_BYTES ? skb->len : LEASE_BYTES;
 	event = &work->event;
 	fill_event(event, config, &work->packet, VGW_PATH_TO_VM, &work->decision);
 	event->kind = VGW_EVENT_LEASE;

@@ -6,6 +6,7 @@
 #define VGW_PACKET_H
 
 #include "abi.h"
+#include "byteorder.h"
 
 #ifndef NULL
 #define NULL ((void *)0)
@@ -44,61 +45,78 @@ struct frame {
 struct quoted_packet {
 	struct vgw_address source;
 	struct vgw_address destination;
-	__be16 source_port;      /* wire; echo: identifier */
+	__be16 source_port;      /* wire; echo: identifier; 0 without ports */
 	__be16 destination_port; /* wire; echo: identifier */
-	u32 tcp_sequence;        /* host order */
+	u32 tcp_sequence;        /* host order; of TCP */
 	u8 protocol;
 	bool echo;
 	bool echo_reply;
 };
 
+/* A MAC in memory order with two zero bytes behind it, like those of the ABI. */
+struct mac {
+	union {
+		u8 bytes[8];
+		u64 padded;
+	};
+};
+
 struct packet {
+	/* Zero where the parser did not come to it. */
 	struct vgw_address source;      /* ARP: sender's protocol address */
 	struct vgw_address destination;
-	struct vgw_address target;      /* what ARP or neighbour discovery asks for or announces */
-	struct quoted_packet quoted;    /* of an ICMP error */
-	u32 tcp_sequence;               /* host order */
-	u32 tcp_acknowledged;           /* host order */
-	u32 tcp_payload;                /* bytes behind the TCP header */
-	__be32 fragment_id;             /* wire; of the datagram that this is a fragment of */
-	u32 fragment_offset;            /* bytes of that datagram's payload before this fragment */
-	u32 fragment_length;            /* bytes of it in this fragment */
-	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
+	struct mac source_mac;
+	struct mac destination_mac;
 	u32 header_length;              /* bytes in front of the TCP or UDP payload */
 	u32 upper_start;                /* bytes in front of the upper header; 0: not IP */
-	u32 ip_length;                  /* bytes of the IP packet, its header included */
-	u32 segments;                   /* as in struct frame */
-	u32 segment_size;               /* as in struct frame */
-	u32 checksum_asked;             /* as in struct frame */
-	u32 checksum_start;             /* as in struct frame */
-	u32 checksum_offset;            /* as in struct frame */
 	u16 ethertype;                  /* host order; 0: not read */
 	u16 vlan;                       /* 802.1Q id; 0: untagged */
 	__be16 source_port;             /* wire; echo: identifier */
 	__be16 destination_port;        /* wire; echo: identifier */
-	u8 source_mac[6];
-	u8 destination_mac[6];
 	u8 kind;                        /* enum packet_kind */
 	u8 protocol;
 	u8 tcp_flags;
 	u8 icmp_type;
 	u8 icmp_code;
-	u8 arp_operation;
-	u8 arp_sender_mac[6];
-	u8 arp_target_mac[6];
-	u8 nd_link_layer[6];            /* the link-layer address option */
-	bool nd_has_link_layer;
 	bool foreign_icmp;              /* ICMP over IPv6 or ICMPv6 over IPv4: just a number */
-	bool dhcp_well_formed;          /* a client's BOOTP request with plain fields */
 	bool fragment_header;           /* IPv6: there is a fragment header */
 	bool first_fragment;            /* the datagram goes on in later fragments */
-	u8 fragment_protocol;           /* as the fragment's header names it */
-	bool router_alert;              /* IPv6: hop-by-hop header with a router alert */
-	u8 hop_limit;                   /* IPv6 */
-	u8 dhcp_client_mac[6];
-	u8 nd_fixed;                    /* bytes of neighbour discovery in front of the options */
-	u8 nd_option;                   /* type of the link-layer option that counts there */
+	u64 router_alert;               /* 1: IPv6 hop-by-hop header with a router alert */
+
+	/* As the hook says. */
+	u32 wire_length;                /* bytes, all segments of a GSO frame with their headers */
+	u32 segment_size;               /* as in struct frame; 0: it is no GSO frame */
+	u32 segments;                   /* of a GSO frame: as in struct frame */
+	u32 checksum_asked;             /* 1: a checksum is asked for: */
+	u32 checksum_start;             /* as in struct frame */
+	u32 checksum_offset;            /* as in struct frame */
+
+	/* Left over from another packet but where one of its kind was read. */
+	u32 ip_length;                  /* of IP: bytes of it, its header included */
+	u32 hop_limit;                  /* of IPv6 */
+	u32 tcp_sequence;               /* of TCP: host order */
+	u32 tcp_acknowledged;           /* of TCP: host order */
+	u32 tcp_payload;                /* of TCP: bytes behind its header, of a fragment the most
+					 * that may follow */
+	__be32 fragment_id;             /* of fragments: wire; of the datagram */
+	u32 fragment_offset;            /* of fragments: bytes of the datagram's payload before it */
+	u32 fragment_length;            /* of fragments: bytes of it in this one */
+	u8 fragment_protocol;           /* of fragments: as the fragment's header names it */
+	bool dhcp_well_formed;          /* of a client's BOOTP request: it has plain fields */
+	u8 dhcp_client_mac[6];          /* of a client's BOOTP request */
+	u8 arp_operation;               /* of ARP */
+	bool nd_has_link_layer;         /* of neighbour discovery: there is the option */
+	u8 arp_sender_mac[6];           /* of ARP */
+	u8 arp_target_mac[6];           /* of ARP */
+	u8 nd_link_layer[6];            /* of neighbour discovery: what the option says */
+	u8 nd_fixed;                    /* of neighbour discovery: bytes in front of the options */
+	u8 nd_option;                   /* of neighbour discovery: type of the option that counts */
+	struct vgw_address target;      /* what ARP or neighbour discovery asks for or announces */
+	struct quoted_packet quoted;    /* of an ICMP error */
 };
+
+/* Bytes of a packet that are zero where the parser did not come to them. */
+#define PACKET_CLEARED __builtin_offsetof(struct packet, wire_length)
 
 /* Part of a datagram, or what could be taken for one. */
 static __always_inline bool is_fragment(const struct packet *packet)
@@ -130,10 +148,10 @@ struct class_record {
 
 /* What rule lookup is at. */
 struct lookup {
+	u64 unfinished;   /* 1: the lookup is left to the stage, or has blocks left to look into */
 	u64 classes[4];   /* of the fields */
 	u64 word;         /* which word of the field the search is on */
 	u64 block;        /* that is looked into */
-	u64 unfinished;   /* 1: the lookup is left to the stage, or has blocks left to look into */
 	u64 summary;      /* groups of places of that block in which all fields have rules */
 	u64 groups[4];    /* rules of such a group that each field admits */
 	u64 place;        /* of the first match in that block */
@@ -146,7 +164,6 @@ struct lookup {
 
 /* An answer to a rejected packet, as reject.h puts it together. */
 struct answer {
-	u64 due;        /* 1: the packet was rejected, and that is enforced */
 	u64 start;      /* where in `bytes` the answer begins */
 	u64 length;     /* bytes of the answer */
 	u64 link;       /* bytes of its link header, which is as long as the frame's */
@@ -189,30 +206,32 @@ struct flow_note {
 /*
  * Work memory of the packet being judged. Values that would tell many paths apart for
  * the verifier live here and not in registers: what it reads from memory is alike on
- * all of them, so it walks what follows once. See forget_values.
+ * all of them, so it walks what follows once. See forget_values. What every packet needs
+ * stands in front, in few lines of the processor's cache.
  */
 struct scratch {
 	struct packet packet;
 	struct ownership owns;
 	struct decision decision;
 	struct flow_key key;
-	struct flow flow;
 	u64 now;     /* of clock.h, read once the packet comes to conntrack */
+	u32 slot;    /* of configs and policies, read once for the packet */
+	u32 asked;   /* 1: the decision is the policy's, on query */
+	u32 denying; /* more than 0: this CPU denies a lot, see denials.h */
+	u32 denial_known; /* 1: it was denied before, and got the decision in `denied` */
+	u32 vacant;  /* 1: there was no flow of this key, not even a dead one */
 	u32 rejudge; /* 1: query is about a flow of an older policy, not a new one */
 	u32 opener;  /* enum vgw_path of the side that opens the flow that query is about */
 	u32 taken;   /* 1: it is an open TCP connection that is taken over */
-	u32 asked;   /* 1: the decision is the policy's, on query */
+	struct lookup lookup;
+	struct policy_query query;
+	struct flow flow;
 	u64 flood_window; /* that flood_dropped counts for, see floods.h */
 	u64 flood_dropped; /* by this CPU */
-	u32 denying; /* more than 0: this CPU denies a lot, see denials.h */
-	u32 denial_known; /* 1: it was denied before, and got the decision in `denied` */
-	u32 head_known; /* 1: the frame has a head; read only while denying */
-	u32 slot;    /* of configs and policies, read once for the packet */
+	u64 head_known; /* 1: the frame has a head; read only while denying */
 	u64 flows_made; /* of the endpoint, before the packet's flow was looked for */
 	struct frame_head head;
 	struct decision denied;
-	struct policy_query query;
-	struct lookup lookup;
 	struct queue_batch batch; /* of the expiry queue */
 	struct fragment_key fragment_key;
 	struct fragment fragment;
@@ -241,6 +260,11 @@ static __always_inline void decide(struct scratch *work, u32 verdict, u32 reason
 	work->decision.flags = 0;
 }
 
+static __always_inline bool is_group_mac(const struct mac *mac)
+{
+	return mac->bytes[0] & 1;
+}
+
 static __always_inline void copy_mac(u8 *to, const void *from)
 {
 	const u16 *source = from;
@@ -259,13 +283,10 @@ static __always_inline bool same_mac(const u8 *first, const u8 *second)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
-/* A MAC in the low six bytes of memory order, to compare with the padded ones of the ABI. */
-static __always_inline u64 padded_mac(const u8 *mac)
+/* The MAC at `from`, behind which two more bytes can be read: one load, and one store. */
+static __always_inline void take_mac(struct mac *mac, const void *from)
 {
-	u64 padded = 0;
-
-	__builtin_memcpy(&padded, mac, 6);
-	return padded;
+	mac->padded = *(const u64 *)from & htonll(0xffffffffffff0000ULL);
 }
 
 static __always_inline void copy_key(struct flow_key *to, const struct flow_key *from)

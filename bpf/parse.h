@@ -77,9 +77,9 @@ static __always_inline enum vgw_reason parse_link(const struct frame *frame,
 
 	if (!ethernet)
 		return VGW_REASON_TRUNCATED;
-	copy_mac(packet->source_mac, ethernet->h_source);
-	copy_mac(packet->destination_mac, ethernet->h_dest);
-	packet->ethertype = ntohs(ethernet->h_proto);
+	take_mac(&packet->source_mac, ethernet->h_source);
+	take_mac(&packet->destination_mac, ethernet->h_dest);
+	packet->ethertype = ntohs(*(const __be16 *)&ethernet->h_proto);
 	packet->header_length = sizeof(*ethernet);
 	if (frame->tagged) {
 		reason = take_tag(packet, frame->tag_protocol, frame->tag_control);

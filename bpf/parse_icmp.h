@@ -190,6 +190,7 @@ static __always_inline enum vgw_reason parse_icmp(struct cursor *cursor, struct 
 		if (mtu_is_absurd(icmp))
 			return VGW_REASON_BAD_MTU;
 		advance(cursor, sizeof(*icmp));
+		__builtin_memset(&packet->quoted, 0, sizeof(packet->quoted));
 		return parse_quoted_ipv4(cursor, packet);
 	default:
 		packet->kind = KIND_ICMP_OTHER;
@@ -204,6 +205,7 @@ static __always_inline enum vgw_reason parse_nd_options(struct cursor *cursor,
 	const struct nd_option *option;
 	u32 length;
 
+	packet->nd_has_link_layer = false;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < ND_MAX_OPTIONS; i++) {
 		if (!cursor->left)
@@ -309,6 +311,7 @@ static __always_inline enum vgw_reason parse_icmpv6(struct cursor *cursor, struc
 		if (icmp->icmp6_type == ICMPV6_PKT_TOOBIG && ntohl(icmp->icmp6_mtu) < IPV6_MTU_MIN)
 			return VGW_REASON_BAD_MTU;
 		advance(cursor, sizeof(*icmp));
+		__builtin_memset(&packet->quoted, 0, sizeof(packet->quoted));
 		return parse_quoted_ipv6(cursor, packet);
 	default:
 		packet->kind = KIND_ICMP_OTHER;

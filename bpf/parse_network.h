@@ -126,6 +126,7 @@ static __always_inline enum vgw_reason parse_upper(struct cursor *cursor, struct
 	reason = parse_upper_header(cursor, packet);
 	if (!packet->first_fragment)
 		return reason;
+	packet->tcp_payload = DATAGRAM_MAX;
 	switch (reason) {
 	case VGW_REASON_TRUNCATED:
 	case VGW_REASON_BAD_LENGTH:
@@ -164,7 +165,7 @@ static __always_inline enum vgw_reason parse_ipv4_fragment(struct cursor *cursor
 	bool more = flags & IP_MORE_FRAGMENTS;
 	u32 offset = (flags & IP_OFFSET_MASK) * FRAGMENT_UNIT;
 
-	if (!more && !offset)
+	if (!(flags & (IP_MORE_FRAGMENTS | IP_OFFSET_MASK)))
 		return VGW_REASON_NONE;
 	if (more && flags & IP_DONT_FRAGMENT)
 		return VGW_REASON_FRAGMENT;

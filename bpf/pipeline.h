@@ -103,6 +103,7 @@ static __always_inline struct flow *find_flow(const struct endpoint_config *conf
 	struct flow *flow;
 
 	flow = conntrack.lookup(&work->key);
+	work->vacant = !flow;
 	if (flow && (!flow_is_live(config, packet, flow, work->now) ||
 		     misquoting_error(packet, path, flow)))
 		return NULL;
@@ -295,13 +296,16 @@ static __always_inline void judge(const struct endpoint_config *config,
 /* Begins `packet` with what the hook says of the frame. */
 static __always_inline void take_frame(const struct frame *frame, struct packet *packet)
 {
-	__builtin_memset(packet, 0, sizeof(*packet));
+	__builtin_memset(packet, 0, PACKET_CLEARED);
 	packet->wire_length = frame->length + frame->tagged * sizeof(struct vlan_tag);
-	packet->segments = frame->segments;
 	packet->segment_size = frame->segment_size;
+	if (packet->segment_size)
+		packet->segments = frame->segments;
 	packet->checksum_asked = frame->checksum_asked;
-	packet->checksum_start = frame->checksum_start;
-	packet->checksum_offset = frame->checksum_offset;
+	if (packet->checksum_asked) {
+		packet->checksum_start = frame->checksum_start;
+		packet->checksum_offset = frame->checksum_offset;
+	}
 }
 
 /* The configuration in force and its slot, read once for a packet; NULL: there is none. */
@@ -390,8 +394,8 @@ static __always_inline void resume_packet(struct judged *judged)
 }
 
 /*
- * The single exit: one counter, one event if one is due. Returns whether the packet passes,
- * and leaves in the work memory whether it is due an answer, see reject.h.
+ * The single exit: one counter, one event if one is due. Returns whether the packet passes. Where
+ * the verdict is REJECT then, it is due an answer, see reject.h.
  */
 static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 {
@@ -412,7 +416,6 @@ static __always_inline bool finish(void *ctx, struct judged *judged, u32 path)
 		work->denying--;
 	if (config->mode == VGW_MODE_MONITOR && decision->verdict != VGW_VERDICT_ACCEPT)
 		decision->verdict = VGW_VERDICT_WOULD_DROP;
-	work->answer.due = decision->verdict == VGW_VERDICT_REJECT;
 	count_packet(path, decision->verdict, decision->reason, work->packet.wire_length);
 	if (event_due(path, decision))
 		emit_event(ctx, config, work, path);

@@ -52,9 +52,11 @@ static __always_inline bool is_extension_header(u8 protocol)
 
 static __always_inline void map_ipv4(struct vgw_address *to, __be32 address)
 {
+	struct vgw_address mapped = { .words = { 0, 0, htonl(0xffff), address } };
+
+	/* In halves, as all read it: what several stores have written takes a processor long to read. */
 	to->halves[0] = 0;
-	to->words[2] = htonl(0xffff);
-	to->words[3] = address;
+	to->halves[1] = mapped.halves[1];
 }
 
 /*
@@ -76,10 +78,10 @@ static __always_inline bool is_group(const struct vgw_address *address)
 
 static __always_inline void copy_ipv6(struct vgw_address *to, const struct in6_addr *address)
 {
-	to->words[0] = address->in6_u.u6_addr32[0];
-	to->words[1] = address->in6_u.u6_addr32[1];
-	to->words[2] = address->in6_u.u6_addr32[2];
-	to->words[3] = address->in6_u.u6_addr32[3];
+	const u64 *halves = (const u64 *)address;
+
+	to->halves[0] = halves[0];
+	to->halves[1] = halves[1];
 }
 
 #endif

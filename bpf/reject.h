@@ -58,7 +58,8 @@ static __always_inline bool is_surely_for_vm(const struct endpoint_config *confi
 static __always_inline bool is_answerable(const struct endpoint_config *config,
 					  const struct packet *packet, u32 path)
 {
-	if (is_fragment(packet) || (packet->source_mac[0] | packet->destination_mac[0]) & 1)
+	if (is_fragment(packet) || is_group_mac(&packet->source_mac) ||
+	    is_group_mac(&packet->destination_mac))
 		return false;
 	if (!is_one_host(&packet->source) || !is_one_host(&packet->destination) ||
 	    same_address(&packet->source, &packet->destination) ||
@@ -136,8 +137,8 @@ static __always_inline struct reject_meter *begin_answer(const struct judged *ju
 	struct scratch *work = judged->work;
 	struct reject_meter *meter;
 
-	if (!config || !work || !work->answer.due || !config->reject_per_second ||
-	    !is_answerable(config, &work->packet, path))
+	if (!config || !work || work->decision.verdict != VGW_VERDICT_REJECT ||
+	    !config->reject_per_second || !is_answerable(config, &work->packet, path))
 		return NULL;
 	meter = open_meter(config);
 	if (!meter)
@@ -281,8 +282,8 @@ static __always_inline void write_link(struct answer *answer, const struct packe
 {
 	u8 *link = link_part(answer);
 
-	copy_mac(link, packet->source_mac);
-	copy_mac(link + sizeof(packet->source_mac), packet->destination_mac);
+	copy_mac(link, packet->source_mac.bytes);
+	copy_mac(link + ETH_ALEN, packet->destination_mac.bytes);
 }
 
 /* Writes the answer around the parts of the rejected frame that have been read. */

@@ -26,6 +26,8 @@ static __always_inline void take_checksum_request(struct frame *frame, const u8 
 
 	frame->checksum_asked = (fields[SKB_IP_SUMMED] >> SKB_IP_SUMMED_SHIFT & IP_SUMMED_MASK) ==
 				CHECKSUM_PARTIAL;
+	if (!frame->checksum_asked)
+		return;
 	/* Both places count from the same byte, in front of the frame. */
 	start = *(u16 *)(fields + SKB_CSUM_START);
 	frame_start = *(u16 *)(fields + SKB_MAC_HEADER);

@@ -101,9 +101,10 @@ static __always_inline int tc_judge(struct __sk_buff *skb, u32 path)
 		bpf_skb_pull_data(skb, wanted);
 	place_frame(skb, &frame);
 	frame.length = skb->len;
-	frame.gso = skb->gso_size;
-	frame.segments = skb->gso_segs; /* 0 for a frame that a guest handed over */
 	frame.segment_size = skb->gso_size;
+	frame.gso = frame.segment_size;
+	if (frame.gso)
+		frame.segments = skb->gso_segs; /* 0 for a frame that a guest handed over */
 	frame.tagged = skb->vlan_present;
 	frame.tag_protocol = ntohs(skb->vlan_proto);
 	frame.tag_control = skb->vlan_tci;

@@ -32,13 +32,12 @@ static __always_inline bool is_new_tcp(const struct packet *packet)
 	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* Number behind the last byte of a segment; a fragment of one may have any length yet. */
+/* Number behind the last byte of a segment. */
 static __always_inline u32 tcp_end_of(const struct packet *packet)
 {
 	u32 flags = packet->tcp_flags;
-	u32 payload = packet->first_fragment ? DATAGRAM_MAX : packet->tcp_payload;
 
-	return packet->tcp_sequence + payload + !!(flags & TCP_SYN) + (flags & TCP_FIN);
+	return packet->tcp_sequence + packet->tcp_payload + !!(flags & TCP_SYN) + (flags & TCP_FIN);
 }
 
 /* Whether `number` is at or behind `from` and not behind `to`, which is not far from it. */
@@ -177,14 +176,17 @@ static __always_inline bool track_tcp(const struct packet *packet, u32 path, str
 		flow->state = VGW_FLOW_TCP_CLOSED;
 		return true;
 	}
-	if (flow->state == VGW_FLOW_TCP_SYN && packet->tcp_flags & TCP_SYN)
-		return track_syn(packet, path, flow);
-	if (flow->state == VGW_FLOW_TCP_SYN && !track_handshake(packet, path, flow))
-		return false;
+	if (flow->state == VGW_FLOW_TCP_SYN) {
+		if (packet->tcp_flags & TCP_SYN)
+			return track_syn(packet, path, flow);
+		if (!track_handshake(packet, path, flow))
+			return false;
+		if (flow->state == VGW_FLOW_TCP_SYN)
+			return true;
+	}
 	if (is_new_tcp(packet))
 		return false;
-	if (flow->state != VGW_FLOW_TCP_SYN)
-		track_open(packet, path, flow);
+	track_open(packet, path, flow);
 	return true;
 }
 

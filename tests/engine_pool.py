@@ -32,12 +32,15 @@ class Engines:
     def of(self, fixture: Fixture, conntrack_max: int = 1024) -> ProgramEngine:
         key = fixture.name, conntrack_max
         if key not in self._engines:
-            arguments = fixture.facts, fixture.policy, conntrack_max
-            if self._shielded:
-                self._engines[key] = ShieldedEngine(self._artefact, *arguments)
-            else:
-                self._engines[key] = ProgramEngine(self._artefact, self._hook, *arguments)
+            self._engines[key] = self.make(fixture, conntrack_max)
         return self._engines[key]
+
+    def make(self, fixture: Fixture, conntrack_max: int) -> ProgramEngine:
+        """Load programs, which the caller closes or keeps in `of`."""
+        arguments = fixture.facts, fixture.policy, conntrack_max
+        if self._shielded:
+            return ShieldedEngine(self._artefact, *arguments)
+        return ProgramEngine(self._artefact, self._hook, *arguments)
 
     def drop(self, fixture: Fixture, conntrack_max: int) -> None:
         """Close an engine that a case left under another policy."""
