@@ -14,7 +14,7 @@ import pytest
 
 from bench.endpoints import Endpoint, make_endpoint
 from bench.paths import packets
-from bench.paths.checked import BY_RULE, CONNTRACK_MAX, Checked, interface
+from bench.paths.checked import BY_RULE, CONNTRACK_MAX, Checked, Trial, interface
 from bench.paths.policy import policy
 from tests.frames import UDP
 from vgw import loader
@@ -43,7 +43,7 @@ def test_live_flows_are_hardly_looked_at(artefact: loader.Artefact, tmp_path: Fi
     """Looking at a batch for every other new flow would take as many batches as half the flows."""
     syn = packets.packet(Path.FROM_VM, 4, "tcp", Path.FROM_VM, "S")
     with flooded(artefact, tmp_path, brief=False) as (endpoint, checked):
-        checked.run(endpoint, "tc_from_vm", syn, 20_000, BY_RULE)
+        checked.run(Trial(endpoint, "tc_from_vm", syn, BY_RULE), 20_000)
         meta = endpoint.maps.meta()
     assert meta.entries == 20_000
     assert 0 < meta.head < 20_000 // 4
@@ -57,7 +57,7 @@ def test_flows_that_die_make_room_among_live_ones(
     syn = packets.packet(Path.FROM_VM, 4, "tcp", Path.FROM_VM, "S")
     with flooded(artefact, tmp_path, brief=True) as (endpoint, checked):
         checked.open(endpoint, 4, "udp", lasting)
-        checked.run(endpoint, "tc_from_vm", syn, 2 * CONNTRACK_MAX, BY_RULE)
+        checked.run(Trial(endpoint, "tc_from_vm", syn, BY_RULE), 2 * CONNTRACK_MAX)
         entries = endpoint.maps.meta().entries
         kept = sum(key.protocol == UDP for key, _ in endpoint.maps.flows())
     assert kept == lasting

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
+from typing import Unpack
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.cases import TABLES
 from tests.cases.fixtures import OPEN
 from tests.cases.table import Case, Fixture, Send
 from tests.engine_pool import Engines
-from tests.engines import Outcome, report
+from tests.engines import Beside, Outcome, report
 from tests.program_engine import ProgramEngine, why_not_run
 from vgw import libbpf, loader
 from vgw.abi import Path
@@ -38,21 +39,13 @@ class LitteredEngine(ProgramEngine):
 
     _random = random.Random(20261127)
 
-    def judge(
-        self,
-        path: Path,
-        frame: bytes,
-        *,
-        gso: bool = False,
-        vlan_tag: int | None = None,
-        checksum: tuple[int, int] | None = None,
-    ) -> Outcome:
+    def judge(self, path: Path, frame: bytes, **beside: Unpack[Beside]) -> Outcome:
         size = self._artefact.maps["scratch"].value_size
         rubbish = self._random.choice(
             (b"\xff" * size, b"\x01" * size, self._random.randbytes(size), bytes(size))
         )
         self._put("scratch", rubbish * libbpf.possible_cpus())
-        return super().judge(path, frame, gso=gso, vlan_tag=vlan_tag, checksum=checksum)
+        return super().judge(path, frame, **beside)
 
 
 class LitteredEngines(Engines):
