@@ -73,50 +73,41 @@ static __always_inline void find_mac(const struct endpoint_config *config, struc
 }
 
 /*
- * Sets work->owns.mac and work->owns.source for a packet from the VM. The walk ends where both
- * are borne out, so most packets pay for the VM's first address only.
+ * Sets *owned to whether an address goes with the MAC of the packet, and work->owns.mac where it
+ * is one of an allowed pair. The walk ends where both are borne out, so most packets pay for the
+ * VM's first address only.
  */
-static __always_inline void find_source(const struct endpoint_config *config,
-					struct scratch *work)
+static __always_inline void find_owned(const struct endpoint_config *config, struct scratch *work,
+				       const struct vgw_address *address, u64 *owned)
 {
-	const struct vgw_address *source = &work->packet.source;
 	u64 mac = work->packet.source_mac.padded;
-	const struct owned_address *owned;
+	const struct owned_address *entry;
 
-	work->owns.mac = mac == *(const u64 *)config->mac;
-	work->owns.source = 0;
+	*owned = 0;
 	forget_values();
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_MAX_ADDRESSES; i++) {
 		if (i >= config->address_count)
 			break;
-		owned = &config->addresses[i];
-		work->owns.mac |= names_mac(owned, mac);
-		work->owns.source |= is_zero(wrong_mac(owned, mac) | outside(owned, source));
+		entry = &config->addresses[i];
+		work->owns.mac |= names_mac(entry, mac);
+		*owned |= is_zero(wrong_mac(entry, mac) | outside(entry, address));
 		forget_values();
-		if (work->owns.mac & work->owns.source)
+		if (work->owns.mac & *owned)
 			break;
 	}
 }
 
-/* Sets work->owns.target for ARP or neighbour discovery from the VM. */
-static __always_inline void find_target(const struct endpoint_config *config,
-					struct scratch *work)
+/* Fills work->owns for the claims of a packet from the VM; only ARP and ND have a target. */
+static __always_inline void find_ownership(const struct endpoint_config *config,
+					   struct scratch *work)
 {
-	const struct vgw_address *target = &work->packet.target;
-	u64 mac = work->packet.source_mac.padded;
-	const struct owned_address *owned;
+	const struct packet *packet = &work->packet;
 
-	work->owns.target = 0;
-	forget_values();
-#pragma clang loop unroll(disable)
-	for (u32 i = 0; i < VGW_MAX_ADDRESSES; i++) {
-		if (i >= config->address_count)
-			break;
-		owned = &config->addresses[i];
-		work->owns.target |= is_zero(wrong_mac(owned, mac) | outside(owned, target));
-		forget_values();
-	}
+	work->owns.mac = packet->source_mac.padded == *(const u64 *)config->mac;
+	find_owned(config, work, &packet->source, &work->owns.source);
+	if (packet->kind == KIND_ARP || packet->kind == KIND_ND)
+		find_owned(config, work, &packet->target, &work->owns.target);
 }
 
 static __always_inline bool vlan_allowed(const struct endpoint_config *config, u16 vlan)
@@ -342,9 +333,7 @@ static __always_inline bool guard_from_vm(const struct endpoint_config *config,
 {
 	const struct packet *packet = &work->packet;
 
-	find_source(config, work);
-	if (packet->kind == KIND_ARP || packet->kind == KIND_ND)
-		find_target(config, work);
+	find_ownership(config, work);
 	if (guard_on(config, VGW_GUARD_MAC) && !work->owns.mac)
 		return refuse(work, VGW_REASON_SPOOF_MAC);
 	switch (packet->kind) {
