@@ -34,6 +34,7 @@ SPREAD: Final = {
     "apply-wide": 37,
     "hook-move": 11,
     "mode": 5,
+    "flush": 1,
     "sweep": 11,
     "detach": 13,
     "detach-clsact": 17,
