@@ -193,8 +193,7 @@ class Change:
             if kept.is_to_be_put_back:
                 self._put_back(kept, undo)
             if kept.is_moving:
-                self._move(kept, kept.wanted_hook)
-                undo.callback(quietly, self._move, kept, kept.hook)
+                self._move(kept, undo)
         if self._staged:
             # Switched back, no packet is judged any more by what is released then.
             undo.callback(quietly, libbpf.wait_for_programs)
@@ -512,16 +511,19 @@ class Change:
             force=self._desired.force,
         )
 
-    def _move(self, kept: _Kept, hook: Hook) -> None:
-        programs = (endpoints.FROM_VM_PROGRAM[hook],)
+    def _move(self, kept: _Kept, undo: contextlib.ExitStack) -> None:
+        """Attach the program for packets from the VM at its other hook too, until finish()."""
+        programs = (endpoints.FROM_VM_PROGRAM[kept.wanted_hook],)
         # Until the switch the program judges by the policy before.
         staged = any(entry.staged for entry in self._manifest.policies.values())
-        endpoints.move_hook(
+        placing = endpoints.move_hook(
             self._tools.artefact(with_stages(programs) if staged else programs),
             kept.endpoint,
             self._tools.events_fd(),
             kept.facts.ifindex,
-            hook,
+            kept.wanted_hook,
             staged=staged,
             force=self._desired.force,
         )
+        undo.callback(quietly, placing.undo)
+        self._placings.append(placing)

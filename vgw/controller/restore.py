@@ -146,7 +146,9 @@ def _move_to_tc(tools: Tools, endpoint: OpenEndpoint, ifindex: int) -> None:
     staged = manifest is None or any(each.staged for each in manifest.policies.values())
     programs = (endpoints.FROM_VM_PROGRAM[Hook.TC],)
     artefact = tools.artefact(with_stages(programs) if staged else programs)
-    endpoints.move_hook(artefact, endpoint, tools.events_fd(), ifindex, Hook.TC, staged=staged)
+    endpoints.move_hook(
+        artefact, endpoint, tools.events_fd(), ifindex, Hook.TC, staged=staged
+    ).finish()
 
 
 def _repin(paths: Paths, directory: pathlib.Path, held: Mapping[abi.Path, int]) -> list[str]:
