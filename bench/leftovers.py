@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vgw import libbpf
+from vgw.controller.allocator import give_back, share_one_pool
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 from vgw.libbpf.library import library
@@ -44,7 +45,11 @@ class Cycles:
     """Makes interfaces, protects them and removes them again, as often as asked."""
 
     def __init__(self, host: Host, document: PolicyDocument) -> None:
-        """Prepare for a policy: all interfaces of its VMs come and go at the same time."""
+        """Prepare for a policy: all interfaces of its VMs come and go at the same time.
+
+        This process has its memory as the controller has: one pool, and given back in the end.
+        """
+        share_one_pool()
         self._host = host
         self._document = document
         self._interfaces = [each.name for vm in document.vms.values() for each in vm.interfaces]
@@ -81,8 +86,7 @@ class Cycles:
             time.sleep(0.02)
         gc.collect()
         paths = self._host.paths
-        allocator = _allocator()
-        allocator.malloc_trim(0)
+        give_back()
         return Traces(
             programs=alive[0],
             maps=alive[1],
@@ -91,7 +95,7 @@ class Cycles:
             files=len(_files(paths.state_dir)),
             objects=len(gc.get_objects()),
             blocks=sys.getallocatedblocks(),
-            malloc_kib=_in_use(allocator.mallinfo2()) >> 10,
+            malloc_kib=_in_use() >> 10,
             resident_kib=_resident_kib(),
         )
 
@@ -148,15 +152,11 @@ class _MallocInfo(ctypes.Structure):
     ]
 
 
-def _allocator() -> ctypes.CDLL:
-    """Return the C library, whose allocator serves all but Python's small objects."""
+def _in_use() -> int:
+    """Return how many bytes the C library has allocated, in its pools and by mmap."""
     library = ctypes.CDLL(None)
     library.mallinfo2.restype = _MallocInfo
-    return library
-
-
-def _in_use(info: _MallocInfo) -> int:
-    """Return how many bytes are allocated, in arenas and by mmap."""
+    info = library.mallinfo2()
     return int(info.uordblks + info.hblkhd)
 
 
