@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from vgw import libbpf
+from vgw.controller.allocator import give_back, share_one_pool
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
 from vgw.libbpf.library import library
@@ -34,6 +36,8 @@ class Traces:
     pins: int
     files: int
     objects: int
+    blocks: int
+    malloc_kib: int
     resident_kib: int
 
 
@@ -41,7 +45,11 @@ class Cycles:
     """Makes interfaces, protects them and removes them again, as often as asked."""
 
     def __init__(self, host: Host, document: PolicyDocument) -> None:
-        """Prepare for a policy: all interfaces of its VMs come and go at the same time."""
+        """Prepare for a policy: all interfaces of its VMs come and go at the same time.
+
+        This process has its memory as the controller has: one pool, and given back in the end.
+        """
+        share_one_pool()
         self._host = host
         self._document = document
         self._interfaces = [each.name for vm in document.vms.values() for each in vm.interfaces]
@@ -60,6 +68,7 @@ class Cycles:
         remove = [f"link del {name}" for name in self._interfaces]
         for number, done in enumerate(range(0, cycles, len(self._interfaces))):
             progress(done)
+            self._forget_freed()
             self._ip(add)
             self._host.attach_many(self._document)
             self._note()
@@ -77,6 +86,7 @@ class Cycles:
             time.sleep(0.02)
         gc.collect()
         paths = self._host.paths
+        give_back()
         return Traces(
             programs=alive[0],
             maps=alive[1],
@@ -84,6 +94,8 @@ class Cycles:
             pins=len([pin for pin in _files(paths.bpffs) if pin.suffix != ".debug"]),
             files=len(_files(paths.state_dir)),
             objects=len(gc.get_objects()),
+            blocks=sys.getallocatedblocks(),
+            malloc_kib=_in_use() >> 10,
             resident_kib=_resident_kib(),
         )
 
@@ -99,9 +111,13 @@ class Cycles:
 
     def _alive(self) -> tuple[int, int]:
         """Return how many programs and maps of all cycles are there."""
-        programs = self._programs.intersection(_ids("bpf_prog_get_next_id"))
-        maps = self._maps.intersection(_ids("bpf_map_get_next_id"))
-        return len(programs), len(maps)
+        self._forget_freed()
+        return len(self._programs), len(self._maps)
+
+    def _forget_freed(self) -> None:
+        """Forget the numbers of what is gone: of all cycles they would be most of what stays."""
+        self._programs.intersection_update(_ids("bpf_prog_get_next_id"))
+        self._maps.intersection_update(_ids("bpf_map_get_next_id"))
 
     def _ip(self, commands: Sequence[str]) -> None:
         text = "".join(f"{command}\n" for command in commands)
@@ -114,6 +130,34 @@ class Cycles:
 
 def _files(directory: Path) -> list[Path]:
     return [entry for entry in directory.rglob("*") if not entry.is_dir()]
+
+
+class _MallocInfo(ctypes.Structure):
+    """Sums over all arenas, in bytes: struct mallinfo2 of malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def _in_use() -> int:
+    """Return how many bytes the C library has allocated, in its pools and by mmap."""
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype = _MallocInfo
+    info = library.mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def _resident_kib() -> int:

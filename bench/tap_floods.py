@@ -215,6 +215,8 @@ def run_leftovers(scale: Scale, progress: Progress) -> list[Row]:
         "files of state": after.files,
         "descriptors": after.descriptors - before.descriptors,
         "objects of Python": after.objects - before.objects,
+        "blocks of Python": after.blocks - before.blocks,
+        "KiB in use of malloc": after.malloc_kib - before.malloc_kib,
         "KiB of resident memory": after.resident_kib - before.resident_kib,
     }
     return [

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports point one way, and each outside library has one place.
 
-cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors, steps, files and words are
-for all
+cli -> controller -> {policy, loader, maps} -> libbpf -> abi; errors, steps, files, threads and
+words are for all
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ ALLOWED_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "steps": set(),
     "files": set(),
+    "threads": set(),
     "words": set(),
 }
 #: Modules that every layer may import.
-COMMON = {"errors", "steps", "files", "words", "__version__"}
+COMMON = {"errors", "steps", "files", "threads", "words", "__version__"}
 
 #: Outside library -> the only modules that may import it.
 LIBRARY_HOMES: dict[str, tuple[str, ...]] = {

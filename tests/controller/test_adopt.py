@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 
 from tests.controller.conftest import run
+from tests.controller.killed import killed_at
 from tests.controller.observe import program_ids, received, row, send_to_vm, traces
 from tests.controller.policies import document, interface, to_vm
 from vgw import libbpf
-from vgw.abi import Mode
+from vgw.abi import Mode, Reason
+from vgw.abi import Path as PacketPath
+from vgw.controller import links, links_netlink
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
+from vgw.maps import EndpointMaps
 from vgw.policy.model import Hook
 
 pytestmark = pytest.mark.bpf
@@ -155,20 +159,95 @@ def test_a_failed_repair_leaves_the_old_programs_running(
     assert row(host)["attached"]
 
 
-def test_a_link_that_somebody_detached_is_shown_and_repaired(host: Host, tap: Tap) -> None:
+def take_off(host: Host, path: PacketPath) -> None:
+    """Take the program of one path off tap0, as somebody may while no controller runs."""
+    pin = links.link_pin(host.paths.endpoint_dir("web01", "tap0"), path)
+    if pin.exists():
+        with links.opened(pin) as fd:
+            libbpf.link_detach(fd)
+    elif row(host)[path.name.lower()]["hook"] == "xdp":
+        run("ip", "link", "set", "tap0", "xdp", "off")
+    else:
+        links_netlink.remove_filter(socket.if_nametoindex("tap0"), path)
+
+
+def counted(host: Host) -> tuple[int, int, int]:
+    """Return how many packets a rule has judged, by two counters, and how many flows are known."""
+    (endpoint,) = host.endpoints()
+    with endpoint:
+        stats = endpoint.maps.stats().items()
+    judged = sum(counter.packets for (_, _, reason), counter in stats if reason is Reason.RULE)
+    return judged, host.rules("web01")["rules"][0]["packets"], row(host)["conntrack"]["entries"]
+
+
+@pytest.mark.parametrize("path", PacketPath)
+@pytest.mark.parametrize("hook", [Hook.TC, Hook.XDP])
+@pytest.mark.parametrize("prefer_link", [True, False])
+def test_what_is_attached_half_is_shown_and_goes_on_with_what_it_counted(
+    paths: Paths, tap: Tap, path: PacketPath, hook: Hook, prefer_link: bool
+) -> None:
     tap("tap0")
-    host.attach(document(HTTP), "web01")
-    pin = host.paths.endpoint_dir("web01", "tap0") / "link_to_vm"
-    fd = libbpf.get_pinned(pin)
-    libbpf.link_detach(fd)
-    os.close(fd)
+    host = Host(paths, prefer_link=prefer_link)
+    host.attach(document(HTTP), "web01", hook=hook)
+    send_to_vm("tap0", to_vm())
+    before = counted(host), program_ids(host), host.manifest("web01").generation
+    assert before[0] == (1, 1, 1)
+    take_off(host, path)
 
     there = row(host)
     assert not there["attached"]
-    assert there["to_vm"] is None
-    assert "to_vm program is not on the interface" in there["reason"]
-    host.apply(document(HTTP))
+    assert there[path.name.lower()] is None
+    assert f"{path.name.lower()} program is not on the interface" in there["reason"]
+    (result,) = Host(paths, prefer_link=prefer_link).attach_many(document(HTTP)).vms
 
+    assert result.changed
+    assert row(host)["attached"]
+    assert (counted(host), program_ids(host), host.manifest("web01").generation) == before
+    send_to_vm("tap0", to_vm(sport=40001))
+    assert counted(host) == (2, 2, 2)
+    assert not host.apply(document(HTTP)).vms[0].changed
+
+
+@pytest.mark.parametrize("path", PacketPath)
+def test_what_is_attached_half_may_get_another_policy_and_hook(
+    host: Host, tap: Tap, path: PacketPath
+) -> None:
+    vm = tap("tap0")
+    host.attach(document(HTTP), "web01", hook=Hook.XDP)
+    send_to_vm("tap0", to_vm())
+    take_off(host, path)
+
+    host.attach(
+        document(f"[{{name: ssh, action: accept, services: [tcp/22]}}, {HTTP[1:]}"),
+        "web01",
+        hook=Hook.TC,
+    )
+
+    there = row(host)
+    assert (there["attached"], there["from_vm"]["hook"]) == (True, "tc")
+    assert [rule["packets"] for rule in host.rules("web01")["rules"]] == [0, 1]
+    send_to_vm("tap0", to_vm(dport=22))
+    assert received(vm, to_vm(dport=22))
+    assert [rule["packets"] for rule in host.rules("web01")["rules"]] == [1, 1]
+
+
+def test_what_is_attached_half_stays_so_when_the_change_fails(
+    host: Host, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise _InjectedError("injected")
+
+    tap("tap0")
+    host.attach(document(HTTP), "web01")
+    take_off(host, PacketPath.TO_VM)
+    with monkeypatch.context() as patched:
+        patched.setattr(EndpointMaps, "switch", fail)
+        with pytest.raises(VgwError, match=r"web01 keeps what it had.*injected"):
+            host.apply(document(HTTP.replace("80", "443")))
+    assert row(host)["to_vm"] is None
+
+    killed_at(links, "attach", lambda: host.apply(document(HTTP)))
+    host.apply(document(HTTP))
     assert row(host)["attached"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -52,6 +53,20 @@ policies:
 
 #: What the user is connected by, and what a policy that cuts the user off lets in instead.
 SSH, OTHER = text(22), text(443)
+
+
+#: Python that goes back from a policy whose time is over, and says whether it did.
+SETTLE = """
+import json, sys
+from pathlib import Path
+from vgw.controller.actor import this_process
+from vgw.controller.paths import Paths
+from vgw.controller.policy_keeper import PolicyKeeper, logging_to
+from vgw.controller.reconcile import Host
+paths = Paths(**{name: Path(text) for name, text in json.loads(sys.argv[1]).items()})
+keeper = PolicyKeeper(Host(paths), logging_to(paths.log_file))
+print(keeper.settle_overdue(this_process("cli")))
+"""
 
 
 class Bench:
@@ -310,6 +325,20 @@ def test_catalogue_M33_the_wall_clock_decides_nothing(
     assert not bench.keeper.settle_overdue(ME)
     monkeypatch.setattr(window, "boottime_ns", lambda: boottime + int(3601e9))
     assert bench.keeper.settle_overdue(ME)
+
+
+def test_catalogue_M33_a_host_that_slept_goes_back_from_what_nobody_confirmed(bench: Bench) -> None:
+    """A process whose CLOCK_BOOTTIME alone is ahead sees what one does after the host slept."""
+    bench.start_with(controller=False)
+    bench.apply()
+    bench.kill_guardians()
+    places = json.dumps({name: str(path) for name, path in dataclasses.asdict(bench.paths).items()})
+    for seconds, goes_back in ((3000, False), (3700, True)):
+        slept = ["unshare", "--time", "--boottime", str(seconds), "--fork"]
+        command = [*slept, sys.executable, "-c", SETTLE, places]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{goes_back}\n"
+    bench.assert_rolled_back_once()
 
 
 @pytest.mark.parametrize("harm", ["gone", "damaged"])

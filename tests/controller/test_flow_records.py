@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,6 +229,26 @@ def test_a_removal_that_fails_ends_no_flow(
     with pytest.raises(VgwError, match="no"):
         logging.host.detach("web01")
     assert not ended(logging.flows())
+
+
+def test_a_removal_that_fails_half_way_ends_the_flows_once(
+    logging: Logging, tap: Tap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nobody can read them any more, and the removal that is tried again finds none."""
+    vm = tap("tap0")
+    logging.attach(logged())
+    talk(vm, 2000, 5)
+
+    def fail(directory: Path) -> None:
+        (directory / "conntrack").unlink()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vgw.controller.replacement.remove_endpoint", fail)
+        with pytest.raises(VgwError, match="Input/output error"):
+            logging.host.detach("web01")
+    logging.host.detach("web01")
+    assert ended(logging.flows()) == {"detached": 5}
 
 
 def test_without_the_switch_nothing_of_flows_is_logged(logging: Logging, tap: Tap) -> None:

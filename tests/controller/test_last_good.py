@@ -190,7 +190,7 @@ def test_catalogue_M9_a_file_that_hangs_keeps_nobody_waiting(bench: Restarting) 
         regular.rename(bench.paths.policy)
     reading = bench.changes.keeper.source._reading
     assert reading is not None
-    assert reading.ended.wait(PATIENCE)
+    assert reading.wait(PATIENCE)
     bench.operations.look_after_policy()
 
     assert bench.standing() == {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import http.client
 import resource
@@ -123,6 +124,42 @@ def test_a_scrape_that_fails_is_no_empty_page(served: Served) -> None:
         served.scrape()
     served.controller.readings = [READING]
     assert served.works()
+
+
+def test_catalogue_M30_a_scrape_without_a_thread_holds_up_no_later_one(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends as it begins, as for want of memory, and one that the host does not give."""
+
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(metrics_server, "BEGIN_SECONDS", 0.1)
+    for start in (lambda *_: 0, refuse):
+        with monkeypatch.context() as patch:
+            patch.setattr(_thread, "start_new_thread", start)
+            patch.setattr(threading, "_start_new_thread", start)
+            with pytest.raises(urllib.error.HTTPError, match="500"):
+                served.scrape()
+        assert served.works()
+
+
+def test_the_server_closes_while_a_scrape_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, begun, let_go = Served(), threading.Event(), threading.Event()
+
+    def slowly(_: object) -> str:
+        begun.set()
+        assert let_go.wait(PATIENCE)
+        return ""
+
+    monkeypatch.setattr(metrics_server, "render", slowly)
+    with made.connect() as sock:
+        sock.sendall(HEAD + b"\r\n")
+        assert begun.wait(PATIENCE)
+        threading.Timer(0.2, let_go.set).start()
+        made.server.close()
+        assert let_go.is_set(), "it ends before what it reads is closed"
+        assert closed(sock)
 
 
 # --- N9: slow, many, large --------------------------------------------------------------------

@@ -20,6 +20,7 @@ from vgw.controller.manifest import load_manifest, save_manifest
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
+from vgw.maps import EndpointMaps
 from vgw.policy.frame import build_frame
 
 pytestmark = pytest.mark.bpf
@@ -136,6 +137,23 @@ def test_an_order_survives_apply_attach_and_the_interface(
     bench.host.detach("web01")
     bench.attach(text(80))
     assert order(bench.host) is None
+
+
+def test_catalogue_M6_an_order_is_in_force_where_what_it_replaced_cannot_be_freed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise VgwError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EndpointMaps, "release", fail)
+        assert bench.host.set_mode("web01", Mode.QUARANTINE)
+    assert not bench.lets_in(80)
+    bench.apply(text(443))
+    assert bench.host.status("web01")["vms"][0]["mode"] == "quarantine"
+    (endpoint,) = bench.host.open_endpoints("web01")
+    with endpoint:
+        assert not endpoint.maps.spare_is_used(), "the next change has freed it"
 
 
 def test_with_a_reason_it_stays_even_if_the_policy_says_the_same(bench: Bench) -> None:

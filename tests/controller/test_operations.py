@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,14 @@ class FakeHost(Host):
             raise self.expiry_error
         return 0
 
-    def sweep(self) -> list[tuple[str, str]]:
+    def sweep(
+        self, tell: Callable[[str, str], object] = lambda _vm, _interface: None
+    ) -> list[tuple[str, str]]:
+        gone, self.gone = self.gone, []
+        for each in gone:
+            tell(*each)
         if self.sweep_error is not None:
             raise self.sweep_error
-        gone, self.gone = self.gone, []
         return gone
 
     def upgrade(self) -> Upgrades:
@@ -241,10 +245,10 @@ def test_interface_that_is_protected_already_costs_nothing(bench: Bench) -> None
 
 
 def test_endpoints_of_gone_interfaces_are_forgotten_if_need_be_later(bench: Bench) -> None:
-    bench.host.gone = [("web01", "tap0")]
     bench.host.sweep_error = VgwError("process 7 is changing vgw's endpoints")
     bench.operations.links_changed({}, ["tap0"])
     bench.operations.idle()
+    bench.host.gone = [("web01", "tap0")]
     bench.host.sweep_error = None
     bench.operations.idle()
     bench.operations.idle()
@@ -252,6 +256,17 @@ def test_endpoints_of_gone_interfaces_are_forgotten_if_need_be_later(bench: Benc
     assert bench.records() == [
         {"event": "error", "message": "process 7 is changing vgw's endpoints"},
         {"event": "detach", "vm": "web01", "interface": "tap0"},
+    ]
+
+
+def test_those_that_were_forgotten_before_it_failed_are_in_the_log(bench: Bench) -> None:
+    bench.host.gone = [("web01", "tap0")]
+    bench.host.sweep_error = VgwError("failed for 1 VM(s): web02: no")
+    bench.operations.links_changed({}, ["tap0", "tap1"])
+
+    assert bench.records() == [
+        {"event": "detach", "vm": "web01", "interface": "tap0"},
+        {"event": "error", "message": "failed for 1 VM(s): web02: no"},
     ]
 
 

@@ -136,5 +136,5 @@ def test_catalogue_M9_a_source_that_hangs_is_given_up_without_spinning(tmp_path:
     fifo.write_text(TEXT)
     reading = reader._reading
     assert reading is not None
-    assert reading.ended.wait(PATIENCE)
+    assert reading.wait(PATIENCE)
     assert reader.read() == [(str(fifo), TEXT)]

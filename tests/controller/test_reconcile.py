@@ -19,6 +19,7 @@ from tests.controller.policies import document, from_vm, interface, to_vm
 from vgw import libbpf
 from vgw.abi import Mode, Reason, Verdict
 from vgw.abi import Path as PacketPath
+from vgw.controller import reconcile, replacement
 from vgw.controller.event_names import EventNames
 from vgw.controller.manifest import load_manifest
 from vgw.controller.paths import Paths
@@ -310,6 +311,68 @@ def test_a_quarantine_outlives_the_interface(host: Host, veth: Veth) -> None:
     host.detach("web01")
     host.attach(document(HTTP), "web01")
     assert host.status()["vms"][0]["mode"] == "enforce"
+
+
+@pytest.fixture
+def two_gone(host: Host, veth: Veth) -> Host:
+    """Leave endpoints of two VMs whose interfaces are gone."""
+    vms = {"db01": "{interfaces: [{name: tap1}]}", "web01": interface("tap0")}
+    for name in ("tap0", "tap1"):
+        veth(name)
+    host.attach_many(document(HTTP, vms=vms))
+    for name in ("tap0", "tap1"):
+        run("ip", "link", "del", name)
+    return host
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), VgwError("no"), MemoryError()])
+def test_a_sweep_is_told_of_where_the_tidying_fails(
+    two_gone: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    told: list[tuple[str, str]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(reconcile, "remove_unused_images", fail)
+        two_gone.sweep(lambda *each: told.append(each))
+
+    assert told == [("db01", "tap1"), ("web01", "tap0")]
+    assert two_gone.sweep() == []
+    assert traces(two_gone.paths) == []
+
+
+def test_a_vm_that_cannot_be_forgotten_keeps_no_other_one(
+    two_gone: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory: Path, _: object) -> None:
+        if directory.parent.name == "db01":
+            raise OSError(5, "Input/output error")
+        replacement.destroy(directory, None)
+
+    told: list[tuple[str, str]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(reconcile, "destroy", fail)
+        with pytest.raises(PartlyAppliedError, match=r"db01: .*Input/output error"):
+            two_gone.sweep(lambda *each: told.append(each))
+
+    assert told == [("web01", "tap0")]
+    assert two_gone.sweep() == [("db01", "tap1")]
+
+
+def test_a_vm_that_is_detached_is_so_where_the_tidying_fails(
+    host: Host, veth: Veth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    veth("tap0")
+    for detach in (lambda: host.detach("web01"), host.detach_all):
+        host.attach(document(HTTP), "web01")
+        with monkeypatch.context() as patched:
+            patched.setattr(reconcile, "remove_unused_images", fail)
+            detach()
+        assert host.attached() == []
 
 
 def test_an_ordered_interface_is_protected_again_until_detach(host: Host, veth: Veth) -> None:

@@ -97,7 +97,9 @@ def _failed(
     if scenario.removes:
         pass
     elif ended.error is not None and scenario.order[0] in now and not _is_behind(ended.error):
-        yield from _differences("left after the failure", start, world.left(hidden))
+        left = world.left(hidden)
+        if not (scenario.is_left_over and set(left.names) < set(start.names)):
+            yield from _differences("left after the failure", start, left)
     elif scenario.order[-1] not in now:
         yield f"packets are judged by {sorted(now)}, and it says {ended.error}"
     try:

@@ -112,3 +112,12 @@ def in_use(paths: Paths) -> InKernel:
             elif info.map_type == libbpf.MapType.PROG_ARRAY:
                 programs.update(read_chunks(fd).values())
     return InKernel(frozenset(maps), frozenset(programs))
+
+
+def used_by_programs(paths: Paths) -> frozenset[int]:
+    """Return the maps that pinned programs use, whether they are pinned or not."""
+    maps: set[int] = set()
+    for pin in paths.bpffs.rglob("prog_*"):
+        with opened(pin) as fd:
+            maps.update(libbpf.prog_info(fd).map_ids)
+    return frozenset(maps)

@@ -27,6 +27,7 @@ class Scenario:
     and made again after a kill. `order` is by what packets may be judged one after another, from
     before the change to after it. `both_ways`: the paths change at the same packet, by one store.
     `removes`: when it fails, what it has removed stays so, and the next try removes the rest.
+    `is_left_over`: it starts with what a killed process left, and clears that even if it fails.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Scenario:
     prefer_link: bool = True
     bare: bool = True
     removes: bool = False
+    is_left_over: bool = False
 
     def allows(self, seen: Sequence[Seen], *, undone: bool = False) -> bool:
         """Tell whether probes show what is allowed while the change is made, killed and made.
@@ -120,7 +122,14 @@ def _all() -> Iterator[Scenario]:
         (A, B),
         bare=False,
     )
-    yield Scenario("apply-staged", killed_before_switch, lambda w: apply(w, A), (A,), bare=False)
+    yield Scenario(
+        "apply-staged",
+        killed_before_switch,
+        lambda w: apply(w, A),
+        (A,),
+        bare=False,
+        is_left_over=True,
+    )
     yield Scenario(
         "hook-move",
         lambda w: under_a(w, Hook.XDP),

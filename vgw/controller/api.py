@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import socketserver
@@ -26,6 +25,7 @@ from vgw.controller.api_limits import (
 from vgw.controller.api_protocol import PREFIX, error_document
 from vgw.controller.parameters import Parameters
 from vgw.errors import VgwError
+from vgw.threads import NoThreadError, start_thread
 
 #: What serves one verb: its parameters in, what goes into "result" out.
 Verb = Callable[[Parameters], object]
@@ -103,9 +103,8 @@ class _SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         """Begin to serve a client in a thread."""
         self.waiting.add(request)
         try:
-            # threading.Thread would wait for it to start, and for ever if it finds no memory then.
-            _thread.start_new_thread(self.process_request_thread, (request, client_address))
-        except (RuntimeError, MemoryError):  # this host gives no more threads
+            start_thread(self.process_request_thread, request, client_address)
+        except NoThreadError:
             self.shutdown_request(request)
 
     def service_actions(self) -> None:

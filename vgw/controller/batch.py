@@ -17,6 +17,7 @@ from vgw.controller.desired import Desired
 from vgw.controller.endpoint import reworded
 from vgw.controller.tools import Tools
 from vgw.errors import VgwError, out_of_memory
+from vgw.threads import Call
 
 #: A change waits most of its time for grace periods of the kernel, so many run side by side; those
 #: that wait at the same time wait for the same one.
@@ -197,7 +198,7 @@ def in_two_steps(
     whenever a step is done, by whichever thread did it.
     """
     order = list(items)
-    calls: list[libbpf.Call[Any]] = []
+    calls: list[Call[Any]] = []
     with libbpf.Helpers(workers - 1) as helpers:
         for item in order:
             call = libbpf.made(functools.partial(_told, first, item, alive))
@@ -217,7 +218,7 @@ def _told(function: Callable[[_Item], _Result], item: _Item, alive: Callable[[],
         alive()
 
 
-def _outcome(call: libbpf.Call[_Result]) -> _Result | VgwError:
+def _outcome(call: Call[_Result]) -> _Result | VgwError:
     """Return the result of a call, or the error that it raised."""
     try:
         return call.result()

@@ -34,6 +34,7 @@ from vgw.controller.paths import unpin_name
 from vgw.controller.pins import endpoint_dirs, quietly
 from vgw.controller.recovery import forget, recovered, restore_manifest
 from vgw.controller.replacement import Placing, destroy, settle
+from vgw.controller.restore import pinned_hook, put_back
 from vgw.controller.rule_counts import keep_counts, load_counts, save_counts, settle_spares
 from vgw.controller.stages import (
     load_stages,
@@ -52,13 +53,29 @@ from vgw.policy.model import Hook
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An endpoint that stays, how it is attached, and the configuration it shall have."""
+    """An endpoint that stays, how it is attached, and the configuration it has.
+
+    `missing` is the path whose program is not on the interface, while that of the other path is.
+    """
 
     endpoint: OpenEndpoint
     facts: InterfaceFacts
     hook: Hook
     wanted_hook: Hook
     config: abi.EndpointConfig
+    missing: abi.Path | None = None
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the program for packets from the VM goes to another hook."""
+        return self.hook is not self.wanted_hook
+
+    @property
+    def is_to_be_put_back(self) -> bool:
+        """Whether a program is missing that no move to another hook brings."""
+        return self.missing is not None and not (
+            self.missing is abi.Path.FROM_VM and self.is_moving
+        )
 
 
 class Change:
@@ -74,10 +91,9 @@ class Change:
         self._kept: dict[str, _Kept] = {}
         self._new: dict[str, InterfaceFacts] = {}
         self._dropped: list[str] = []
-        #: Whole endpoints in whose place new ones are made: their interfaces were.
+        #: Whole endpoints in whose place new ones are made: none of their programs is on the
+        #: interface, so that may be another one by the name.
         self._replaced: list[OpenEndpoint] = []
-        #: Those of them that judge no packet any more.
-        self._idle: list[OpenEndpoint] = []
         self._staged: dict[str, int] = {}
         self._placings: list[Placing] = []
         #: Endpoints of which the staged slot has counters of its own.
@@ -143,8 +159,8 @@ class Change:
             endpoints=self._absent() | {name: self._entry(name) for name in self.interfaces},
         )
         self._manifest = dataclasses.replace(self._manifest, policies=self._policies())
-        moved = any(kept.hook is not kept.wanted_hook for kept in self._kept.values())
-        self._needed = bool(self._restage or self._new or self._dropped or moved)
+        anew = any(kept.is_moving or kept.missing is not None for kept in self._kept.values())
+        self._needed = bool(self._restage or self._new or self._dropped or anew)
         return self._needed
 
     def commit(self) -> None:
@@ -166,7 +182,7 @@ class Change:
         labels_of = self._base.in_generation(self._tools.names.labels)
         settle_spares(self._counts_file, opened, labels_of)
         # Now, for a process that dies leaves neither their pins nor what their rules were called.
-        keep_counts(self._counts_file, [each.maps for each in self._idle], labels_of)
+        keep_counts(self._counts_file, [each.maps for each in self._replaced], labels_of)
         if self._restage:
             # Both wait, one for the kernel and one for the disk.
             libbpf.side_by_side(lambda: self._stage(undo), lambda: self._remember(undo))
@@ -175,9 +191,10 @@ class Change:
         for name in self._new:
             self._create(name, undo)
         for kept in self._kept.values():
-            if kept.hook is not kept.wanted_hook:
-                self._move(kept, kept.wanted_hook)
-                undo.callback(quietly, self._move, kept, kept.hook)
+            if kept.is_to_be_put_back:
+                self._put_back(kept, undo)
+            if kept.is_moving:
+                self._move(kept, undo)
         if self._staged:
             # Switched back, no packet is judged any more by what is released then.
             undo.callback(quietly, libbpf.wait_for_programs)
@@ -219,7 +236,10 @@ class Change:
                 self._kept[name] = kept
 
     def _keep(self, name: str, facts: InterfaceFacts) -> _Kept | None:
-        """Return the endpoint of an interface if it is whole and attached."""
+        """Return the endpoint of an interface if it is whole and attached, if only on one path.
+
+        The program that is there shows that the interface is the one that the endpoint was on.
+        """
         directory = self._tools.paths.endpoint_dir(self._desired.vm, name)
         try:
             endpoint = endpoints.open_endpoint(self._desired.vm, name, directory)
@@ -227,15 +247,19 @@ class Change:
             return None
         self._open.callback(endpoint.close)
         self._opened.append(endpoint)
-        from_vm = endpoint.attachment(facts.ifindex, abi.Path.FROM_VM)
-        to_vm = endpoint.attachment(facts.ifindex, abi.Path.TO_VM)
-        if from_vm is None or to_vm is None:
+        there = {path: endpoint.attachment(facts.ifindex, path) for path in abi.Path}
+        missing = [path for path, attachment in there.items() if attachment is None]
+        if len(missing) == len(abi.Path):
             self._replaced.append(endpoint)
-            if from_vm is None and to_vm is None:
-                self._idle.append(endpoint)
             return None
-        wanted = links.choose_hook(self._hook(name))
-        return _Kept(endpoint, facts, Hook(from_vm.hook), wanted, endpoint.maps.config())
+        return _Kept(
+            endpoint,
+            facts,
+            pinned_hook(endpoint, abi.Path.FROM_VM),
+            links.choose_hook(self._hook(name)),
+            endpoint.maps.config(),
+            missing[0] if missing else None,
+        )
 
     def _wanted_hook(self, name: str) -> Hook:
         """Return where the from_vm program of an endpoint is attached after the change."""
@@ -473,12 +497,31 @@ class Change:
                 return directory
         return None
 
-    def _move(self, kept: _Kept, hook: Hook) -> None:
-        move_hook(
+    def _put_back(self, kept: _Kept, undo: contextlib.ExitStack) -> None:
+        """Attach the program again that is missing; what the endpoint has counted goes on."""
+        endpoint, ifindex, path = kept.endpoint, kept.facts.ifindex, kept.missing
+        if path is None:
+            return
+        pin = links.link_pin(endpoint.directory, path)
+        undo.callback(quietly, links.detach, ifindex, path, pin)
+        put_back(
+            endpoint,
+            ifindex,
+            path,
+            prefer_link=self._tools.prefer_link,
+            force=self._desired.force,
+        )
+
+    def _move(self, kept: _Kept, undo: contextlib.ExitStack) -> None:
+        """Attach the program for packets from the VM at its other hook too, until finish()."""
+        placing = move_hook(
             self._tools,
             kept.endpoint,
             kept.facts.ifindex,
-            hook,
+            kept.wanted_hook,
+            # Until the switch the program judges by the policy before.
             staged=self._manifest.is_staged,
             force=self._desired.force,
         )
+        undo.callback(quietly, placing.undo)
+        self._placings.append(placing)

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from vgw.controller import api, fitness, links
 from vgw.controller.alarms import Alarms
+from vgw.controller.allocator import give_back, share_one_pool
 from vgw.controller.changes import Changes
 from vgw.controller.event_names import EventNames
 from vgw.controller.event_reader import EventLosses, EventReader
@@ -82,6 +83,7 @@ def run(  # noqa: PLR0913 (what the verb has options for)
     is no bpffs, when another controller runs, or when a file or socket cannot be opened.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    share_one_pool()
     fitness.require_capabilities()
     fitness.require_programs()
     fitness.require_host_clock()
@@ -189,6 +191,7 @@ def _work(
                 work()
             if not batch:
                 operations.idle()
+                give_back()
         except Exception:
             # A bug here must not end the logs, metrics and socket of every VM.
             _logger.exception("the controller goes on after an internal error")

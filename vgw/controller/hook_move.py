@@ -20,12 +20,13 @@ def move_hook(  # noqa: PLR0913
     *,
     staged: bool,
     force: bool = False,
-) -> None:
-    """Attach the from_vm program at another hook with the same maps, then remove the old one.
+) -> Placing:
+    """Attach the from_vm program at another hook with the same maps.
 
-    For a moment both judge every packet. `staged`: the policy in force needs the program's stage.
-    On failure the old one stays, alone; ForeignProgramError when somebody else's program is in the
-    way and not `force`.
+    The caller ends the move by finish(), which removes the old one, or undo() of what is returned;
+    until then both judge every packet. `staged`: the policy in force needs the program's stage. On
+    failure the old one stays, alone; ForeignProgramError when somebody else's program is in the way
+    and not `force`.
     """
     path, name = abi.Path.FROM_VM, endpoints.FROM_VM_PROGRAM[hook]
     artefact = tools.artefact(with_stages([name]) if staged else [name])
@@ -43,4 +44,4 @@ def move_hook(  # noqa: PLR0913
         except BaseException:
             placing.undo()
             raise
-    placing.finish()
+    return placing

@@ -15,7 +15,7 @@ from typing import Final
 
 from vgw import abi
 from vgw.controller.clock import coarse_now_ns
-from vgw.controller.endpoint import OpenEndpoint, open_endpoint
+from vgw.controller.endpoint import BrokenEndpointError, OpenEndpoint, open_endpoint
 from vgw.controller.event_reader import EventLosses
 from vgw.controller.events import LogWriter, RuleName, event_record
 from vgw.controller.expiry import is_live
@@ -42,8 +42,9 @@ class LastFlows:
     def of(self, vm: str, interface: str) -> Iterator[None]:
         """Log the flows of an endpoint that the `with` block removes, if its flows are logged.
 
-        Nothing is logged when the block raises: the endpoint is still there then. A table that
-        cannot be read stops no removal.
+        When the block raises and the endpoint is still there nothing is logged; when it removed
+        so much that nobody can read the table any more, this is the last time to log it. A table
+        that cannot be read stops no removal.
         """
         try:
             endpoint = open_endpoint(vm, interface, self._paths.endpoint_dir(vm, interface))
@@ -53,11 +54,33 @@ class LastFlows:
         manifest = load_manifest(self._paths.manifest(vm))
         names = _Names(endpoint, manifest, RuleNames(PolicyStore(self._paths.policies)))
         with endpoint:
-            yield  # the maps live as long as they are open, and nothing changes them any more
             try:
-                self._log_flows(endpoint, names)
-            except VgwError as error:
-                _logger.error("%s %s: cannot log its last flows: %s", vm, interface, error)
+                yield
+            except BaseException:
+                if not self._is_whole(endpoint):
+                    self._log_table(endpoint, names)
+                raise
+            self._log_table(endpoint, names)
+
+    @staticmethod
+    def _is_whole(endpoint: OpenEndpoint) -> bool:
+        """Tell whether an endpoint can still be opened, and the next removal finds its flows."""
+        try:
+            with open_endpoint(endpoint.vm, endpoint.interface, endpoint.directory):
+                return True
+        except BrokenEndpointError:
+            return False
+        except MemoryError:  # nothing is known of it, and no flow is to end twice
+            return True
+
+    def _log_table(self, endpoint: OpenEndpoint, names: _Names) -> None:
+        """Log the flows of an endpoint that is gone; its maps live as long as they are open."""
+        try:
+            self._log_flows(endpoint, names)
+        except VgwError as error:
+            _logger.error(
+                "%s %s: cannot log its last flows: %s", endpoint.vm, endpoint.interface, error
+            )
 
     def _log_flows(self, endpoint: OpenEndpoint, names: _Names) -> None:
         config = endpoint.maps.config()

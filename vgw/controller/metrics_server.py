@@ -3,7 +3,7 @@
 
 Connections are waited for by one thread and cost it little until they have asked; whoever takes
 long, or sends too much, is cut off, and the oldest that has not asked yet gives way to the next.
-Scrapes are made one after the other by another thread.
+Scrapes are made one after the other, each by a thread of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -30,7 +29,8 @@ from typing import Final
 from prometheus_client.registry import Collector
 
 from vgw.controller.metrics_text import CONTENT_TYPE, render
-from vgw.errors import VgwError
+from vgw.errors import VgwError, out_of_memory
+from vgw.threads import BEGIN_SECONDS, Call, start_thread
 
 PAGE: Final = "/metrics"
 HEALTH_PAGE: Final = "/healthz"
@@ -143,7 +143,8 @@ class MetricsServer:
                 self.port,
             )
         self._collector = collector
-        self._scraper = ThreadPoolExecutor(1, thread_name_prefix="scrape")
+        self._one_scrape = asyncio.Lock()
+        self._call: Call[bytes] | None = None
         self._loop = asyncio.new_event_loop()
         door = _Door(self._socket, context, self._scrape, health)
         self._tasks = [self._loop.create_task(door.open())]
@@ -165,7 +166,8 @@ class MetricsServer:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         finally:
-            self._scraper.shutdown(cancel_futures=True)
+            if self._call is not None and not self._call.withdraw():
+                self._call.wait()
             self._socket.close()
             self._loop.close()
 
@@ -176,7 +178,26 @@ class MetricsServer:
             body = render(self._collector.collect())
             return gzip.compress(body, 1) if compress else body
 
-        return await self._loop.run_in_executor(self._scraper, page)
+        async with self._one_scrape:
+            self._call = call = Call(page)
+            await self._made(call)
+        return call.result()
+
+    async def _made(self, call: Call[bytes]) -> None:
+        """Have a thread make a call. Raises VgwError when there is none, or none that begins."""
+        ended = asyncio.Event()
+
+        def make() -> None:
+            call.make()
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(ended.set)
+
+        start_thread(make)
+        while not call.is_made:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), BEGIN_SECONDS)
+            if call.withdraw():
+                raise out_of_memory()
 
 
 def _listening(listen: tuple[str, int]) -> socket.socket:

@@ -252,13 +252,15 @@ class Operations:
 
     def _sweep(self) -> None:
         """Forget endpoints whose interface is gone."""
+
+        def tell(vm: str, interface: str) -> None:
+            self._log.add(control_record("detach", vm=vm, interface=interface))
+
         try:
-            removed = self._host.sweep()
+            self._host.sweep(tell)
         except VgwError as error:
             if self._sweep_failure != str(error):
                 self._sweep_failure = str(error)
                 self._changes.complain(str(error))
             return
         self._sweep_failure = None
-        for vm, interface in removed:
-            self._log.add(control_record("detach", vm=vm, interface=interface))

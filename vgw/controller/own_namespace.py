@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from vgw.errors import VgwError
+from vgw.threads import begin_call
 
 _CLONE_NEWNET: Final = 0x40000000
 
@@ -20,18 +20,14 @@ def in_own_namespace(attempt: Callable[[], object]) -> str | None:
     It has a loopback interface and nothing else. The namespace is that of a thread, and ends with
     it.
     """
-    refused: list[str] = []
 
-    def run() -> None:
+    def run() -> str | None:
         if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
-            refused.append(f"no namespace to try it in: {os.strerror(ctypes.get_errno())}")
-            return
-        try:
-            attempt()
-        except (VgwError, OSError) as error:
-            refused.append(str(error))
+            return f"no namespace to try it in: {os.strerror(ctypes.get_errno())}"
+        attempt()
+        return None
 
-    thread = threading.Thread(target=run, name="vgw-attempt")
-    thread.start()
-    thread.join()
-    return refused[0] if refused else None
+    try:
+        return begin_call(run).result()
+    except (VgwError, OSError) as error:
+        return str(error)

@@ -17,6 +17,7 @@ from typing import Final
 from vgw.controller.policy_files import read_sources
 from vgw.errors import VgwError
 from vgw.policy.parse import digest_of
+from vgw.threads import Call, begin_call
 
 #: Seconds that a source may take to be read.
 READ_SECONDS: Final = 3.0
@@ -70,15 +71,21 @@ class SourceReader:
         self._seconds = seconds
         self._quiet = quiet
         self._lock = threading.Lock()
-        self._reading: _Reading | None = None
+        self._reading: Call[Texts] | None = None
 
     def read(self) -> Texts:
-        """Return (name, text) of each file. Raises what read_steadily raises, SourceHangsError."""
+        """Return (name, text) of each file.
+
+        Raises what read_steadily and begin_call raise, and SourceHangsError.
+        """
         with self._lock:
-            if self._reading is not None and not self._reading.ended.is_set():
+            if self.hangs:
                 raise self._hangs()
-            reading = self._reading = _Reading(self.path, self._quiet)
-            if not reading.ended.wait(self._seconds):
+            self._reading = None
+            reading = self._reading = begin_call(
+                lambda: read_steadily(self.path, quiet=self._quiet)
+            )
+            if not reading.wait(self._seconds):
                 raise self._hangs()
             self._reading = None
         return reading.result()
@@ -94,38 +101,13 @@ class SourceReader:
     def hangs(self) -> bool:
         """Whether a reading was given up and has not come to an end since."""
         reading = self._reading
-        return reading is not None and not reading.ended.is_set()
+        return reading is not None and not reading.is_made
 
     def _hangs(self) -> SourceHangsError:
         return SourceHangsError(
             f"policy {self.path} gave no answer within {self._seconds:g} s; is it a FIFO, or on a "
             "file system that is away?"
         )
-
-
-class _Reading:
-    """One attempt to read, in a thread that nobody has to wait for."""
-
-    def __init__(self, path: Path, quiet: float) -> None:
-        self.ended = threading.Event()
-        self._texts: Texts = []
-        self._error: Exception | None = None
-        threading.Thread(
-            target=self._run, args=(path, quiet), name="policy-source", daemon=True
-        ).start()
-
-    def result(self) -> Texts:
-        if self._error is not None:
-            raise self._error
-        return self._texts
-
-    def _run(self, path: Path, quiet: float) -> None:
-        try:
-            self._texts = read_steadily(path, quiet=quiet)
-        except Exception as error:  # it is the reader's, who raises it
-            self._error = error
-        finally:
-            self.ended.set()
 
 
 def _snapshot(path: Path) -> _Snapshot:

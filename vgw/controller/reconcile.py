@@ -240,34 +240,53 @@ class Host:
                     raise VgwError("its program is not attached at tc")
                 self.shields.raise_for(tools, endpoint, ifindex)
 
-    def sweep(self) -> list[tuple[str, str]]:
+    def sweep(
+        self, tell: Callable[[str, str], object] = lambda _vm, _interface: None
+    ) -> list[tuple[str, str]]:
         """Remove endpoints whose interface is gone; return (VM, interface) of each.
 
+        `tell` is called with each as soon as it is removed, also if what comes after it fails.
         An interface that was renamed or moved is not gone: its programs still protect it. A VM
         left without endpoints is forgotten, but for the mode and interfaces that the user ordered.
+        Raises PartlyAppliedError when that failed for some VMs; it is done for the others then.
         """
         removed: list[tuple[str, str]] = []
+        failures: dict[str, str] = {}
+
+        def note(vm: str, interface: str) -> None:
+            removed.append((vm, interface))
+            tell(vm, interface)
+
         with self._changing():
             follow_renames(self.paths)
             for vm in pinned.known_vms(self.paths):
-                there = pinned.interfaces_of(self.paths, vm)
-                gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
-                if there and not gone:
-                    continue
-                manifest = load_manifest(self.paths.manifest(vm))
-                if manifest is not None and len(gone) < len(there):
-                    self._keep_counts(manifest, gone)
-                if gone:
-                    self.shields.lower_all_of(vm)
-                for name in gone:
-                    with recorded(self._last_flows, vm, name):
-                        destroy(self.paths.endpoint_dir(vm, name), None)
-                removed += [(vm, name) for name in gone]
-                # Without endpoints but with their policies: one that died had removed only those.
-                if manifest is not None and (gone or manifest.policies):
-                    self._forget_endpoints(manifest, gone)
+                try:
+                    self._sweep(vm, note)
+                except (OSError, VgwError) as error:
+                    failures[vm] = str(error)
             self._tidy()
+        if failures:
+            raise PartlyAppliedError(failures)
         return removed
+
+    def _sweep(self, vm: str, tell: Callable[[str, str], object]) -> None:
+        """Remove a VM's endpoints whose interface is gone, and tell of each. Raises OSError."""
+        there = pinned.interfaces_of(self.paths, vm)
+        gone = [name for name in there if pinned.is_gone(self.paths, vm, name)]
+        if there and not gone:
+            return
+        manifest = load_manifest(self.paths.manifest(vm))
+        if manifest is not None and len(gone) < len(there):
+            self._keep_counts(manifest, gone)
+        if gone:
+            self.shields.lower_all_of(vm)
+        for name in gone:
+            with recorded(self._last_flows, vm, name):
+                destroy(self.paths.endpoint_dir(vm, name), None)
+            tell(vm, name)
+        # Without endpoints but with their policies: one that died had removed only those.
+        if manifest is not None and (gone or manifest.policies):
+            self._forget_endpoints(manifest, gone)
 
     def upgrade(self) -> Upgrades:
         """Bring what is attached to this version, packets and flows untouched.
@@ -520,10 +539,7 @@ class Host:
             give_up_flows(tools, upgrades, outcomes)
             return upgrades.noted(outcomes)
         finally:
-            try:
-                self._tidy()
-            except (OSError, VgwError) as error:  # no reason to say that the change failed
-                _logger.warning("what no VM uses any more stays until the next change: %s", error)
+            self._tidy()
 
     def _known(self) -> list[str]:
         """Return the VMs of which there is any trace, of this version or another."""
@@ -548,7 +564,17 @@ class Host:
         self.overlay.book.forget(vm)
 
     def _tidy(self) -> None:
-        """Remove what no endpoint uses: policies, and without endpoints all that they shared."""
+        """Remove what no endpoint uses, if that can be; the change before it is made all the same.
+
+        Whoever made it has its result to tell, and to log.
+        """
+        try:
+            self._remove_unused()
+        except (OSError, VgwError, MemoryError) as error:
+            _logger.warning("what no VM uses any more stays until the next change: %s", error)
+
+    def _remove_unused(self) -> None:
+        """Remove policies that no endpoint uses, and without endpoints all that they shared."""
         remove_unused_images(self.paths)
         remove_unused_records(self.paths, self.store)
         remove_empty(self.paths.pins)

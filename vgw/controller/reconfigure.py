@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 
 from vgw import abi, libbpf
@@ -16,6 +17,9 @@ from vgw.controller.pins import quietly
 from vgw.controller.policy_store import PolicyStore
 from vgw.controller.recovery import recovered
 from vgw.controller.rule_counts import settle_spares
+from vgw.errors import VgwError
+
+_logger = logging.getLogger(__name__)
 
 
 def reconfigure(
@@ -27,7 +31,8 @@ def reconfigure(
 ) -> None:
     """Have `edit` change the configurations of a VM's endpoints, and put them in force.
 
-    Raises VgwError, and all of them have the configuration from before then.
+    Raises VgwError, and all of them have the configuration from before then. What was in force
+    before and cannot be freed is no error: the next change does that.
     """
     manifest = load_manifest(paths.manifest(vm)) or recovered(paths, vm, opened)
     settle_spares(
@@ -52,4 +57,12 @@ def reconfigure(
         libbpf.wait_for_programs()
         undo.pop_all()
     for endpoint, slot in staged:
-        endpoint.maps.release(1 - slot)
+        try:
+            endpoint.maps.release(1 - slot)
+        except (OSError, VgwError, MemoryError) as error:
+            _logger.warning(
+                "%s %s: what was in force before stays until the next change: %s",
+                vm,
+                endpoint.interface,
+                error,
+            )

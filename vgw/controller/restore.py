@@ -103,21 +103,43 @@ def is_filed(paths: Paths, held: Mapping[abi.Path, int]) -> bool:
     return False
 
 
+def put_back(
+    endpoint: OpenEndpoint,
+    ifindex: int,
+    path: abi.Path,
+    *,
+    prefer_link: bool = True,
+    force: bool = False,
+) -> None:
+    """Attach the program of a path again, as it is pinned; errors are those of links.attach().
+
+    To be called only where the interface is surely the one that the endpoint was on.
+    """
+    pin = links.link_pin(endpoint.directory, path)
+    hook = pinned_hook(endpoint, path)
+    with opened(links.program_pin(endpoint.directory, path)) as program:
+        files.unlink(pin)  # of a link that is detached, which for good
+        links.attach(program, ifindex, path, hook, pin, force=force, prefer_link=prefer_link)
+
+
+def pinned_hook(endpoint: OpenEndpoint, path: abi.Path) -> Hook:
+    """Return the hook that the program of a path is made for. Raises KernelError."""
+    with opened(links.program_pin(endpoint.directory, path)) as program:
+        is_xdp = libbpf.prog_info(program).prog_type == ProgType.XDP
+    return Hook.XDP if is_xdp else Hook.TC
+
+
 def _put_back(tools: Tools, endpoint: OpenEndpoint, ifindex: int, path: abi.Path) -> bool:
     """Attach the program of a path again; return whether at tc because XDP is taken."""
-    pin = links.link_pin(endpoint.directory, path)
-    with opened(links.program_pin(endpoint.directory, path)) as program:
-        hook = Hook.XDP if libbpf.prog_info(program).prog_type == ProgType.XDP else Hook.TC
-        files.unlink(pin)  # of a link that is detached, which for good
-        try:
-            links.attach(program, ifindex, path, hook, pin, prefer_link=tools.prefer_link)
-        except ForeignProgramError:
-            if hook is not Hook.XDP:
-                raise
-            manifest = load_manifest(tools.paths.manifest(endpoint.vm))
-            staged = manifest is None or manifest.is_staged
-            move_hook(tools, endpoint, ifindex, Hook.TC, staged=staged)
-            return True
+    try:
+        put_back(endpoint, ifindex, path, prefer_link=tools.prefer_link)
+    except ForeignProgramError:
+        if pinned_hook(endpoint, path) is not Hook.XDP:
+            raise
+        manifest = load_manifest(tools.paths.manifest(endpoint.vm))
+        staged = manifest is None or manifest.is_staged
+        move_hook(tools, endpoint, ifindex, Hook.TC, staged=staged).finish()
+        return True
     return False
 
 

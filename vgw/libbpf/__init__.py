@@ -57,7 +57,7 @@ from vgw.libbpf.programs import (
     prog_load,
     prog_test_run,
 )
-from vgw.libbpf.side_by_side import Call, Helpers, made, outcomes, side_by_side
+from vgw.libbpf.side_by_side import Helpers, made, outcomes, side_by_side
 from vgw.libbpf.xdp_query import xdp_program, xdp_programs
 
 __all__ = [

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import TypeVar
+
+from vgw.threads import Call, NoThreadError, start_thread
 
 _Value = TypeVar("_Value")
-_Value_co = TypeVar("_Value_co", covariant=True)
 
 
 def side_by_side(first: Callable[[], object], *others: Callable[[], object]) -> None:
@@ -30,46 +30,6 @@ def outcomes(functions: Sequence[Callable[[], _Value]], most: int) -> list[Call[
     """
     with Helpers(min(most, len(functions)) - 1) as helpers:
         return [helpers.begin(function) for function in functions]
-
-
-class Call(Generic[_Value_co]):
-    """A call of a function, made once, by the thread that takes it first.
-
-    Memory may run out anywhere. A thread that then ends has not taken the call, or it has made it:
-    between the two nothing is allocated, so nobody waits for a thread that is no more.
-    """
-
-    def __init__(self, function: Callable[[], _Value_co]) -> None:
-        self._function = function
-        self._taken = _thread.allocate_lock()
-        self._unmade = _thread.allocate_lock()
-        self._unmade.acquire()
-        self._value: _Value_co
-        #: What the call raised; only once it is made.
-        self.error: BaseException | None = None
-
-    def make(self) -> None:
-        """Make the call, unless a thread has taken it."""
-        if not self._taken.acquire(blocking=False):
-            return
-        try:
-            self._value = self._function()
-        except BaseException as error:  # raised where the result is asked for
-            self.error = error
-        finally:
-            self._unmade.release()
-
-    def wait(self) -> None:
-        """Wait until the call is made."""
-        with self._unmade:
-            pass
-
-    def result(self) -> _Value_co:
-        """Wait until the call is made; return what it returned, or raise what it raised."""
-        self.wait()
-        if self.error is not None:
-            raise self.error
-        return self._value
 
 
 class Helpers:
@@ -102,9 +62,8 @@ class Helpers:
         self._calls.append(call)
         self._waiting.put(call)
         if self._threads < self._most:
-            # Not threading.Thread, which waits for ever for a thread that has no memory to begin.
-            with contextlib.suppress(RuntimeError, MemoryError):  # no more threads
-                _thread.start_new_thread(self._run, ())
+            with contextlib.suppress(NoThreadError):
+                start_thread(self._run)
                 self._threads += 1
         return call
 
