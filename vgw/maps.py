@@ -19,12 +19,14 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from vgw import abi, libbpf
-from vgw.abi_maps import size_mismatch
+from vgw.abi_maps import MAP_SIZES, size_mismatch
 from vgw.errors import VgwError
 from vgw.maps_counters import CounterMaps, HeldCounters
 from vgw.maps_stats import Counter, Stats, StatsReads, flood_drops
 
 __all__ = [
+    "IMAGE_MAPS",
+    "Chunk",
     "ChunkIds",
     "Counter",
     "EndpointMaps",
@@ -40,7 +42,12 @@ __all__ = [
 ]
 
 _CHUNK_BYTES: Final = ctypes.sizeof(abi.ImageChunk)
-_PART_BYTES: Final = ctypes.sizeof(abi.ImagePart)
+_PARTS: Final = "policy_parts"
+#: Bytes of a map that an image or a part of it is in -> the map of maps for it, in their order.
+_OUTER_OF: Final = {
+    MAP_SIZES[f"{name}_inner"][1]: name for name in ("policies", "policies_medium", _PARTS)
+}
+IMAGE_MAPS: Final = tuple(_OUTER_OF.values())
 _COUNTER_BYTES: Final = ctypes.sizeof(abi.RuleCounter)
 _FIRST: Final = bytes(4)
 _ID_BYTES: Final = 4
@@ -60,18 +67,31 @@ ChunkIds = Sequence[int]
 
 
 class ImagePlace(NamedTuple):
-    """Where an image is put: fds of `policies` and `policy_parts`, and which place of them."""
+    """Where an image is put: fds by name of IMAGE_MAPS, and which place of them."""
 
-    policies: int
-    parts: int
+    outer: Mapping[str, int]
     place: int
 
-    def put(self, first: int, fds: Sequence[int]) -> None:
-        """Put maps of an image there, its number `first` and those behind. Raises KernelError."""
-        if first == 0:
-            put_fds(self.policies, self.place, fds[:1])
-            first, fds = 1, fds[1:]
-        put_fds(self.parts, abi.first_part(self.place) + first - 1, fds)
+    def put(self, fds: Sequence[int]) -> None:
+        """Put the maps of an image there, in their order. Raises KernelError."""
+        put_fds(self.outer["policies"], self.place, fds[:1])
+        if fds[1:]:
+            outer = _OUTER_OF[libbpf.map_info(fds[1]).value_size]
+            put_fds(self.outer[outer], _places(outer, self.place).start, fds[1:])
+
+
+def _places(outer: str, place: int) -> range:
+    """Return the places of an image in a map of maps."""
+    if outer == _PARTS:
+        return range(abi.first_part(place), abi.first_part(place + 1))
+    return range(place, place + 1)
+
+
+class Chunk(NamedTuple):
+    """What a map of an image holds, and the map of maps that it is for."""
+
+    outer: str
+    data: bytes
 
 
 class Image(Protocol):
@@ -81,17 +101,18 @@ class Image(Protocol):
         """Put its maps into their places. Raises KernelError."""
 
 
-def image_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield what each of the maps of a policy's image holds.
+def image_chunks(data: bytes) -> Iterator[Chunk]:
+    """Yield the maps of a policy's image.
 
-    The first is for `policies`: a small image, or the beginning of a longer one, which is in the
-    others, for `policy_parts`.
+    The first is for `policies`: a small image, or the beginning of a longer one. That is in one map
+    for `policies_medium` where it fits, else in those for `policy_parts`.
     """
     if data:
-        yield data[:_CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0")
+        yield Chunk("policies", data[:_CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0"))
     if len(data) > _CHUNK_BYTES:
-        for start in range(0, len(data), _PART_BYTES):
-            yield data[start : start + _PART_BYTES].ljust(_PART_BYTES, b"\0")
+        size = next((each for each in _OUTER_OF if len(data) <= each), max(_OUTER_OF))
+        for start in range(0, len(data), size):
+            yield Chunk(_OUTER_OF[size], data[start : start + size].ljust(size, b"\0"))
 
 
 def write_chunk(fd: int, chunk: bytes) -> None:
@@ -228,7 +249,7 @@ class EndpointMaps:
 
     def _image_place(self, slot: int, path: abi.Path) -> ImagePlace:
         place = abi.policy_place(slot, path)
-        return ImagePlace(self._fds["policies"], self._fds["policy_parts"], place)
+        return ImagePlace(self._fds, place)
 
     def _put_counters(self, slot: int, fd: int) -> None:
         """Let rules count in a map that is found again before any process can miss it."""
@@ -259,10 +280,8 @@ class EndpointMaps:
     def _remove_policies(self, slot: int) -> None:
         """Remove the maps of policies; the first ones last, for by them spare_is_used() goes."""
         first, beyond = (abi.policy_place(each, abi.Path(0)) for each in (slot, slot + 1))
-        for name, places in (
-            ("policy_parts", range(abi.first_part(first), abi.first_part(beyond))),
-            ("policies", range(first, beyond)),
-        ):
+        for name in reversed(IMAGE_MAPS):
+            places = range(_places(name, first).start, _places(name, beyond).start)
             used = sorted(index for index in read_chunks(self._fds[name]) if index in places)
             libbpf.map_delete_many(self._fds[name], [_index(n) for n in used])
 
@@ -271,19 +290,13 @@ class EndpointMaps:
         return {path: list(self._image(abi.policy_place(slot, path))) for path in abi.Path}
 
     def _image(self, place: int) -> Iterator[int]:
-        """Yield the ids of the maps of a policy: the one in `policies`, and its parts in order.
-
-        Most have no parts, and a walk goes over the places of all that there might be.
-        """
-        chunk = self._inner_id("policies", place)
-        if chunk is None:
-            return
-        yield chunk
-        for index in range(abi.first_part(place), abi.first_part(place + 1)):
-            part = self._inner_id("policy_parts", index)
-            if part is None:
-                return
-            yield part
+        """Yield the ids of the maps of a policy: the one in `policies`, and what else it is in."""
+        for name in IMAGE_MAPS:
+            for index in _places(name, place):
+                found = self._inner_id(name, index)
+                if found is None:
+                    break
+                yield found
 
     def policy_ids(self, slot: int) -> dict[abi.Path, int | None]:
         """Return what tells a slot's policies from others: the id of the first map of each."""
