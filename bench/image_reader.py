@@ -22,8 +22,16 @@ LINE: Final = 64
 BLOCK: Final = 1024
 GROUP: Final = 32
 #: Bytes of a map of a large image, in one of which each record and each vector is.
-PART: Final = 1 << 19
+PART: Final = 1 << 22
 SMALL: Final = 1 << 16
+MEDIUM_MOST: Final = 1 << 19
+#: Format -> an image of it has more bytes than that, and that many at most.
+SIZES: Final = {
+    NARROW: (0, SMALL),
+    WIDE: (0, SMALL),
+    MEDIUM: (SMALL, MEDIUM_MOST),
+    LARGE: (MEDIUM_MOST, 20 * PART),
+}
 
 
 class MalformedImageError(Exception):
@@ -74,8 +82,9 @@ class ImageReader:
         fields: tuple[int, ...] = struct.unpack_from("=3I20x2Q", data)
         self.format, self.rules, self.firsts, self.used, self.by_default = fields
         self.searches = [struct.unpack_from("=4I", data, LINE + 16 * n) for n in range(10)]
-        _require(self.format in (NARROW, WIDE, MEDIUM, LARGE))
-        _require((len(data) > SMALL) == (self.format in (MEDIUM, LARGE)))
+        _require(self.format in SIZES)
+        fewer, most = SIZES[self.format]
+        _require(fewer < len(data) <= most)
 
     def u32(self, number: int) -> int:
         """Return one of the u32s of the image."""

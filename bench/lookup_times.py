@@ -73,7 +73,7 @@ class _Loaded:
 
     def rows(self, facts: dict[str, Fact]) -> Iterator[Row]:
         """Yield what building it cost."""
-        size = float(sum(map(len, image_chunks(self.image))))
+        size = float(sum(len(chunk.data) for chunk in image_chunks(self.image)))
         yield Row(PART, "build: compile", "s", (self.compile_s,), facts)
         yield Row(PART, "build: into maps", "s", (self.load_s,), facts)
         yield Row(PART, "build: image", "bytes", (size,), facts)

@@ -67,8 +67,7 @@ class PolicyProbe:
 
     def set_image(self, path: abi.Path, image: bytes) -> None:
         """Judge queries of a path by a compiled policy from now on."""
-        maps = self._instance.maps
-        place = ImagePlace(maps["policies"], maps["policy_parts"], abi.policy_place(0, path))
+        place = ImagePlace(self._instance.maps, abi.policy_place(0, path))
         PrivateImage(self._artefact, image).put(place)
 
     def ask(self, queries: Queries) -> Answers:

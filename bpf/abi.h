@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define VGW_ABI_VERSION 6
+#define VGW_ABI_VERSION 7
 
 /* The packet's path at a hook. User space calls to_vm "ingress", from_vm "egress". */
 #define VGW_PATHS(X) \
@@ -145,8 +145,9 @@ enum vgw_flood_drop { VGW_FLOOD_DROPS(VGW_ENUMERATE_FLOOD_DROP) VGW_FLOOD_DROP_C
 #define VGW_SERVICE_FOREIGN_ICMP 0x01000000 /* ICMP over IPv6, ICMPv6 over IPv4: mere numbers */
 #define VGW_IMAGE_LINE_WORDS 8     /* words in a line of a compiled policy: those of a cache line */
 #define VGW_CHUNK_LINES 1024       /* lines of a small one, which is in one map; */
-#define VGW_PART_LINES 8192        /* lines in a map of a longer one, */
-#define VGW_IMAGE_PARTS 160        /* and such maps it may have */
+#define VGW_MEDIUM_LINES 8192      /* and of a medium one, which is in one map too; */
+#define VGW_PART_LINES 65536       /* lines in a map of a large one, */
+#define VGW_IMAGE_PARTS 20         /* and such maps it may have */
 #define VGW_CONFIG_SLOTS 2         /* configurations and policies: one in force, one spare */
 
 /* IPv6 address, wire order; IPv4 as ::ffff:a.b.c.d. */
@@ -210,6 +211,10 @@ struct image_line {
  */
 struct image_chunk {
 	__u8 lines[VGW_CHUNK_LINES * VGW_IMAGE_LINE_WORDS * 8];
+};
+
+struct image_medium {
+	__u8 lines[VGW_MEDIUM_LINES * VGW_IMAGE_LINE_WORDS * 8];
 };
 
 struct image_part {

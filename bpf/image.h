@@ -2,12 +2,12 @@
 /*
  * The format of a compiled policy, which vgw/policy/ writes and only this directory reads.
  *
- * An image holds the rules of one path as an array of lines of 64 bytes. It begins with
- * the header. A small image is one map in `policies`. A longer one is in the maps of
- * `policy_parts`, and `policies` has a copy of its header: a medium one is in one such map, a
- * large one in several, or it needs more steps than a program takes. A reference (u32) leads from a
- * search to the next line of it or to a class: all values of a field that the same rules
- * admit. The number of a class is the word at which its record begins, and what that is
+ * An image holds the rules of one path as an array of lines of 64 bytes. It begins with the
+ * header. A small image is one map in `policies`. Of a longer one `policies` has a copy of the
+ * beginning: a medium one is one map in `policies_medium`, and one that is longer still, or needs
+ * more steps than a program takes, is large, in one or several maps of `policy_parts`. A reference
+ * (u32) leads from a search to the next line of it or to a class: all values of a field that the
+ * same rules admit. The number of a class is the word at which its record begins, and what that is
  * depends on the form of the image:
  *
  *   narrow  at most 64 rules. The record is one word, bit n of which is rule n.
@@ -150,27 +150,59 @@ static __always_inline const void *image_part(u64 number)
 	return bpf_map_lookup_elem(part, &zero);
 }
 
-/* Opens a small image, and the header of any, of a path in a slot. Returns false where there is none. */
-static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
+/* Opens an image that is in one map of so many lines. Returns false where there is no map. */
+static __always_inline bool open_map(struct image *image, void *map, u64 lines)
 {
-	u32 key = slot * VGW_PATH_COUNT + path, zero = 0;
-	void *chunk = policies.lookup(&key);
+	u32 zero = 0;
 
 	image->large = false;
 	image->first = 0;
-	image->last = VGW_CHUNK_LINES - 1;
+	image->last = lines - 1;
 	image->start = NULL;
-	if (chunk)
-		image->start = bpf_map_lookup_elem(chunk, &zero);
+	if (map)
+		image->start = bpf_map_lookup_elem(map, &zero);
 	return image->start != NULL;
 }
 
-/* Opens the first part of a longer image. Returns false where there is none. */
-static __always_inline bool open_parts(struct image *image, u64 slot, u64 path, bool large)
+/* Opens a small image, and the header of any, of a path in a slot. Returns false where there is none. */
+static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
 {
-	image->large = large;
+	u32 key = slot * VGW_PATH_COUNT + path;
+
+	return open_map(image, policies.lookup(&key), VGW_CHUNK_LINES);
+}
+
+/* Opens a medium image. Returns false where there is none. */
+static __always_inline bool open_medium(struct image *image, u64 slot, u64 path)
+{
+	u32 key = slot * VGW_PATH_COUNT + path;
+
+	return open_map(image, policies_medium.lookup(&key), VGW_MEDIUM_LINES);
+}
+
+/* Number of the first part of a large image. */
+static __always_inline u64 first_part(u64 slot, u64 path)
+{
+	return (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_PARTS;
+}
+
+/*
+ * Whether a large image is there. The programs ask so that they refer to the map: an endpoint has
+ * the maps that its programs refer to, and its stages come later.
+ */
+static __always_inline bool has_parts(u64 slot, u64 path)
+{
+	u32 key = first_part(slot, path);
+
+	return policy_parts.lookup(&key) != NULL;
+}
+
+/* Opens the first part of a large image. Returns false where there is none. */
+static __always_inline bool open_parts(struct image *image, u64 slot, u64 path)
+{
+	image->large = true;
 	image->last = VGW_PART_LINES - 1;
-	image->first = (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_PARTS;
+	image->first = first_part(slot, path);
 	image->start = image_part(image->first);
 	return image->start != NULL;
 }

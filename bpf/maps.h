@@ -26,12 +26,15 @@ BPF_ARRAY(configs, struct endpoint_config, VGW_CONFIG_SLOTS);
 
 /*
  * image.h: the compiled policy of each path, that of `path` in `slot` at number
- * n = slot * VGW_PATH_COUNT + path; and what of it is too large for that map, in parts from
- * number n * VGW_IMAGE_PARTS on. All maps of a kind have one size, so that lookups in them are
- * inlined: those in maps of any size are calls. policy.h: the rules' counters.
+ * n = slot * VGW_PATH_COUNT + path. A medium one is whole at that number of
+ * policies_medium, a large one in parts from number n * VGW_IMAGE_PARTS on. All maps of a kind have
+ * one size, so that lookups in them are inlined: those in maps of any size are calls. policy.h: the
+ * rules' counters.
  */
 BPF_ARRAY(policies_inner, struct image_chunk, 1);
 BPF_ARRAY_OF_MAPS(policies, "policies_inner", VGW_CONFIG_SLOTS * VGW_PATH_COUNT);
+BPF_ARRAY(policies_medium_inner, struct image_medium, 1);
+BPF_ARRAY_OF_MAPS(policies_medium, "policies_medium_inner", VGW_CONFIG_SLOTS * VGW_PATH_COUNT);
 BPF_ARRAY(policy_parts_inner, struct image_part, 1);
 BPF_ARRAY_OF_MAPS(policy_parts, "policy_parts_inner",
 		  VGW_CONFIG_SLOTS * VGW_PATH_COUNT * VGW_IMAGE_PARTS);

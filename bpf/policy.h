@@ -108,11 +108,11 @@ static __always_inline void policy_judge(u32 slot, struct scratch *work)
 		return;
 	header = image.start;
 	if (header->format == VGW_IMAGE_LARGE) {
-		work->lookup.unfinished = 1;
+		work->lookup.unfinished = has_parts(slot, work->query.path & 1);
 		return;
 	}
 	if (header->format == VGW_IMAGE_MEDIUM) {
-		if (!open_parts(&image, slot, work->query.path & 1, false))
+		if (!open_medium(&image, slot, work->query.path & 1))
 			return;
 		header = image.start;
 	}
@@ -138,7 +138,7 @@ static __always_inline void policy_resume(u32 slot, struct scratch *work)
 	struct image image;
 
 	work->lookup.unfinished = 0;
-	if (!open_parts(&image, slot, work->query.path & 1, true))
+	if (!open_parts(&image, slot, work->query.path & 1))
 		return;
 	header = image.start;
 	if (header->format != VGW_IMAGE_LARGE ||

@@ -7,7 +7,7 @@ import ctypes
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from vgw.maps import (
     place_counters,
 )
 from vgw.maps_counters import HeldCounters, PinnedCounters
-from vgw.maps_images import ImagePlace, image_chunks, read_chunks
+from vgw.maps_images import IMAGE_MAPS, ImagePlace, image_chunks, read_chunks
 
 KINDS: dict[str, tuple[MapType, int, int]] = {
     "active": (MapType.ARRAY, 1, 0),
@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[MapType, int, int]] = {
         abi.CONFIG_SLOTS * len(abi.Path),
         0,
     ),
+    "policies_medium": (MapType.ARRAY_OF_MAPS, abi.CONFIG_SLOTS * len(abi.Path), 0),
     "policy_parts": (
         MapType.ARRAY_OF_MAPS,
         abi.CONFIG_SLOTS * len(abi.Path) * abi.IMAGE_PARTS,
@@ -99,26 +100,36 @@ def test_every_structure_of_a_map_has_the_abis_size() -> None:
 
 
 CHUNK = ctypes.sizeof(abi.ImageChunk)
+MEDIUM = ctypes.sizeof(abi.ImageMedium)
 PART = ctypes.sizeof(abi.ImagePart)
 
 
 @pytest.mark.parametrize("size", [0, 64, CHUNK])
 def test_a_small_image_takes_one_chunk(size: int) -> None:
     chunks = list(image_chunks(b"x" * size))
-    assert chunks == ([(b"x" * size).ljust(CHUNK, b"\0")] if size else [])
+    assert chunks == ([("policies", (b"x" * size).ljust(CHUNK, b"\0"))] if size else [])
+
+
+@pytest.mark.parametrize("size", [CHUNK + 64, MEDIUM])
+def test_a_medium_image_takes_one_map_behind_a_copy_of_its_beginning(size: int) -> None:
+    data = bytes(range(64)) * (size // 64)
+    assert list(image_chunks(data)) == [
+        ("policies", data[:CHUNK]),
+        ("policies_medium", data.ljust(MEDIUM, b"\0")),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [(CHUNK + 64, 1), (PART, 1), (PART + 64, 2), (5 * PART, 5)]
+    ("size", "count"), [(MEDIUM + 64, 1), (PART, 1), (PART + 64, 2), (5 * PART, 5)]
 )
 def test_a_large_image_takes_whole_parts_behind_a_copy_of_its_beginning(
     size: int, count: int
 ) -> None:
     data = bytes(range(64)) * (size // 64)
     beginning, *parts = image_chunks(data)
-    assert beginning == data[:CHUNK]
-    assert [len(part) for part in parts] == [PART] * count
-    assert b"".join(parts) == data.ljust(count * PART, b"\0")
+    assert beginning == ("policies", data[:CHUNK])
+    assert [(part.outer, len(part.data)) for part in parts] == [("policy_parts", PART)] * count
+    assert b"".join(part.data for part in parts) == data.ljust(count * PART, b"\0")
 
 
 def test_the_policies_of_all_slots_and_paths_have_places_of_their_own() -> None:
@@ -164,8 +175,7 @@ class HeldImage:
     fds: list[int]
 
     def put(self, place: ImagePlace) -> None:
-        place.put(0, self.fds[:2])
-        place.put(2, self.fds[2:])
+        place.put(self.fds)
 
     @property
     def ids(self) -> list[int]:
@@ -180,38 +190,38 @@ def ids_of(images: Images) -> dict[abi.Path, list[int]]:
 
 
 @contextmanager
-def a_policy(rules: int = 1, chunks: int = 2) -> Iterator[tuple[Images, int]]:
-    """Yield the maps of images of both paths, and an fd of counters for so many rules."""
+def a_policy(
+    rules: int = 1, outer: Sequence[str] = ("policies", "policies_medium")
+) -> Iterator[tuple[Images, int]]:
+    """Yield images of both paths in maps for `outer`, and an fd of counters for so many rules."""
     with ExitStack() as stack:
         images = {
-            path: HeldImage(
-                [
-                    stack.enter_context(closing(new_inner(name, 1)))
-                    for name in ["policies", *["policy_parts"] * (chunks - 1)]
-                ]
-            )
+            path: HeldImage([stack.enter_context(closing(new_inner(name, 1))) for name in outer])
             for path in abi.Path
         }
         yield images, stack.enter_context(closing(new_inner("rule_counters", rules)))
 
 
 @pytest.mark.bpf
-def test_a_large_policy_is_staged_and_released_whole(
-    maps: EndpointMaps, fds: dict[str, int]
+@pytest.mark.parametrize(
+    "outer", [["policies_medium"], ["policy_parts"], ["policy_parts"] * abi.IMAGE_PARTS]
+)
+def test_a_longer_policy_is_staged_and_released_whole(
+    maps: EndpointMaps, fds: dict[str, int], outer: list[str]
 ) -> None:
-    with a_policy(chunks=120) as (images, counters):
+    with a_policy(outer=["policies", *outer]) as (images, counters):
         slot = maps.stage(abi.EndpointConfig(generation=1), images, counters)
         first = ids_of(images)
         assert maps.policies(slot) == first
         maps.switch(slot)
-    with a_policy(chunks=1) as (fewer, counters):
+    with a_policy(outer=["policies"]) as (fewer, counters):
         second = maps.stage(abi.EndpointConfig(generation=2), fewer, counters)
         kept = ids_of(fewer)
         assert (maps.policies(second), maps.policies(slot)) == (kept, first)
         maps.switch(second)
     maps.release(slot)
     assert maps.policies(slot) == {path: [] for path in abi.Path}
-    left = [*read_chunks(fds["policies"]).values(), *read_chunks(fds["policy_parts"]).values()]
+    left = [number for name in IMAGE_MAPS for number in read_chunks(fds[name]).values()]
     assert sorted(left) == sorted(chunk for ids in kept.values() for chunk in ids)
 
 
@@ -387,7 +397,7 @@ def test_all_flows_are_walked(maps: EndpointMaps, fds: dict[str, int]) -> None:
 def test_memory_is_the_endpoints_own(maps: EndpointMaps) -> None:
     before = maps.memory()
     assert before > ctypes.sizeof(abi.EndpointConfig) * abi.CONFIG_SLOTS
-    with a_policy(1000, chunks=1) as (images, counters):
+    with a_policy(1000, outer=["policies"]) as (images, counters):
         maps.switch(maps.stage(abi.EndpointConfig(), images, counters))
         maps.switch(maps.stage(abi.EndpointConfig(), images, counters))
         counters_memory = libbpf.map_memory(counters)
@@ -406,7 +416,7 @@ def test_closing_closes_everything_once() -> None:
 
 @pytest.mark.bpf
 def test_a_map_that_is_gone_puts_nothing_in_force(maps: EndpointMaps) -> None:
-    with a_policy(chunks=3) as (images, counters):
+    with a_policy(outer=["policies", *["policy_parts"] * 2]) as (images, counters):
         broken = {**images, abi.Path.TO_VM: HeldImage([*images[abi.Path.TO_VM].fds, 0x7FFFFFFF])}
         with pytest.raises(KernelError):
             maps.stage(abi.EndpointConfig(), broken, counters)
@@ -419,7 +429,7 @@ def test_a_release_that_was_killed_is_noticed(
     maps: EndpointMaps, monkeypatch: pytest.MonkeyPatch, deletions: int
 ) -> None:
     """Whatever is left of the policies, the next change has to find it."""
-    with a_policy(chunks=2) as (images, counters):
+    with a_policy(outer=["policies", "policy_parts"]) as (images, counters):
         slot = maps.stage(abi.EndpointConfig(), images, counters)
     real, made = libbpf.maps.map_delete, 0
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Final
 
-ABI_VERSION: Final = 6
+ABI_VERSION: Final = 7
 NO_RULE: Final = 0xFFFFFFFF
 MAX_ADDRESSES: Final = 24
 MAX_VLANS: Final = 16
@@ -28,8 +28,9 @@ CONFIG_SLOTS: Final = 2
 SERVICE_FOREIGN_ICMP: Final = 0x01000000
 IMAGE_LINE_WORDS: Final = 8
 CHUNK_LINES: Final = 1024
-PART_LINES: Final = 8192
-IMAGE_PARTS: Final = 160
+MEDIUM_LINES: Final = 8192
+PART_LINES: Final = 65536
+IMAGE_PARTS: Final = 20
 RULE_LOG: Final = 1 << 0
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -246,8 +247,14 @@ class ImageChunk(ctypes.Structure):
     _fields_ = [("lines", ImageLine * CHUNK_LINES)]
 
 
+class ImageMedium(ctypes.Structure):
+    """A medium compiled policy, which is in one map."""
+
+    _fields_ = [("lines", ImageLine * MEDIUM_LINES)]
+
+
 class ImagePart(ctypes.Structure):
-    """What one map holds of a longer compiled policy."""
+    """What one map holds of a large compiled policy."""
 
     _fields_ = [("lines", ImageLine * PART_LINES)]
 
@@ -432,6 +439,7 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "active_slot": ActiveSlot,
     "image_line": ImageLine,
     "image_chunk": ImageChunk,
+    "image_medium": ImageMedium,
     "image_part": ImagePart,
     "flow_key": FlowKey,
     "flow": Flow,
@@ -510,12 +518,12 @@ def mac_field(mac: bytes | None) -> ctypes.Array[c_uint8]:
 
 
 def policy_place(slot: int, path: Path) -> int:
-    """Return where the policy of a path is in the `policies` map, for a slot of `configs`."""
+    """Return where the policy of a path is in `policies` and `policies_medium`, by its slot."""
     return slot * len(Path) + path
 
 
 def first_part(place: int) -> int:
-    """Return where the parts of a policy begin in the `policy_parts` map, by its place."""
+    """Return where the parts of a large policy begin in the `policy_parts` map, by its place."""
     return place * IMAGE_PARTS
 
 

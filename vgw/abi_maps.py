@@ -25,6 +25,8 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "configs": (_INDEX, ctypes.sizeof(abi.EndpointConfig)),
     "policies": (_INDEX, _MAP),
     "policies_inner": (_INDEX, ctypes.sizeof(abi.ImageChunk)),
+    "policies_medium": (_INDEX, _MAP),
+    "policies_medium_inner": (_INDEX, ctypes.sizeof(abi.ImageMedium)),
     "policy_parts": (_INDEX, _MAP),
     "policy_parts_inner": (_INDEX, ctypes.sizeof(abi.ImagePart)),
     "rule_counters": (_INDEX, _MAP),

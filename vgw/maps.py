@@ -21,7 +21,7 @@ from vgw import abi, libbpf
 from vgw.abi_maps import number, packed, size_mismatch
 from vgw.errors import VgwError
 from vgw.maps_counters import CounterMaps, HeldCounters
-from vgw.maps_images import ChunkIds, Image, ImagePlace, read_chunks
+from vgw.maps_images import IMAGE_MAPS, ChunkIds, Image, ImagePlace, image_places, read_chunks
 from vgw.maps_stats import Counter, Stats, StatsReads, flood_drops
 
 __all__ = [
@@ -164,7 +164,7 @@ class EndpointMaps:
 
     def _image_place(self, slot: int, path: abi.Path) -> ImagePlace:
         place = abi.policy_place(slot, path)
-        return ImagePlace(self._fds["policies"], self._fds["policy_parts"], place)
+        return ImagePlace(self._fds, place)
 
     def _put_counters(self, slot: int, fd: int) -> None:
         """Let rules count in a map that is found again before any process can miss it."""
@@ -195,10 +195,8 @@ class EndpointMaps:
     def _remove_policies(self, slot: int) -> None:
         """Remove the maps of policies; the first ones last, for by them spare_is_used() goes."""
         first, beyond = (abi.policy_place(each, abi.Path(0)) for each in (slot, slot + 1))
-        for name, places in (
-            ("policy_parts", range(abi.first_part(first), abi.first_part(beyond))),
-            ("policies", range(first, beyond)),
-        ):
+        for name in reversed(IMAGE_MAPS):
+            places = range(image_places(name, first).start, image_places(name, beyond).start)
             used = sorted(index for index in read_chunks(self._fds[name]) if index in places)
             libbpf.map_delete_many(self._fds[name], [packed(n) for n in used])
 
@@ -207,19 +205,13 @@ class EndpointMaps:
         return {path: list(self._image(abi.policy_place(slot, path))) for path in abi.Path}
 
     def _image(self, place: int) -> Iterator[int]:
-        """Yield the ids of the maps of a policy: the one in `policies`, and its parts in order.
-
-        Most have no parts, and a walk goes over the places of all that there might be.
-        """
-        chunk = self._inner_id("policies", place)
-        if chunk is None:
-            return
-        yield chunk
-        for index in range(abi.first_part(place), abi.first_part(place + 1)):
-            part = self._inner_id("policy_parts", index)
-            if part is None:
-                return
-            yield part
+        """Yield the ids of the maps of a policy: the one in `policies`, and what else it is in."""
+        for name in IMAGE_MAPS:
+            for index in image_places(name, place):
+                found = self._inner_id(name, index)
+                if found is None:
+                    break
+                yield found
 
     def policy_ids(self, slot: int) -> dict[abi.Path, int | None]:
         """Return what tells a slot's policies from others: the id of the first map of each."""

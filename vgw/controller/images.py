@@ -24,13 +24,10 @@ from vgw.controller.pins import ASIDE, all_endpoint_dirs, entries, names, quietl
 from vgw.errors import KernelError, VgwError
 from vgw.loader import Artefact
 from vgw.maps import EndpointMaps
-from vgw.maps_images import ChunkIds, Image, ImagePlace, image_chunks, write_chunk
+from vgw.maps_images import Chunk, ChunkIds, Image, ImagePlace, image_chunks, write_chunk
 from vgw.policy.compile import PolicyImage
 
 _ID_BYTES: Final = 4
-#: Maps of an image that are open at a time: a process may have 1,024 files.
-_AT_ONCE: Final = 64
-_OUTER: Final = ("policies", "policy_parts")
 
 
 class PinnedImage:
@@ -51,14 +48,8 @@ class PinnedImage:
 
     def put(self, place: ImagePlace) -> None:
         """Put the chunks into their places. Raises KernelError."""
-        pins = self.pins()
-        for start in range(0, len(pins), _AT_ONCE):
-            with contextlib.ExitStack() as stack:
-                fds: list[int] = []
-                for pin in pins[start : start + _AT_ONCE]:
-                    fds.append(libbpf.get_pinned(pin))
-                    stack.callback(os.close, fds[-1])
-                place.put(start, fds)
+        with contextlib.ExitStack() as stack:
+            place.put([stack.enter_context(opened(pin)) for pin in self.pins()])
 
 
 class PrivateImage:
@@ -71,8 +62,8 @@ class PrivateImage:
 
     def put(self, place: ImagePlace) -> None:
         """Put maps with the data into their places. Raises KernelError."""
-        for start, fds in _chunk_maps(self._artefact, self._data):
-            place.put(start, fds)
+        with _chunk_maps(self._artefact, self._data) as fds:
+            place.put(fds)
 
 
 def private_images(
@@ -152,8 +143,8 @@ def _make(artefact: Artefact, directory: pathlib.Path, image: PolicyImage) -> No
     try:
         _remove(fresh)
         files.mkdir(fresh, 0o700)
-        for start, fds in _chunk_maps(artefact, image.data):
-            for number, fd in enumerate(fds, start):
+        with _chunk_maps(artefact, image.data) as fds:
+            for number, fd in enumerate(fds):
                 libbpf.pin(fd, fresh / str(number))
         _remove(directory)
         files.rename(fresh, directory)
@@ -165,22 +156,16 @@ def _make(artefact: Artefact, directory: pathlib.Path, image: PolicyImage) -> No
         raise
 
 
-def _chunk_maps(artefact: Artefact, data: bytes) -> Iterator[tuple[int, Sequence[int]]]:
-    """Make the maps of an image; yield number of the first and fds of some, which close then."""
-    chunks = list(image_chunks(data))
-    for start in range(0, len(chunks), _AT_ONCE):
-        with contextlib.ExitStack() as stack:
-            fds: list[int] = []
-            for number, chunk in enumerate(chunks[start : start + _AT_ONCE], start):
-                fds.append(loader.new_inner(artefact, _outer_of(number), 1))
-                stack.callback(os.close, fds[-1])
-                write_chunk(fds[-1], chunk)
-            yield start, fds
-
-
-def _outer_of(number: int) -> str:
-    """Return the map of maps that a map of an image goes into, by its number."""
-    return _OUTER[min(number, 1)]
+@contextlib.contextmanager
+def _chunk_maps(artefact: Artefact, data: bytes) -> Iterator[Sequence[int]]:
+    """Make the maps of an image; yield their fds, which close then."""
+    with contextlib.ExitStack() as stack:
+        fds: list[int] = []
+        for chunk in image_chunks(data):
+            fds.append(loader.new_inner(artefact, chunk.outer, 1))
+            stack.callback(os.close, fds[-1])
+            write_chunk(fds[-1], chunk.data)
+        yield fds
 
 
 def _remove(place: pathlib.Path) -> None:
@@ -197,21 +182,20 @@ def _holds(artefact: Artefact, pinned: PinnedImage, image: PolicyImage) -> bool:
     pins = pinned.pins()
     try:
         return len(pins) == len(wanted) and all(
-            _is_chunk(artefact, number, pin, data)
-            for number, (pin, data) in enumerate(zip(pins, wanted, strict=True))
+            _is_chunk(artefact, pin, chunk) for pin, chunk in zip(pins, wanted, strict=True)
         )
     except KernelError:
         return False
 
 
-def _is_chunk(artefact: Artefact, number: int, pin: pathlib.Path, data: bytes) -> bool:
-    """Tell whether a pin is a map as an image's map of this number is, and has its data."""
-    spec = artefact.maps[artefact.maps[_outer_of(number)].inner or ""]
+def _is_chunk(artefact: Artefact, pin: pathlib.Path, chunk: Chunk) -> bool:
+    """Tell whether a pin is a map as one of an image is, and has its data."""
+    spec = artefact.maps[artefact.maps[chunk.outer].inner or ""]
     wanted = (spec.map_type, spec.key_size, spec.value_size, spec.max_entries, spec.flags)
     with opened(pin) as fd:
         info = libbpf.map_info(fd)
         kind = (info.map_type, info.key_size, info.value_size, info.max_entries, info.flags)
-        return kind == wanted and libbpf.map_lookup(fd, bytes(4), spec.value_size) == data
+        return kind == wanted and libbpf.map_lookup(fd, bytes(4), spec.value_size) == chunk.data
 
 
 def _map_id(pin: pathlib.Path) -> int:

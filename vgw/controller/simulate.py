@@ -33,6 +33,7 @@ from vgw.controller.recovery import policy_of
 from vgw.controller.stages import load_stages, with_stages
 from vgw.errors import KernelError, VgwError
 from vgw.maps import EndpointMaps, meta_of_emptied, place_counters
+from vgw.maps_images import IMAGE_MAPS
 from vgw.policy.compile import PolicyImage, compile_policy
 from vgw.policy.evaluate import Decision, Evaluator
 from vgw.policy.frame import FieldError, build_frame
@@ -48,7 +49,7 @@ from vgw.policy.model import (
 from vgw.policy.resolve import effective_policy
 
 #: Maps that say how packets are judged: a simulation reads those of the live endpoint.
-_SHARED_MAPS: Final = ("active", "configs", "policies", "policy_parts")
+_SHARED_MAPS: Final = ("active", "configs", *IMAGE_MAPS)
 
 #: MAC addresses of a described packet where the policy does not say them.
 _UNKNOWN_MAC: Final = bytes.fromhex("020000000001")

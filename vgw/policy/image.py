@@ -120,8 +120,8 @@ class Lines:
         return len(self) <= abi.CHUNK_LINES
 
     def are_medium(self) -> bool:
-        """Tell whether there is room for all of them in one part."""
-        return len(self) <= abi.PART_LINES
+        """Tell whether there is room for all of them in the one map of a medium image."""
+        return len(self) <= abi.MEDIUM_LINES
 
     def finish(  # noqa: PLR0913 (the fields of the header)
         self,
@@ -142,6 +142,6 @@ class Lines:
         tables = b"".join(searches).ljust(_TABLE_LINES * LINE_BYTES, b"\0")
         header = _HEADER.pack(*fields, used, by_default) + tables + _bit_places()
         self._data[: len(header)] = header
-        if form == LARGE and self.are_small():  # a small image is known by its size
-            self._data += bytes((abi.CHUNK_LINES + 1 - len(self)) * LINE_BYTES)
+        if form == LARGE and self.are_medium():  # the map that an image is in is known by its size
+            self._data += bytes((abi.MEDIUM_LINES + 1 - len(self)) * LINE_BYTES)
         return bytes(self._data)
