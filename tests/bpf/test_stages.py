@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -16,6 +17,8 @@ from tests.frames import IN, OUT, TCP, Wire, tcp
 from tests.program_engine import ProgramEngine
 from vgw import abi, libbpf, loader
 from vgw.abi import Action, Mode, Reason, Verdict
+from vgw.abi_maps import packed
+from vgw.maps_images import read_chunks
 from vgw.policy.compile import compile_policy
 from vgw.policy.guards import endpoint_facts
 from vgw.policy.model import (
@@ -111,3 +114,23 @@ def test_a_medium_policy_is_asked_without_a_stage(artefact: loader.Artefact, hoo
         assert all(libbpf.map_lookup(*place, 4) is None for place in engine.stages())
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "outer"), [(RULES, "policy_parts"), (MEDIUM_RULES, "policies_medium")]
+)
+@pytest.mark.parametrize("hook", [Hook.XDP, Hook.TC])
+def test_without_the_maps_behind_its_header_nothing_passes(
+    artefact: loader.Artefact, hook: Hook, count: int, outer: str
+) -> None:
+    ingress, egress = (rules(direction, count) for direction in Direction)
+    engine = ProgramEngine(artefact, hook, FACTS, EffectivePolicy("vm", ingress, egress))
+    with closing(engine):
+        assert ask(engine, IN, 80).verdict is ask(engine, OUT, 80).verdict is Verdict.ACCEPT
+        places = list(read_chunks(engine.fd(outer)))
+        assert places
+        for place in places:
+            assert libbpf.map_delete(engine.fd(outer), packed(place))
+        for wire in (IN, OUT):
+            outcome = ask(engine, wire, 80)
+            assert (outcome.verdict, outcome.reason) == (Verdict.DROP, Reason.NO_POLICY)
