@@ -25,7 +25,11 @@ MISTAKES = (
     ("reject.h", "icmp->balance = pseudo;", "icmp->balance = 0;"),
     ("reject.h", "return !(packet->tcp_flags & TCP_RST);", "return true;"),
     ("reject.h", "return packet->kind == KIND_ECHO && !is_echo_reply(packet);", "return true;"),
-    ("reject.h", "if (is_fragment(packet) || (packet->source_mac[0] | ", "if ((0 & "),
+    (
+        "reject.h",
+        "if (is_fragment(packet) || is_group_mac(&packet->source_mac) ||",
+        "if (false &&",
+    ),
     ("reject.h", "return first && first != 127 && first < 224;", "return first != 1;"),
     ("reject.h", "return path == VGW_PATH_FROM_VM ||", "return true ||"),
     ("reject.h", "same_address(&packet->source, &packet->destination)", "false"),
