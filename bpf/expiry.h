@@ -6,9 +6,8 @@
  * CPU collects the keys of new flows in a buffer and appends it as one batch when
  * it is full. Creating flows pays for expiry: every other time the creator takes first
  * the oldest batch, deletes the dead flows and appends the live ones again, like the
- * hand of a clock. It looks at two keys for each new flow, and less often only behind a batch
- * without a dead flow, so at most about 60 % of the table is dead flows, and work per packet is
- * bounded.
+ * hand of a clock. It looks at two keys for each new flow, so at most half of the
+ * table is dead flows, and work per packet is bounded.
  *
  * A flow with a key in the queue is deleted here only. One that ends earlier is marked
  * dead and stays, and a new flow with the same key takes its place.
@@ -24,7 +23,6 @@
 
 #define EXPIRY_HOLE 1024 /* batches behind a position that nobody will fill any more */
 #define EXPIRY_INTERVAL 2 /* new flows for each batch looked at, where there is room */
-#define EXPIRY_REST 16 /* new flows for which nothing is looked at, where all of a batch lived */
 
 /* A flow of an earlier epoch, marked dead, or idle for longer than its timeout. */
 static __always_inline bool flow_is_dead(const struct endpoint_config *config,
@@ -135,20 +133,10 @@ static __always_inline bool queue_take(struct conntrack_meta *meta, struct queue
 	return true;
 }
 
-/*
- * Whether opening a flow pays for a batch; where there is no room, each attempt looks for some.
- * Where all flows of the oldest batch lived, it can be long until one does not: this CPU looks at
- * no more for a while, but never longer than the clock stands still.
- */
-static __always_inline bool expiry_is_due(const struct conntrack_meta *meta, struct scratch *work)
+/* Whether opening a flow pays for a batch; where there is no room, each attempt looks for some. */
+static __always_inline bool expiry_is_due(const struct conntrack_meta *meta, u32 opener)
 {
-	if (meta->pressed)
-		return true;
-	if (work->expiry_rest && work->expiry_rested == work->now) {
-		work->expiry_rest--;
-		return false;
-	}
-	return meta->created[work->opener & 1] % EXPIRY_INTERVAL == 0;
+	return meta->pressed || meta->created[opener & 1] % EXPIRY_INTERVAL == 0;
 }
 
 /*
@@ -165,13 +153,9 @@ static __always_inline bool expire_batch(const struct endpoint_config *config,
 
 	if (!queue_take(meta, batch))
 		return false;
-	work->expiry_rested = now;
-	work->expiry_rest = EXPIRY_REST;
 #pragma clang loop unroll(disable)
 	for (u32 i = 0; i < VGW_QUEUE_BATCH; i++) {
-		if (flow_expire(config, meta, work, &batch->keys[i], now, crowded))
-			work->expiry_rest = 0;
-		else
+		if (!flow_expire(config, meta, work, &batch->keys[i], now, crowded))
 			queue_append(meta, &batch->keys[i]);
 		forget_values();
 	}

@@ -233,8 +233,6 @@ struct scratch {
 	struct frame_head head;
 	struct decision denied;
 	struct queue_batch batch; /* of the expiry queue */
-	u64 expiry_rest; /* new flows for which this CPU looks at no more of these, */
-	u64 expiry_rested; /* while the clock stands here */
 	struct fragment_key fragment_key;
 	struct fragment fragment;
 	struct event event;

@@ -172,7 +172,7 @@ static __always_inline void settle_new_flow(const struct endpoint_config *config
 		return;
 	}
 	crowded = half_open_crowd(config, meta, work->opener);
-	if (crowded || expiry_is_due(meta, work))
+	if (crowded || expiry_is_due(meta, work->opener))
 		expire_batch(config, meta, work, crowded);
 	forget_values();
 	flow_open(config, meta, work, path);
