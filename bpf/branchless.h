@@ -21,12 +21,6 @@ static __always_inline u64 top_bit(u64 value)
 	return value;
 }
 
-/* 1 if a < b: the borrow of a - b (Hacker's Delight, 2-13). */
-static __always_inline u64 is_less(u64 a, u64 b)
-{
-	return top_bit((~a & b) | ((~a | b) & (a - b)));
-}
-
 /* 1 if a < b, for values below 2^63. */
 static __always_inline u64 is_below(u64 a, u64 b)
 {

@@ -17,6 +17,7 @@
 
 #include "branchless.h"
 #include "clock.h"
+#include "flow_age.h"
 #include "flow_events.h"
 #include "flow_limits.h"
 #include "maps.h"
@@ -28,12 +29,10 @@
 static __always_inline bool flow_is_dead(const struct endpoint_config *config,
 					 const struct flow *flow, u64 now)
 {
-	u64 state = flow->state & 0xf;
-	u64 marked = state - 1;
-	u64 flushed = flow->epoch - config->flow_epoch;
-	u64 idle = flow->last_seen_ns + config->timeout_ns[state] - now;
+	u64 marked = (u64)(flow->state & 0xf) - 1;
 
-	return top_bit(marked | flushed | idle); /* one of them is below zero */
+	/* One of them is below zero. */
+	return top_bit(marked | epochs_ahead(config, flow) | time_left(config, flow, now));
 }
 
 /*

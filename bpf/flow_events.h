@@ -12,6 +12,7 @@
 
 #include "branchless.h"
 #include "events.h"
+#include "flow_age.h"
 #include "maps.h"
 
 /*
@@ -23,11 +24,11 @@ static __always_inline u64 end_of_flow(const struct endpoint_config *config,
 {
 	u8 state = flow->state & 0xf;
 	u64 closed = is_zero(state ^ VGW_FLOW_TCP_FIN) | is_zero(state ^ VGW_FLOW_TCP_CLOSED);
-	u64 idle = is_less(flow->last_seen_ns + config->timeout_ns[state], now);
+	u64 idle = top_bit(time_left(config, flow, now));
 	u64 end = choose(idle, VGW_END_TIMEOUT, VGW_END_DISPLACED);
 
 	end = choose(closed, VGW_END_CLOSED, end);
-	end = choose(is_less(flow->epoch, config->flow_epoch), VGW_END_FLUSHED, end);
+	end = choose(top_bit(epochs_ahead(config, flow)), VGW_END_FLUSHED, end);
 	return choose(is_zero(state), VGW_END_REVOKED, end);
 }
 
