@@ -164,10 +164,16 @@ static __always_inline bool open_map(struct image *image, void *map, u64 lines)
 	return image->start != NULL;
 }
 
+/* Number of the policy of a path in a slot, in `policies` and `policies_medium`. */
+static __always_inline u64 policy_place(u64 slot, u64 path)
+{
+	return slot * VGW_PATH_COUNT + path;
+}
+
 /* Opens a small image, and the header of any, of a path in a slot. Returns false where there is none. */
 static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
 {
-	u32 key = slot * VGW_PATH_COUNT + path;
+	u32 key = policy_place(slot, path);
 
 	return open_map(image, policies.lookup(&key), VGW_CHUNK_LINES);
 }
@@ -175,7 +181,7 @@ static __always_inline bool open_image(struct image *image, u64 slot, u64 path)
 /* Opens a medium image. Returns false where there is none. */
 static __always_inline bool open_medium(struct image *image, u64 slot, u64 path)
 {
-	u32 key = slot * VGW_PATH_COUNT + path;
+	u32 key = policy_place(slot, path);
 
 	return open_map(image, policies_medium.lookup(&key), VGW_MEDIUM_LINES);
 }
@@ -183,7 +189,7 @@ static __always_inline bool open_medium(struct image *image, u64 slot, u64 path)
 /* Number of the first part of a large image. */
 static __always_inline u64 first_part(u64 slot, u64 path)
 {
-	return (slot * VGW_PATH_COUNT + path) * VGW_IMAGE_PARTS;
+	return policy_place(slot, path) * VGW_IMAGE_PARTS;
 }
 
 /*
