@@ -14,16 +14,12 @@ from tests.controller.memory_limit import memory_group
 from tests.controller.observe import program_ids, row
 from tests.controller.process import Controller
 from tests.controller.test_process_life import (
-    ALLOWED,
-    DENIED,
     POLICY,
     Start,
     Traffic,
-    created,
-    judged,
+    check_nothing_was_lost,
     link_ids,
 )
-from vgw import abi
 from vgw.controller.paths import Paths
 from vgw.controller.reconcile import Host
 from vgw.errors import VgwError
@@ -81,13 +77,7 @@ def test_catalogue_M30_packets_do_not_notice_that_the_kernel_kills_the_controlle
 
     assert len(killed) >= 2, killed
     assert (program_ids(host), link_ids(host)) == before
-    assert flow.arrived == {ALLOWED: list(range(flow.sent)), DENIED: []}
-    assert judged(host) == {
-        (path, verdict): flow.sent
-        for path in abi.Path
-        for verdict in (abi.Verdict.ACCEPT, abi.Verdict.DROP)
-    }, "the counters went on"
-    assert created(host) == [1, 1], "the flows were kept"
+    check_nothing_was_lost(host, flow)
     (endpoint,) = host.open_endpoints("web01")
     with endpoint:
         assert not endpoint.maps.spare_is_used(), "nothing is left of what was begun"

@@ -119,6 +119,17 @@ def created(host: Host) -> list[int]:
         return list(endpoint.maps.meta().created)
 
 
+def check_nothing_was_lost(host: Host, flow: Traffic) -> None:
+    """Check that each packet was judged, and that counters and flows are those of before."""
+    assert flow.arrived == {ALLOWED: list(range(flow.sent)), DENIED: []}
+    assert judged(host) == {
+        (path, verdict): flow.sent
+        for path in abi.Path
+        for verdict in (abi.Verdict.ACCEPT, abi.Verdict.DROP)
+    }, "the counters went on"
+    assert created(host) == [1, 1], "the flows were kept"
+
+
 def link_ids(host: Host) -> list[int]:
     found = []
     for path in abi.Path:
@@ -183,13 +194,7 @@ def test_catalogue_M1_M2_M38_packets_do_not_notice_that_the_controller_ends_and_
     flow.stop()
 
     assert (program_ids(host), link_ids(host)) == before
-    assert flow.arrived == {ALLOWED: list(range(flow.sent)), DENIED: []}
-    assert judged(host) == {
-        (path, verdict): flow.sent
-        for path in abi.Path
-        for verdict in (abi.Verdict.ACCEPT, abi.Verdict.DROP)
-    }, "the counters went on"
-    assert created(host) == [1, 1], "the flows were kept"
+    check_nothing_was_lost(host, flow)
     assert len(again.records("attach")) == 1
     assert again.records("apply") == []
 

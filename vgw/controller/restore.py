@@ -116,17 +116,21 @@ def put_back(
     To be called only where the interface is surely the one that the endpoint was on.
     """
     pin = links.link_pin(endpoint.directory, path)
-    hook = pinned_hook(endpoint, path)
     with opened(links.program_pin(endpoint.directory, path)) as program:
         files.unlink(pin)  # of a link that is detached, which for good
-        links.attach(program, ifindex, path, hook, pin, force=force, prefer_link=prefer_link)
+        links.attach(
+            program, ifindex, path, _hook_of(program), pin, force=force, prefer_link=prefer_link
+        )
 
 
 def pinned_hook(endpoint: OpenEndpoint, path: abi.Path) -> Hook:
     """Return the hook that the program of a path is made for. Raises KernelError."""
     with opened(links.program_pin(endpoint.directory, path)) as program:
-        is_xdp = libbpf.prog_info(program).prog_type == ProgType.XDP
-    return Hook.XDP if is_xdp else Hook.TC
+        return _hook_of(program)
+
+
+def _hook_of(program: int) -> Hook:
+    return Hook.XDP if libbpf.prog_info(program).prog_type == ProgType.XDP else Hook.TC
 
 
 def _put_back(tools: Tools, endpoint: OpenEndpoint, ifindex: int, path: abi.Path) -> bool:
